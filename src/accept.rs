@@ -1,0 +1,548 @@
+//! The accept loop: connections from listeners into a sink, until there is a reason to stop.
+//!
+//! Backpressure is not polling the listeners. One connection at most is in hand: accepted, and
+//! not in the queue yet.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with, getsockname};
+
+use crate::alarm::Alarm;
+use crate::chain::Chain;
+use crate::connection;
+use crate::listener::Listener;
+use crate::message::Info;
+use crate::queue::RETRY;
+use crate::report::Log;
+use crate::signals::Signals;
+use crate::sink::{Passed, Sink, Untaken};
+use crate::wait::{PollFd, PollFlags, wait};
+use crate::{Error, Result};
+
+/// How long nothing is accepted when descriptors or memory are short.
+const PAUSE: Duration = Duration::from_millis(250);
+/// A shortage that is over for less than this was not over.
+const SAME_SHORTAGE: Duration = Duration::from_secs(60);
+/// While the queue is emptied: how often to look, since nothing announces that it is empty.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long after a TERM that was not to wait a command is ended.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+/// Connections taken from one listener before the next has its turn.
+const TURN: usize = 16;
+/// How long an accept may block that another process was faster at.
+const BLOCKED: Duration = Duration::from_millis(50);
+
+/// The signals that the loop takes over.
+pub const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD];
+
+/// What became of one accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// This client is gone, or a signal came: there may be a next one.
+    Retry,
+    /// Nobody is there.
+    Nobody,
+    /// Descriptors or memory are short: accept nothing for a while.
+    Pause,
+    /// It will not work later either.
+    Fatal,
+}
+
+/// The class of an error of accept(2), which also reports errors of the new connection.
+fn classify(errno: Errno) -> Class {
+    match errno {
+        Errno::INTR
+        | Errno::CONNABORTED
+        | Errno::PROTO
+        | Errno::PERM
+        | Errno::TIMEDOUT
+        | Errno::NETDOWN
+        | Errno::NETUNREACH
+        | Errno::HOSTDOWN
+        | Errno::HOSTUNREACH
+        | Errno::NOPROTOOPT
+        | Errno::NONET => Class::Retry,
+        Errno::AGAIN => Class::Nobody,
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Class::Pause,
+        _ => Class::Fatal,
+    }
+}
+
+/// A connection that is accepted and not in the queue yet.
+struct InHand {
+    connection: OwnedFd,
+    payload: Vec<u8>,
+}
+
+/// What the loop is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Accepting.
+    Open,
+    /// Told to stop: what already is in the backlogs is accepted.
+    LastOrders,
+    /// Nothing is accepted any more; what was accepted is waited for.
+    Closed,
+}
+
+/// One listener and what is left to be accepted from it.
+struct Place {
+    listener: Listener,
+    /// Once told to stop: connections that its backlog may still hold from before.
+    left: usize,
+}
+
+/// Everything that the accept loop works with.
+pub struct Acceptor {
+    places: Vec<Place>,
+    sink: Sink,
+    chain: Option<Chain>,
+    signals: Signals,
+    grace: Duration,
+    log: Log,
+    alarm: Option<Alarm>,
+    stage: Stage,
+    in_hand: Option<InHand>,
+    /// Nothing is accepted before this.
+    paused_until: Option<Instant>,
+    /// When descriptors or memory were last short.
+    short_at: Option<Instant>,
+    /// What is in hand is not tried again before this.
+    retry_at: Option<Instant>,
+    retry_after: Duration,
+    /// When what was accepted is no longer waited for, or the command gets its next signal.
+    deadline: Option<Instant>,
+    /// The signal that the command gets then.
+    next_signal: Signal,
+    /// A second signal came.
+    at_once: bool,
+    /// Nobody can take connections any more.
+    gone: bool,
+}
+
+impl Acceptor {
+    /// A loop from `listeners` to `sink`; `chain` is the command that reads it, if it is one of
+    /// ours. `grace` is how long what was accepted is waited for after a stop.
+    ///
+    /// # Errors
+    /// [`Error::System`] if a timer that an inherited listener needs cannot be had.
+    pub fn new(
+        listeners: Vec<Listener>,
+        sink: Sink,
+        chain: Option<Chain>,
+        signals: Signals,
+        grace: Duration,
+        log: Log,
+    ) -> Result<Self> {
+        let inherited = listeners.iter().any(Listener::is_inherited);
+        let place = |listener| Place { listener, left: 0 };
+        Ok(Self {
+            places: listeners.into_iter().map(place).collect(),
+            sink,
+            chain,
+            signals,
+            grace,
+            log,
+            alarm: inherited.then(Alarm::breaking_off).transpose()?,
+            stage: Stage::Open,
+            in_hand: None,
+            paused_until: None,
+            short_at: None,
+            retry_at: None,
+            retry_after: RETRY,
+            deadline: None,
+            next_signal: Signal::SIGTERM,
+            at_once: false,
+            gone: false,
+        })
+    }
+
+    /// Runs until a signal, the end of the consumers or the end of the command. Returns the exit
+    /// status.
+    ///
+    /// # Errors
+    /// [`Error::System`] for what will not work later either; [`Error::Peer`] if a queue that
+    /// was handed to us has no consumers any more.
+    pub fn run(mut self) -> Result<u8> {
+        // Consumers may be there already, and a first ticket is due.
+        self.attend_sink()?;
+        loop {
+            if self.chain.is_none() && self.is_done() {
+                return self.end();
+            }
+            let ready = self.wait()?;
+            if ready.signals {
+                if let Some(status) = self.attend_chain() {
+                    return Ok(self.end_with_chain(status));
+                }
+                self.attend_signals();
+            }
+            if ready.sink {
+                self.attend_sink()?;
+            }
+            self.attend_clock();
+            self.pass()?;
+            self.accept(&ready.listeners)?;
+            self.close_when_done();
+        }
+    }
+
+    /// Waits until something is to be done.
+    fn wait(&self) -> Result<Ready> {
+        let now = Instant::now();
+        let listening = self.is_accepting(now);
+        let for_room = self.in_hand.is_some() && self.retry_at.is_none();
+        let mut fds = vec![PollFd::from_borrowed_fd(
+            self.signals.as_fd(),
+            PollFlags::IN,
+        )];
+        // Once everybody is gone there is nothing to learn, and the end would be told for ever.
+        if !self.gone {
+            fds.extend(self.sink.watch(for_room));
+        }
+        let sinks = fds.len();
+        if listening {
+            let places = self.places.iter();
+            fds.extend(places.map(|p| PollFd::from_borrowed_fd(p.listener.as_fd(), PollFlags::IN)));
+        }
+        // A last order is taken without waiting for it.
+        let until = match self.stage {
+            Stage::LastOrders if listening => Some(now),
+            _ => self.next_deadline(),
+        };
+        wait(&mut fds, until).map_err(|errno| Error::system("wait for connections", errno))?;
+        let is_ready = |fd: &PollFd| !fd.revents().is_empty();
+        let now = Instant::now();
+        Ok(Ready {
+            signals: is_ready(&fds[0]),
+            sink: fds[1..sinks].iter().any(is_ready)
+                || self.sink.deadline().is_some_and(|at| at <= now),
+            listeners: fds[sinks..].iter().map(is_ready).collect(),
+        })
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let look = match self.stage {
+            Stage::Closed if self.chain.is_none() => Some(Instant::now() + LOOK),
+            _ => None,
+        };
+        let sink = (!self.gone).then(|| self.sink.deadline()).flatten();
+        [self.paused_until, self.retry_at, self.deadline, sink, look]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn is_accepting(&self, now: Instant) -> bool {
+        self.stage != Stage::Closed
+            && self.in_hand.is_none()
+            && self.paused_until.is_none_or(|until| until <= now)
+    }
+
+    /// Accepts what waits at the listeners that are ready, and passes it on.
+    fn accept(&mut self, ready: &[bool]) -> Result<()> {
+        for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
+            for _ in 0..TURN {
+                if self.in_hand.is_some() || self.places[index].is_finished(self.stage) {
+                    break;
+                }
+                match self.accept_one(index) {
+                    Ok((connection, remote)) => {
+                        self.places[index].left = self.places[index].left.saturating_sub(1);
+                        self.take_in_hand(index, connection, remote);
+                        self.pass()?;
+                    }
+                    Err(errno) => match classify(errno) {
+                        Class::Retry => {}
+                        Class::Nobody => {
+                            self.places[index].left = 0;
+                            break;
+                        }
+                        Class::Pause => {
+                            self.pause(errno);
+                            return Ok(());
+                        }
+                        Class::Fatal => {
+                            let action = format!("accept on {}", self.places[index].listener);
+                            return Err(Error::system(action, to_nix(errno)));
+                        }
+                    },
+                }
+            }
+        }
+        if self.stage == Stage::LastOrders {
+            // Not ready means that its backlog is empty.
+            for (place, _) in self
+                .places
+                .iter_mut()
+                .zip(ready)
+                .filter(|(_, ready)| !**ready)
+            {
+                place.left = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn accept_one(&mut self, index: usize) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
+        let listener = &self.places[index].listener;
+        let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC);
+        match &mut self.alarm {
+            // Not ours alone, so it may block, and another process may have been faster.
+            Some(alarm) if listener.is_inherited() => {
+                alarm.limit(BLOCKED, accept).map_err(|errno| match errno {
+                    Errno::INTR => Errno::AGAIN,
+                    errno => errno,
+                })
+            }
+            _ => accept(),
+        }
+    }
+
+    fn take_in_hand(&mut self, index: usize, connection: OwnedFd, remote: Option<SocketAddrAny>) {
+        let listener = &self.places[index].listener;
+        let info = describe(connection.as_fd(), remote.as_ref(), listener.local());
+        if self.log.is_verbose() {
+            let client = info.client();
+            self.log
+                .detail(format_args!("accepted {client} on {listener}"));
+        }
+        let payload = info.encode();
+        self.in_hand = Some(InHand {
+            connection,
+            payload,
+        });
+    }
+
+    /// Puts what is in hand into the queue, if there is room.
+    fn pass(&mut self) -> Result<()> {
+        let Some(hand) = &self.in_hand else {
+            return Ok(());
+        };
+        if self.gone || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.retry_at = None;
+        match self
+            .sink
+            .pass(hand.connection.as_fd(), &hand.payload, &self.log)?
+        {
+            // Our copy is closed, so that the client sees the end when its handler ends.
+            Passed::Done => {
+                self.in_hand = None;
+                self.retry_after = RETRY;
+            }
+            Passed::Full => {}
+            Passed::Later => {
+                self.retry_at = Some(Instant::now() + self.retry_after);
+                self.retry_after = (self.retry_after * 2).min(PAUSE);
+            }
+            Passed::Gone => self.nobody_is_left(),
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, errno: Errno) {
+        let now = Instant::now();
+        self.paused_until = Some(now + PAUSE);
+        // One that comes and goes is said once.
+        if self.short_at.is_none_or(|at| now - at > SAME_SHORTAGE) {
+            let cause = to_nix(errno).desc();
+            self.log.error(format_args!(
+                "cannot accept: {cause}; connections wait until it can"
+            ));
+        }
+        self.short_at = Some(now);
+    }
+
+    fn attend_sink(&mut self) -> Result<()> {
+        if !self.gone && !self.sink.attend(&self.log)? {
+            self.nobody_is_left();
+        }
+        Ok(())
+    }
+
+    /// Without consumers there is nothing to accept for.
+    fn nobody_is_left(&mut self) {
+        self.gone = true;
+        self.close();
+    }
+
+    fn attend_signals(&mut self) {
+        while let Some(signal) = self.signals.next() {
+            if signal == Signal::SIGCHLD {
+                continue;
+            }
+            if self.deadline.is_none() && !self.at_once {
+                self.stop();
+            } else {
+                self.stop_at_once();
+            }
+        }
+    }
+
+    /// The first signal: no new ones, and time for those that are there.
+    fn stop(&mut self) {
+        self.deadline = Some(Instant::now() + self.grace);
+        if self.stage == Stage::Open {
+            self.stage = Stage::LastOrders;
+            for place in &mut self.places {
+                // More than this cannot have been waiting when the signal came.
+                place.left = backlog_limit() + 1;
+            }
+        }
+    }
+
+    /// A second signal: no more waiting.
+    fn stop_at_once(&mut self) {
+        self.at_once = true;
+        self.close();
+        if let Some(chain) = &self.chain {
+            chain.signal(Signal::SIGTERM);
+            self.next_signal = Signal::SIGKILL;
+            self.deadline = Some(Instant::now() + KILL_AFTER);
+        }
+    }
+
+    fn attend_clock(&mut self) {
+        let now = Instant::now();
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+        }
+        if self.deadline.is_some_and(|at| at <= now) {
+            self.close();
+            match &self.chain {
+                Some(chain) => {
+                    chain.signal(self.next_signal);
+                    self.deadline = None;
+                    // A further signal from outside does not wait again.
+                    self.at_once = true;
+                }
+                None => self.at_once = true,
+            }
+        }
+    }
+
+    /// Ends the last orders when there are none left.
+    fn close_when_done(&mut self) {
+        let stage = self.stage;
+        if stage == Stage::LastOrders
+            && self.in_hand.is_none()
+            && self.places.iter().all(|place| place.is_finished(stage))
+        {
+            self.close();
+        }
+    }
+
+    /// Closes the listeners and, where that tells the command to finish, the queue.
+    fn close(&mut self) {
+        self.stage = Stage::Closed;
+        self.places.clear();
+        if self.sink.is_chain() && !self.gone {
+            self.sink.close();
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.stage == Stage::Closed && (self.gone || self.at_once || self.sink.is_taken())
+    }
+
+    /// The exit status of the command, if it has ended.
+    fn attend_chain(&mut self) -> Option<u8> {
+        self.chain.as_ref().and_then(Chain::ended)
+    }
+
+    fn end_with_chain(mut self, status: u8) -> u8 {
+        self.places.clear();
+        let in_hand = usize::from(self.in_hand.is_some());
+        say_untaken(&self.log, self.sink.give_up(), in_hand);
+        status
+    }
+
+    fn end(self) -> Result<u8> {
+        let in_hand = usize::from(self.in_hand.is_some());
+        if self.gone && self.sink.needs_consumers() {
+            say_untaken(&self.log, self.sink.give_up(), in_hand);
+            let gone = "nobody takes connections from the queue any more";
+            return Err(Error::Peer(gone.into()));
+        }
+        Ok(match say_untaken(&self.log, self.sink.give_up(), in_hand) {
+            true => 1,
+            false => 0,
+        })
+    }
+}
+
+/// What [`Acceptor::wait`] found.
+struct Ready {
+    signals: bool,
+    sink: bool,
+    /// One for each listener; none while nothing is to be accepted.
+    listeners: Vec<bool>,
+}
+
+impl Place {
+    fn is_finished(&self, stage: Stage) -> bool {
+        stage == Stage::LastOrders && self.left == 0
+    }
+}
+
+/// Says how many connections were accepted in vain. Whether there are any.
+fn say_untaken(log: &Log, untaken: Untaken, in_hand: usize) -> bool {
+    match untaken {
+        Untaken::Exactly(0) if in_hand == 0 => return false,
+        Untaken::Exactly(in_queue) => match in_queue + in_hand {
+            1 => log.error("1 connection was accepted and not taken"),
+            count => log.error(format_args!(
+                "{count} connections were accepted and not taken"
+            )),
+        },
+        Untaken::Some => log.error("connections were accepted and not taken"),
+    }
+    true
+}
+
+/// What is known of a connection that was just accepted.
+fn describe(
+    connection: BorrowedFd<'_>,
+    remote: Option<&SocketAddrAny>,
+    local: Option<SocketAddr>,
+) -> Info {
+    // A listener with one address saves asking each connection for it.
+    let local = match local {
+        Some(local) => Some(SocketAddrAny::from(local)),
+        None => getsockname(connection).ok(),
+    };
+    connection::about(connection, remote, local.as_ref())
+}
+
+/// The longest backlog that a listener can have here, in connections.
+fn backlog_limit() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    text.trim().parse().unwrap_or(4096)
+}
+
+fn to_nix(errno: Errno) -> nix::errno::Errno {
+    nix::errno::Errno::from_raw(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_accept_have_their_class() {
+        assert_eq!(classify(Errno::CONNABORTED), Class::Retry);
+        assert_eq!(classify(Errno::INTR), Class::Retry);
+        assert_eq!(classify(Errno::AGAIN), Class::Nobody);
+        assert_eq!(classify(Errno::MFILE), Class::Pause);
+        assert_eq!(classify(Errno::NFILE), Class::Pause);
+        assert_eq!(classify(Errno::NOMEM), Class::Pause);
+        assert_eq!(classify(Errno::BADF), Class::Fatal);
+        assert_eq!(classify(Errno::INVAL), Class::Fatal);
+    }
+}

@@ -1,0 +1,125 @@
+//! fdaccept: listens, accepts, and passes each connection into a queue.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use fdtools::accept::{self, Acceptor};
+use fdtools::address::Address;
+use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_seconds};
+use fdtools::chain::Chain;
+use fdtools::command::Command;
+use fdtools::limit::Limit;
+use fdtools::listener::{self, Listener};
+use fdtools::report::{self, Log};
+use fdtools::signals::Signals;
+use fdtools::sink::Sink;
+use fdtools::sockopt::{self, SocketOption};
+use fdtools::{Error, Result};
+
+const PROGRAM: &str = "fdaccept";
+const USAGE: &str = "fdaccept [OPTIONS] ADDRESS... [-- COMMAND [ARG]...]";
+const SINKS: &str = "\
+Without COMMAND, --bind, --connect or --queue-fd the queue is standard output: a
+pipe or a Unix socket, as in 'fdaccept 8888 | fdpool 4 -- cat'. Without ADDRESS,
+the listeners of LISTEN_FDS are used.";
+
+/// Listen, accept, and pass each connection into a queue.
+#[derive(Parser)]
+#[command(name = PROGRAM, version, override_usage = USAGE, after_help = after_help())]
+struct Arguments {
+    /// Where to listen: PORT, IP:PORT, [IP]:PORT, HOST:PORT, /PATH, @NAME, vsock:CID:PORT or fd:N
+    #[arg(value_name = "ADDRESS")]
+    addresses: Vec<OsString>,
+
+    /// Run this with the queue as its standard input, and exit as it exits
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+
+    #[command(flatten)]
+    queue: QueueArguments,
+
+    /// Connections that may wait to be accepted [default: the kernel's maximum]
+    #[arg(long, value_name = "N")]
+    backlog: Option<u32>,
+
+    /// Set a socket option (repeatable)
+    #[arg(short = 'o', long = "option", value_name = "NAME[=VALUE]", value_parser = SocketOption::parse)]
+    options: Vec<SocketOption>,
+
+    /// On TERM or INT, time for what was accepted to be taken
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    grace: Duration,
+
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+fn after_help() -> String {
+    format!("Socket options:\n{}\n\n{SINKS}", sockopt::help().trim_end())
+}
+
+fn main() -> ExitCode {
+    report::finish(PROGRAM, run())
+}
+
+fn run() -> Result<u8> {
+    let arguments: Arguments = parse()?;
+    let log = arguments.log.log(PROGRAM);
+    let limit = Limit::raise();
+    let command = find_command(&arguments)?;
+    let signals = Signals::new(&accept::SIGNALS)?;
+    let (sink, read_end) = match command {
+        Some(_) => Sink::chain().map(|(sink, read_end)| (sink, Some(read_end)))?,
+        None => (Sink::open(&arguments.queue.sink())?, None),
+    };
+    let listeners = open_listeners(&arguments, &log)?;
+    let chain = match command.zip(read_end) {
+        Some((command, read_end)) => {
+            let mask = signals.original_mask();
+            Some(Chain::start(&command, read_end, &mask, &limit)?)
+        }
+        None => None,
+    };
+    Acceptor::new(listeners, sink, chain, signals, arguments.grace, log)?.run()
+}
+
+/// The command of the chain form, found before anything is bound for it.
+fn find_command(arguments: &Arguments) -> Result<Option<Command>> {
+    match arguments.command.as_slice() {
+        [] => Ok(None),
+        _ if arguments.queue.is_given() => Err(Error::Usage(
+            "give either -- COMMAND or one of --bind, --connect and --queue-fd".into(),
+        )),
+        words => Command::find(words).map(Some),
+    }
+}
+
+fn open_listeners(arguments: &Arguments, log: &Log) -> Result<Vec<Listener>> {
+    let options = listener::Options {
+        backlog: arguments.backlog,
+        mode: arguments.queue.mode(),
+        socket_options: arguments.options.clone(),
+    };
+    let listeners = match arguments.addresses.as_slice() {
+        [] => {
+            let (fds, pid) = (env::var_os("LISTEN_FDS"), env::var_os("LISTEN_PID"));
+            listener::from_environment(fds.as_deref(), pid.as_deref(), &options)?
+        }
+        texts => {
+            let addresses = texts.iter().map(|text| Address::parse(text));
+            listener::open_all(&addresses.collect::<Result<Vec<_>>>()?, &options)?
+        }
+    };
+    if listeners.is_empty() {
+        return Err(Error::Usage(
+            "no ADDRESS given, and no listeners in LISTEN_FDS".into(),
+        ));
+    }
+    for listener in &listeners {
+        log.notice(format_args!("listening on {listener}"));
+    }
+    Ok(listeners)
+}

@@ -1,0 +1,140 @@
+//! fdrecv: takes one connection from a queue and becomes the command that serves it.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, RawFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use fdtools::alarm::Alarm;
+use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_descriptor, parse_seconds};
+use fdtools::connection::Connection;
+use fdtools::handler::{Handler, Placement};
+use fdtools::queue::{Received, Receiver};
+use fdtools::report::{self, Log};
+use fdtools::source::{Found, Source};
+use fdtools::{Error, Result, inherited, interrupt, signals};
+use nix::sys::signal::{SigSet, Signal};
+
+const PROGRAM: &str = "fdrecv";
+const USAGE: &str = "fdrecv [OPTIONS] [--] COMMAND [ARG]...";
+const SOURCES: &str = "\
+Without --bind, --connect or --queue-fd the queue is standard input: a pipe from
+fdaccept, as in 'fdaccept 8888 | fdrecv -- cat', or a Unix socket.
+Exits with 69 if the queue is closed and nothing was received.";
+
+/// Take one connection from a queue and become COMMAND, with the connection as its standard input and output.
+#[derive(Parser)]
+#[command(name = PROGRAM, version, override_usage = USAGE, after_help = SOURCES)]
+struct Arguments {
+    /// The command that serves the connection
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+
+    #[command(flatten)]
+    queue: QueueArguments,
+
+    /// Give up waiting for a connection after this (status 69)
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    timeout: Option<Duration>,
+
+    /// Put the connection at descriptor N instead of 0 and 1
+    #[arg(long, value_name = "N", value_parser = parse_descriptor, conflicts_with = "activate")]
+    fd: Option<RawFd>,
+
+    /// Hand the connection over as LISTEN_FDS=1, as an Accept=yes service of systemd gets it
+    #[arg(long)]
+    activate: bool,
+
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+fn main() -> ExitCode {
+    report::finish(PROGRAM, run())
+}
+
+fn run() -> Result<u8> {
+    let arguments: Arguments = parse()?;
+    let log = arguments.log.log(PROGRAM);
+    inherited::close_others_on_exec()?;
+    let handler = Handler::find(&arguments.command)?;
+    let placement = placement(&arguments)?;
+    let mut source = Source::open(&arguments.queue.source())?;
+    let _alarm = watch_signals(arguments.timeout)?;
+    let connection = match find(&mut source)? {
+        Found::Queue(queue) => receive(&queue, &log)?,
+        Found::End => None,
+        Found::BrokenOff => return broken_off(),
+    };
+    let Some(connection) = connection else {
+        return match interrupt::raised() {
+            Some(_) => broken_off(),
+            None => Err(Error::Closed("the queue is closed".into())),
+        };
+    };
+    log.detail(format_args!(
+        "pid {} from {}",
+        std::process::id(),
+        connection.info.client()
+    ));
+    Err(handler.exec(&connection, placement))
+}
+
+/// Where the connection is to be; a number that cannot be is noticed before there is one.
+fn placement(arguments: &Arguments) -> Result<Placement> {
+    match (arguments.fd, arguments.activate) {
+        (Some(number), _) => {
+            inherited::check_number(number)?;
+            Ok(Placement::Descriptor(number))
+        }
+        (None, true) => Ok(Placement::Activation),
+        (None, false) => Ok(Placement::Standard),
+    }
+}
+
+/// From now on a signal, or the time, breaks off the wait, but nothing that was taken.
+fn watch_signals(timeout: Option<Duration>) -> Result<Option<Alarm>> {
+    let fatal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    interrupt::break_off_on(&signals::not_ignored(&fatal))?;
+    signals::set_mask(&SigSet::empty())?;
+    let alarm = timeout.map(|timeout| {
+        let mut alarm = Alarm::breaking_off()?;
+        alarm.after(timeout);
+        Ok(alarm)
+    });
+    alarm.transpose()
+}
+
+/// The queue; that nobody is at a name is the end of it.
+fn find(source: &mut Source) -> Result<Found> {
+    source.queue().map_err(|error| match error.errno() {
+        Some(errno) if source.is_absent(errno) => Error::Closed(error.to_string()),
+        _ => error,
+    })
+}
+
+/// The next connection; `None` at the end of the queue, or if the wait was broken off.
+fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
+    let _watch = interrupt::watch(queue.as_fd());
+    loop {
+        match queue.receive()? {
+            Received::Connection { descriptor, info } => {
+                return Ok(Some(Connection::new(descriptor, info)));
+            }
+            Received::Refused(why) => log.error(why),
+            Received::End | Received::BrokenOff => return Ok(None),
+        }
+    }
+}
+
+/// The end by a signal: by the time, that is the end of waiting.
+fn broken_off() -> Result<u8> {
+    match interrupt::raised() {
+        Some(Signal::SIGALRM) | None => Err(Error::Closed("no connection came in time".into())),
+        Some(signal) => {
+            signals::die_of(signal)?;
+            Ok(1)
+        }
+    }
+}

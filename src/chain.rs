@@ -1,0 +1,89 @@
+//! The command of `fdaccept ADDRESS -- COMMAND`: a child that reads the queue.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use rustix::process::{WaitOptions, waitpid};
+
+use crate::command::{Command, environment_without, is_service_managers};
+use crate::limit::Limit;
+use crate::{Error, Result, signals};
+
+/// A command that reads the queue, while it runs.
+#[derive(Debug)]
+pub struct Chain {
+    pid: Pid,
+}
+
+impl Chain {
+    /// Starts `command` with `read_end` as its standard input, and otherwise as we were started
+    /// ourselves: descriptors, signal mask, limit on descriptors. Only what a service manager
+    /// meant for us is not passed on.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`].
+    pub fn start(
+        command: &Command,
+        read_end: OwnedFd,
+        mask: &SigSet,
+        limit: &Limit,
+    ) -> Result<Self> {
+        // If whoever started us ignored it, the command would vanish without a status.
+        signals::default(&[Signal::SIGCHLD])?;
+        let spawn = |command: &Command| {
+            let mut actions = PosixSpawnFileActions::init()?;
+            actions.add_dup2(read_end.as_raw_fd(), 0)?;
+            let mut attributes = PosixSpawnAttr::init()?;
+            attributes.set_flags(
+                PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+            )?;
+            attributes.set_sigmask(mask)?;
+            // The Rust runtime ignores it, and a command would inherit that.
+            attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+            let environment = environment_without(is_service_managers);
+            limit.with_original(|| {
+                posix_spawn(
+                    command.path(),
+                    &actions,
+                    &attributes,
+                    command.arguments(),
+                    &environment,
+                )
+            })
+        };
+        match spawn(command) {
+            Err(Errno::ENOEXEC) => spawn(&command.as_shell_script()),
+            other => other,
+        }
+        .map(|pid| Self { pid })
+        .map_err(|errno| match errno {
+            Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
+            errno => command.error(errno),
+        })
+    }
+
+    /// The exit status that the command ended with, or 128 plus the number of the signal that
+    /// ended it, as shells have it. `None` while it runs.
+    pub fn ended(&self) -> Option<u8> {
+        let pid = rustix::process::Pid::from_raw(self.pid.as_raw())?;
+        match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(Some((_, status))) => {
+                let signal = status.terminating_signal().map(|signal| 128 + signal);
+                let code = status.exit_status().or(signal).unwrap_or(1);
+                Some(u8::try_from(code).unwrap_or(1))
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => None,
+            // Nothing else waits for our children.
+            Err(_) => Some(1),
+        }
+    }
+
+    /// Sends the command a signal.
+    pub fn signal(&self, signal: Signal) {
+        // It is not reaped yet, so this is nobody else; what it cannot do does not matter.
+        let _ = kill(self.pid, signal);
+    }
+}

@@ -1,0 +1,192 @@
+//! Starting one handler: its descriptors, environment, signals and process group.
+//!
+//! A handler starts clean: the connection on descriptors 0 and 1, standard error inherited and
+//! nothing else open; blocking mode; every signal at its default action and none blocked; an
+//! environment in which nothing speaks of another connection.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::SigSet;
+use nix::unistd::{Pid, execve};
+
+use crate::command::{Command, entry, environment_without, is_service_managers};
+use crate::connection::Connection;
+use crate::message::{Info, VARIABLES};
+use crate::{Error, Result, inherited, signals};
+
+/// Where a handler finds its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// At descriptors 0 and 1, as under inetd.
+    Standard,
+    /// At this descriptor; standard input is `/dev/null`, standard output is inherited.
+    Descriptor(RawFd),
+    /// At descriptor 3, announced by `LISTEN_FDS` and its kin (sd_listen_fds(3)), as an
+    /// `Accept=yes` service of systemd gets it.
+    Activation,
+}
+
+/// The descriptor of [`Placement::Activation`] (`SD_LISTEN_FDS_START`).
+const ACTIVATION: RawFd = 3;
+
+/// A command that serves connections, one each time it is started.
+#[derive(Clone, Debug)]
+pub struct Handler {
+    command: Command,
+    /// What every one of them finds in its environment.
+    environment: Vec<CString>,
+}
+
+impl Handler {
+    /// Finds the command.
+    ///
+    /// # Errors
+    /// Those of [`Command::find`].
+    pub fn find(words: &[OsString]) -> Result<Self> {
+        let ours = |name: &[u8]| {
+            VARIABLES
+                .iter()
+                .any(|known| known.name().as_bytes() == name)
+        };
+        Ok(Self {
+            command: Command::find(words)?,
+            environment: environment_without(|name| ours(name) || is_service_managers(name)),
+        })
+    }
+
+    /// Starts the command in a process group of its own. The caller keeps the connection, and
+    /// closes it when the handler is to be alone with it.
+    ///
+    /// # Errors
+    /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
+    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
+    pub fn spawn(&self, connection: &Connection) -> Result<Pid> {
+        make_blocking(connection.descriptor.as_fd());
+        let environment = self.environment_for(&connection.info, &[]);
+        match self.spawn_command(&self.command, connection, &environment) {
+            Err(Errno::ENOEXEC) => {
+                let script = self.command.as_shell_script();
+                self.spawn_command(&script, connection, &environment)
+            }
+            other => other,
+        }
+        .map_err(|errno| match errno {
+            Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
+            errno => self.command.error(errno),
+        })
+    }
+
+    fn spawn_command(
+        &self,
+        command: &Command,
+        connection: &Connection,
+        environment: &[CString],
+    ) -> Result<Pid, Errno> {
+        let socket = connection.descriptor.as_raw_fd();
+        let mut actions = PosixSpawnFileActions::init()?;
+        actions.add_dup2(socket, 0)?;
+        actions.add_dup2(socket, 1)?;
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_flags(
+            PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
+                | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
+                | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+        )?;
+        attributes.set_pgroup(Pid::from_raw(0))?;
+        attributes.set_sigmask(&SigSet::empty())?;
+        attributes.set_sigdefault(&SigSet::all())?;
+        posix_spawn(
+            command.path(),
+            &actions,
+            &attributes,
+            command.arguments(),
+            environment,
+        )
+    }
+
+    /// Becomes the command. Returns only if that fails.
+    ///
+    /// # Errors
+    /// [`Error::System`] for the steps before; [`Error::CommandNotFound`] or
+    /// [`Error::CommandNotExecutable`] if the command is gone by now.
+    pub fn exec(&self, connection: &Connection, placement: Placement) -> Error {
+        match self.try_exec(connection, placement) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn try_exec(
+        &self,
+        connection: &Connection,
+        placement: Placement,
+    ) -> Result<std::convert::Infallible> {
+        let socket = connection.descriptor.as_fd();
+        make_blocking(socket);
+        let environment = match placement {
+            Placement::Activation => {
+                let pid = std::process::id().to_string();
+                let names = [
+                    ("LISTEN_FDS", "1"),
+                    ("LISTEN_PID", &pid),
+                    ("LISTEN_FDNAMES", "connection"),
+                ];
+                self.environment_for(&connection.info, &names)
+            }
+            _ => self.environment_for(&connection.info, &[]),
+        };
+        match placement {
+            Placement::Standard => {
+                inherited::place(socket, 0)?;
+                inherited::place(socket, 1)?;
+            }
+            Placement::Descriptor(number) => place_apart(socket, number)?,
+            Placement::Activation => place_apart(socket, ACTIVATION)?,
+        }
+        signals::default_all();
+        signals::set_mask(&SigSet::empty())?;
+        let mut command = self.command.clone();
+        loop {
+            match execve(command.path(), command.arguments(), &environment) {
+                Ok(never) => match never {},
+                Err(Errno::ENOEXEC) if command.path() == self.command.path() => {
+                    command = self.command.as_shell_script();
+                }
+                Err(errno) => return Err(self.command.error(errno)),
+            }
+        }
+    }
+
+    fn environment_for(&self, info: &Info, further: &[(&str, &str)]) -> Vec<CString> {
+        let variables = info.variables();
+        let own =
+            variables.filter_map(|(variable, value)| entry(variable.name().as_bytes(), value));
+        let further = further.iter();
+        let further = further.filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
+        let inherited = self.environment.iter().cloned();
+        inherited.chain(own).chain(further).collect()
+    }
+}
+
+/// Puts the connection at `number` and `/dev/null` on standard input.
+fn place_apart(socket: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
+    inherited::place(null.as_fd(), 0)?;
+    inherited::place(socket, number)
+}
+
+/// A connection that its sender left non-blocking would surprise a handler. Whether it can be
+/// asked is up to what it is; it is served in any case.
+fn make_blocking(descriptor: BorrowedFd<'_>) {
+    let flags = fcntl(descriptor, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    if let Ok(flags) = flags
+        && flags.contains(OFlag::O_NONBLOCK)
+    {
+        let _ = fcntl(descriptor, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK));
+    }
+}

@@ -1,0 +1,638 @@
+//! The name of a Unix socket, and who owns it.
+//!
+//! A path is owned by whoever holds an exclusive `flock` on `PATH.lock`. The kernel drops the lock
+//! when its holder dies, however it dies, so a socket whose lock is free has no owner and may be
+//! removed. Names in the abstract namespace end with their socket and need none of this.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::fcntl::{FlockArg, OFlag, open};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, umask};
+use nix::unistd::unlink;
+
+use crate::{Error, Result};
+
+/// The longest path or abstract name in bytes: `sun_path` of unix(7) has 108, one of which is a NUL.
+pub const MAX_LEN: usize = 107;
+
+/// The permissions of a socket for which none were asked: its owner only.
+const DEFAULT_MODE: u32 = 0o600;
+
+/// How often a race for a path is run again before it counts as lost.
+const MAX_TRIES: usize = 100;
+
+/// The umask belongs to the whole process: two threads that change it must not overlap.
+static UMASK: Mutex<()> = Mutex::new(());
+
+/// The name of a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// A path in the file system.
+    Path(PathBuf),
+    /// A name in the abstract namespace, unix(7), without its leading NUL byte.
+    Abstract(Vec<u8>),
+}
+
+impl Name {
+    /// Takes `@NAME` as a name in the abstract namespace and everything else as a path.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is empty, holds a NUL byte, is longer than [`MAX_LEN`] bytes, or is
+    /// the path of a directory (ends in `/`, `.` or `..`).
+    pub fn parse(text: &OsStr) -> Result<Name> {
+        let bytes = text.as_bytes();
+        let name = match bytes.strip_prefix(b"@") {
+            Some(name) => Name::Abstract(name.to_vec()),
+            None => Name::Path(PathBuf::from(text)),
+        };
+        name.check()?;
+        Ok(name)
+    }
+
+    /// Whether the name is in the abstract namespace: it then has no mode, lock or directory.
+    pub fn is_abstract(&self) -> bool {
+        matches!(self, Name::Abstract(_))
+    }
+
+    /// The address to bind or connect a socket to.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] as from [`Name::parse`], for a name that was not made by it.
+    pub fn address(&self) -> Result<UnixAddr> {
+        self.check()?;
+        match self {
+            Name::Path(path) => UnixAddr::new(path),
+            Name::Abstract(name) => UnixAddr::new_abstract(name),
+        }
+        .map_err(|errno| Error::system(format!("use {self} as the name of a socket"), errno))
+    }
+
+    /// Whether a socket can have this name.
+    fn check(&self) -> Result<()> {
+        let (bytes, what) = match self {
+            Name::Path(path) => (path.as_os_str().as_bytes(), "path"),
+            Name::Abstract(name) => (name.as_slice(), "name"),
+        };
+        if bytes.is_empty() {
+            return Err(Error::Usage(match self {
+                Name::Path(_) => "the path of the socket is empty".into(),
+                Name::Abstract(_) => "the name of the socket is empty: write @NAME".into(),
+            }));
+        }
+        if bytes.contains(&0) {
+            return Err(Error::Usage(format!("{self} holds a NUL byte")));
+        }
+        if bytes.len() > MAX_LEN {
+            return Err(Error::Usage(format!(
+                "the {what} {self} has {} bytes, the {what} of a socket at most {MAX_LEN}",
+                bytes.len()
+            )));
+        }
+        if !self.is_abstract() {
+            let last = bytes.rsplit(|&byte| byte == b'/').next();
+            if matches!(last, Some(b"" | b"." | b"..")) {
+                return Err(Error::Usage(format!(
+                    "{self} is a directory: write the path of a socket"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Name {
+    /// The user's spelling; bytes that are not UTF-8 are replaced, control characters escaped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Name::Path(path) => f.write_str(&printable(path.as_os_str().as_bytes())),
+            Name::Abstract(name) => write!(f, "@{}", printable(name)),
+        }
+    }
+}
+
+/// `bytes` as text that is safe on a terminal: not UTF-8 is replaced, control characters escaped.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for character in String::from_utf8_lossy(bytes).chars() {
+        if character.is_control() {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    text
+}
+
+/// Parses the permissions of a socket, for an argument: octal, `0` to `777`.
+///
+/// # Errors
+/// A text that says what is expected.
+pub fn parse_mode(text: &str) -> std::result::Result<u32, String> {
+    let octal = !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if octal && mode <= 0o777 => Ok(mode),
+        _ => Err("a mode is an octal number from 0 to 777, such as 660".into()),
+    }
+}
+
+/// Device and inode number: which file a path or a descriptor means.
+type FileId = (u64, u64);
+
+/// Which file `stat` is about.
+fn file_id(stat: &FileStat) -> FileId {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Whether `stat` is about a file of `kind`.
+fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
+}
+
+/// The right to a name that a socket was bound to.
+///
+/// Dropping it removes the path and its lock file, but only in the process that bound it: a forked
+/// child has a copy of this value and must not take the name away from its parent.
+#[derive(Debug)]
+pub struct OwnedName {
+    name: Name,
+    /// What to remove; nothing for an abstract name.
+    _file: Option<OwnedFile>,
+}
+
+impl OwnedName {
+    /// The name, as given to [`bind`].
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+}
+
+/// A bound path.
+#[derive(Debug)]
+struct OwnedFile {
+    /// Absolute, so that it still is the same after a chdir.
+    path: PathBuf,
+    /// The socket that was bound.
+    id: FileId,
+    /// The process that bound it.
+    pid: u32,
+    /// Held as long as the socket is.
+    lock: Lock,
+}
+
+impl Drop for OwnedFile {
+    fn drop(&mut self) {
+        if std::process::id() != self.pid {
+            return;
+        }
+        // Nobody could be told of a failure; and what is not ours any more stays.
+        remove_if(&self.path, self.id);
+        // While the lock is held: whoever opened this file meanwhile finds it gone and starts again.
+        remove_if(&self.lock.path, self.lock.id);
+    }
+}
+
+/// Removes `path` if it still is the file `id`.
+fn remove_if(path: &Path, id: FileId) {
+    if lstat(path).is_ok_and(|stat| file_id(&stat) == id) {
+        let _ = unlink(path);
+    }
+}
+
+/// An exclusive lock on a file, which ends when its descriptor is closed.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    id: FileId,
+    /// Not a `nix::fcntl::Flock`: that one unlocks when it is dropped, and a lock is shared with
+    /// forked children, so a child that dropped its copy would unlock its parent's.
+    _fd: OwnedFd,
+}
+
+/// Binds `socket`, a Unix socket of any type, to `name`, and returns the right to that name.
+///
+/// `mode` is the permissions of the path (default 0600), which it has from the first instant. A
+/// socket that was left over by an owner that is gone is replaced. An abstract name has no mode.
+///
+/// # Errors
+/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Usage`] if the path
+/// is there and is not a socket, or its lock file is not a plain file.
+pub fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Result<OwnedName> {
+    let address = name.address()?;
+    let failed = |errno| Error::system(format!("bind {name}"), errno);
+    let file = match name {
+        Name::Abstract(_) => {
+            socket::bind(socket.as_raw_fd(), &address).map_err(failed)?;
+            None
+        }
+        Name::Path(path) => {
+            // Without a working directory, a relative path is the best there is.
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            let lock = lock(name, &path)?;
+            let mode = Mode::from_bits_truncate(mode.unwrap_or(DEFAULT_MODE)) & all_modes();
+            match bind_locked(socket, &address, name, &path, mode) {
+                Ok(id) => Some(OwnedFile {
+                    path,
+                    id,
+                    pid: std::process::id(),
+                    lock,
+                }),
+                Err(error) => {
+                    remove_if(&lock.path, lock.id);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    Ok(OwnedName {
+        name: name.clone(),
+        _file: file,
+    })
+}
+
+/// Read, write and execute for everybody.
+fn all_modes() -> Mode {
+    Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO
+}
+
+/// Takes the lock of `path`, whose name in messages is `name`.
+fn lock(name: &Name, path: &Path) -> Result<Lock> {
+    let mut lock_path = OsString::from(path);
+    lock_path.push(".lock");
+    let lock_path = PathBuf::from(lock_path);
+    let shown = printable(lock_path.as_os_str().as_bytes());
+    let not_plain = |what: &str| {
+        Error::Usage(format!(
+            "cannot bind {name}: {shown} is {what}; it must be a plain file or not be there"
+        ))
+    };
+    for _ in 0..MAX_TRIES {
+        let flags = OFlag::O_CREAT
+            | OFlag::O_RDWR
+            | OFlag::O_CLOEXEC
+            | OFlag::O_NOFOLLOW
+            // Whatever somebody put there is not waited for.
+            | OFlag::O_NONBLOCK
+            | OFlag::O_NOCTTY;
+        let fd = match open(&lock_path, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(fd) => fd,
+            Err(Errno::ELOOP) if is_symlink(&lock_path) => {
+                return Err(not_plain("a symbolic link"));
+            }
+            Err(Errno::EISDIR) => return Err(not_plain("a directory")),
+            // The directory is what is wrong, not the lock in it.
+            Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
+                return Err(Error::system(format!("bind {name}"), errno));
+            }
+            Err(errno) => return Err(Error::system(format!("open {shown}"), errno)),
+        };
+        match flock_now(&fd) {
+            Ok(()) => {}
+            Err(Errno::EWOULDBLOCK) => {
+                return Err(Error::system(format!("bind {name}"), Errno::EADDRINUSE));
+            }
+            Err(errno) => return Err(Error::system(format!("lock {shown}"), errno)),
+        }
+        let opened =
+            fstat(&fd).map_err(|errno| Error::system(format!("examine {shown}"), errno))?;
+        if !is_kind(&opened, SFlag::S_IFREG) {
+            return Err(not_plain("a special file"));
+        }
+        let id = file_id(&opened);
+        // The owner before us may have removed the file between our open and our lock.
+        if lstat(&lock_path).is_ok_and(|stat| file_id(&stat) == id) {
+            return Ok(Lock {
+                path: lock_path,
+                id,
+                _fd: fd,
+            });
+        }
+    }
+    Err(Error::system(format!("bind {name}"), Errno::EADDRINUSE))
+}
+
+/// Takes an exclusive lock or fails with `EWOULDBLOCK`.
+#[expect(deprecated, reason = "Flock unlocks on drop, see Lock")]
+fn flock_now(fd: &OwnedFd) -> nix::Result<()> {
+    nix::fcntl::flock(fd.as_raw_fd(), FlockArg::LockExclusiveNonblock)
+}
+
+/// Whether `path` is a symbolic link.
+fn is_symlink(path: &Path) -> bool {
+    lstat(path).is_ok_and(|stat| is_kind(&stat, SFlag::S_IFLNK))
+}
+
+/// Binds `socket` to a path whose lock is held, and returns which file it now is.
+fn bind_locked(
+    socket: BorrowedFd<'_>,
+    address: &UnixAddr,
+    name: &Name,
+    path: &Path,
+    mode: Mode,
+) -> Result<FileId> {
+    let failed = |errno| Error::system(format!("bind {name}"), errno);
+    for _ in 0..MAX_TRIES {
+        match bind_with_mode(socket, address, mode) {
+            Ok(()) => return lstat(path).map(|stat| file_id(&stat)).map_err(failed),
+            Err(Errno::EADDRINUSE) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        let found = match lstat(path) {
+            Ok(stat) => stat,
+            Err(Errno::ENOENT) => continue,
+            Err(errno) => return Err(failed(errno)),
+        };
+        if !is_kind(&found, SFlag::S_IFSOCK) {
+            return Err(Error::Usage(format!(
+                "cannot bind {name}: {name} exists and is not a socket"
+            )));
+        }
+        if !is_stale(address) {
+            return Err(failed(Errno::EADDRINUSE));
+        }
+        match unlink(path) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => {
+                return Err(Error::system(format!("remove stale socket {name}"), errno));
+            }
+        }
+    }
+    Err(failed(Errno::EADDRINUSE))
+}
+
+/// Binds with the umask set so that the path has exactly `mode` from the first instant.
+fn bind_with_mode(socket: BorrowedFd<'_>, address: &UnixAddr, mode: Mode) -> nix::Result<()> {
+    let _alone = UMASK.lock().unwrap_or_else(|poison| poison.into_inner());
+    let before = umask(all_modes() & !mode);
+    let result = socket::bind(socket.as_raw_fd(), address);
+    umask(before);
+    result
+}
+
+/// Whether no socket is bound to `address` any more, though its file is there.
+///
+/// Connecting a datagram socket tells without troubling a listener: it succeeds with a datagram
+/// socket, fails with `EPROTOTYPE` for any other living one, listening or not, and with
+/// `ECONNREFUSED` only for a dead one of any type (seen on Linux 6.18).
+fn is_stale(address: &UnixAddr) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    match socket::socket(AddressFamily::Unix, SockType::Datagram, flags, None) {
+        Ok(probe) => socket::connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED),
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn parse(text: &str) -> Result<Name> {
+        Name::parse(OsStr::new(text))
+    }
+
+    fn socket_of(kind: SockType) -> OwnedFd {
+        socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap()
+    }
+
+    fn bind_new(name: &Name, mode: Option<u32>) -> Result<(OwnedName, OwnedFd)> {
+        let socket = socket_of(SockType::Datagram);
+        Ok((bind(socket.as_fd(), name, mode)?, socket))
+    }
+
+    fn in_use(name: &Name) -> String {
+        format!("cannot bind {name}: Address already in use")
+    }
+
+    #[test]
+    fn names_are_parsed() {
+        assert_eq!(parse("@x").unwrap(), Name::Abstract(b"x".to_vec()));
+        assert_eq!(parse("/run/x").unwrap(), Name::Path("/run/x".into()));
+        assert_eq!(parse("x").unwrap(), Name::Path("x".into()));
+        let odd = Name::parse(OsStr::from_bytes(b"/\xff\n")).unwrap();
+        assert_eq!(odd.to_string(), "/\u{fffd}\\n");
+        for bad in ["", "@", "a\0b", "@a\0", "/", "/run/", "/run/.", "..", "."] {
+            assert!(matches!(parse(bad), Err(Error::Usage(_))), "{bad:?}");
+        }
+        for prefix in ["/", "@"] {
+            let longest = MAX_LEN - usize::from(prefix == "/");
+            let name = parse(&format!("{prefix}{}", "x".repeat(longest))).unwrap();
+            name.address().unwrap();
+            let error = parse(&format!("{prefix}{}", "x".repeat(longest + 1))).unwrap_err();
+            assert!(error.to_string().contains("at most 107"), "{error}");
+        }
+    }
+
+    #[test]
+    fn modes_are_parsed() {
+        for (text, mode) in [("0", 0), ("660", 0o660), ("0777", 0o777)] {
+            assert_eq!(parse_mode(text), Ok(mode));
+        }
+        for bad in ["", "8", "-1", "+7", "1000", "0o7", " 7", "777777777777777"] {
+            assert!(parse_mode(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_has_its_mode_and_vanishes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let name = Name::Path(path.clone());
+        for (mode, expected) in [(None, 0o600), (Some(0o666), 0o666), (Some(0), 0)] {
+            let (owned, _socket) = bind_new(&name, mode).unwrap();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o7777, expected);
+            assert_eq!(owned.name(), &name);
+            assert_eq!(
+                bind_new(&name, None).unwrap_err().to_string(),
+                in_use(&name)
+            );
+            drop(owned);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let name = Name::Path(path.clone());
+        for kind in [SockType::Stream, SockType::SeqPacket, SockType::Datagram] {
+            let old = socket_of(kind);
+            socket::bind(old.as_raw_fd(), &name.address().unwrap()).unwrap();
+            // Bound without a lock, not even listening: still somebody's.
+            assert_eq!(
+                bind_new(&name, None).unwrap_err().to_string(),
+                in_use(&name)
+            );
+            drop(old);
+            let (_owned, _socket) = bind_new(&name, None).unwrap();
+            assert!(path.exists());
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let name = Name::Path(path.clone());
+        std::fs::write(&path, "precious").unwrap();
+        let error = bind_new(&name, None).unwrap_err().to_string();
+        assert!(error.contains("exists and is not a socket"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        let error = bind_new(&name, None).unwrap_err().to_string();
+        assert!(error.contains("exists and is not a socket"), "{error}");
+        // Somebody else's file that has taken the path stays on drop.
+        std::fs::remove_file(&path).unwrap();
+        let (owned, _socket) = bind_new(&name, None).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "new").unwrap();
+        drop(owned);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn odd_lock_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = Name::Path(dir.path().join("s"));
+        let lock = dir.path().join("s.lock");
+        let refused = |what: &str| {
+            let error = bind_new(&name, None).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        std::os::unix::fs::symlink(dir.path().join("target"), &lock).unwrap();
+        refused("s.lock is a symbolic link");
+        assert!(!dir.path().join("target").exists());
+        std::fs::remove_file(&lock).unwrap();
+        std::fs::create_dir(&lock).unwrap();
+        refused("s.lock is a directory");
+        std::fs::remove_dir(&lock).unwrap();
+        nix::unistd::mkfifo(&lock, Mode::S_IRWXU).unwrap();
+        refused("s.lock is a special file");
+        std::fs::remove_file(&lock).unwrap();
+        // Left over by an owner that was killed.
+        std::fs::write(&lock, "").unwrap();
+        drop(bind_new(&name, None).unwrap());
+        assert!(!lock.exists());
+        let nowhere = Name::Path(dir.path().join("no/s"));
+        let error = bind_new(&nowhere, None).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENOENT));
+        assert_eq!(
+            error.to_string(),
+            format!("cannot bind {nowhere}: No such file or directory")
+        );
+    }
+
+    #[test]
+    fn a_forked_copy_takes_nothing_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = Name::Path(dir.path().join("s"));
+        let (mut owned, _socket) = bind_new(&name, None).unwrap();
+        // As after a fork: another process, and the parent still has the lock open.
+        let file = owned._file.as_mut().unwrap();
+        file.pid += 1;
+        let _parent = file.lock._fd.try_clone().unwrap();
+        drop(owned);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(
+            bind_new(&name, None).unwrap_err().to_string(),
+            in_use(&name)
+        );
+    }
+
+    #[test]
+    fn abstract_names_have_one_owner() {
+        let name = Name::Abstract(format!("fdtools-test-{}", std::process::id()).into_bytes());
+        let first = bind_new(&name, Some(0o666)).unwrap();
+        assert_eq!(
+            bind_new(&name, None).unwrap_err().to_string(),
+            in_use(&name)
+        );
+        drop(first);
+        bind_new(&name, None).unwrap();
+    }
+
+    #[test]
+    fn exactly_one_wins() {
+        const THREADS: usize = 4;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let name = Name::Path(path.clone());
+        for round in 0..200 {
+            if round % 2 == 0 {
+                let stale = socket_of(SockType::Stream);
+                socket::bind(stale.as_raw_fd(), &name.address().unwrap()).unwrap();
+            }
+            let winners = AtomicUsize::new(0);
+            let (start, end) = (Barrier::new(THREADS), Barrier::new(THREADS));
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        start.wait();
+                        let bound = bind_new(&name, None);
+                        match &bound {
+                            Ok(_) => {
+                                winners.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(error) => assert_eq!(error.errno(), Some(Errno::EADDRINUSE)),
+                        }
+                        end.wait();
+                    });
+                }
+            });
+            assert_eq!(winners.into_inner(), 1, "round {round}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn owners_never_overlap() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = Name::Path(dir.path().join("s"));
+        let (owners, bound) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        if let Ok(held) = bind_new(&name, None) {
+                            assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
+                            bound.fetch_add(1, Ordering::Relaxed);
+                            owners.fetch_sub(1, Ordering::SeqCst);
+                            drop(held);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(bound.into_inner() > 0);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_panics(bytes in proptest::collection::vec(any::<u8>(), 0..130)) {
+            if let Ok(name) = Name::parse(OsStr::from_bytes(&bytes)) {
+                prop_assert!(name.address().is_ok());
+                prop_assert!(!name.to_string().chars().any(char::is_control));
+            }
+        }
+
+        #[test]
+        fn no_mode_panics(text in ".*") {
+            let _ = parse_mode(&text);
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! Sending and receiving connections. The only file that knows `SCM_RIGHTS`.
+//!
+//! A queue is an `AF_UNIX` socket whose messages each carry one connection. [`Sender`] and
+//! [`Receiver`] are its two sides; [`send`] and [`receive`] below them pass any descriptors with
+//! any bytes.
+
+use std::cell::Cell;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, socketpair, sockopt,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::descriptor::{describe, socket_facts};
+use crate::message::{Info, MAX_PAYLOAD};
+use crate::name::{self, Name, OwnedName};
+use crate::trust::Trust;
+use crate::wait::{PollFd, PollFlags, ready, wait};
+use crate::{Error, Result};
+
+/// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// How long to wait before a send is tried again that failed for want of something that no event
+/// announces (`ETOOMANYREFS`: too many of this user's descriptors are on their way).
+pub const RETRY: Duration = Duration::from_millis(2);
+
+/// Sends `payload` and `descriptors` as one message. With `wait` false it does not block.
+///
+/// # Errors
+/// The errno of sendmsg(2): `EAGAIN` if there is no room and `wait` is false, `EPIPE` if nobody
+/// can receive it any more (never a signal), `ETOOMANYREFS`, `EMSGSIZE` and so on; `EINVAL` for
+/// more than [`MAX_DESCRIPTORS`].
+pub fn send(
+    socket: impl AsFd,
+    payload: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    wait: bool,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::EINVAL);
+    }
+    let mut flags = SendFlags::NOSIGNAL;
+    if !wait {
+        flags |= SendFlags::DONTWAIT;
+    }
+    loop {
+        match sendmsg(&socket, &[IoSlice::new(payload)], &mut control, flags) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(to_nix(errno)),
+        }
+    }
+}
+
+/// One message as it came.
+#[derive(Debug)]
+pub struct Message {
+    /// Its bytes; where there were more than [`MAX_PAYLOAD`], the first of them.
+    pub payload: Vec<u8>,
+    /// Its descriptors, close-on-exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// The sender's uid, where the socket asks for it (`SO_PASSCRED`).
+    pub sender: Option<u32>,
+    /// The message had more bytes than were taken (`MSG_TRUNC`).
+    pub payload_cut: bool,
+    /// It had more descriptors than could be taken; the kernel closed them (`MSG_CTRUNC`).
+    pub descriptors_cut: bool,
+}
+
+/// Receives one message. With `wait` false it does not block. An empty payload without
+/// descriptors can be an empty message or the end.
+///
+/// # Errors
+/// The errno of recvmsg(2), `EINTR` among them.
+pub fn receive(socket: impl AsFd, wait: bool) -> Result<Message, Errno> {
+    // Room for every descriptor that a message can have: what the kernel has to drop for want of
+    // room it closes in our name, and closing a stranger's socket can block.
+    let mut space =
+        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut payload = [0; MAX_PAYLOAD];
+    let mut flags = RecvFlags::CMSG_CLOEXEC;
+    if !wait {
+        flags |= RecvFlags::DONTWAIT;
+    }
+    let mut buffers = [IoSliceMut::new(&mut payload)];
+    let received = recvmsg(&socket, &mut buffers, &mut control, flags).map_err(to_nix)?;
+    let mut message = Message {
+        payload: Vec::new(),
+        descriptors: Vec::new(),
+        sender: None,
+        payload_cut: received.flags.contains(ReturnFlags::TRUNC),
+        descriptors_cut: received.flags.contains(ReturnFlags::CTRUNC),
+    };
+    for part in control.drain() {
+        match part {
+            RecvAncillaryMessage::ScmRights(descriptors) => message.descriptors.extend(descriptors),
+            RecvAncillaryMessage::ScmCredentials(sender) => {
+                message.sender = Some(sender.uid.as_raw());
+            }
+            _ => {}
+        }
+    }
+    message.payload = payload[..received.bytes].to_vec();
+    Ok(message)
+}
+
+impl Drop for Message {
+    /// Closes the descriptors that nobody took out.
+    fn drop(&mut self) {
+        self.descriptors.drain(..).for_each(close_unread);
+    }
+}
+
+fn to_nix(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}
+
+/// A new queue: whatever is sent on the one side is received, once, on the other, which any
+/// number of processes may share.
+///
+/// # Errors
+/// [`Error::System`] (`EMFILE` and the like).
+pub fn pair() -> Result<(Sender, Receiver)> {
+    let (write_end, read_end) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(|errno| Error::system("make a queue", errno))?;
+    Ok((
+        Sender { socket: write_end },
+        Receiver::new(read_end, Trust::everybody(), None)?,
+    ))
+}
+
+/// The write end of a queue.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+}
+
+impl Sender {
+    /// The write end that `socket` is: a connected Unix socket of any type.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is something else; the text says what.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self> {
+        check_is_queue(socket.as_fd())?;
+        Ok(Self { socket })
+    }
+
+    /// Opens the way to whoever is bound to the datagram socket `name`, as [`Receiver::bind`]
+    /// and flingfd are. For an abstract name, which anybody can bind, `trust` says who may be.
+    ///
+    /// # Errors
+    /// [`Error::System`]; its errno is `ENOENT` or `ECONNREFUSED` while nobody is there.
+    /// [`Error::Peer`] if somebody is whom `trust` does not allow.
+    pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
+        let failed = |errno| Error::system(format!("connect to {name}"), errno);
+        let socket = unix_socket(SockType::Datagram)?;
+        connect(socket.as_raw_fd(), &name.address()?).map_err(failed)?;
+        if name.is_abstract() {
+            trust.check_receiver(socket.as_fd(), name)?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Passes `connection` on, with what is known of it. It blocks while the queue is full. The
+    /// caller keeps its own copy and closes it when it likes.
+    ///
+    /// # Errors
+    /// [`Error::System`]; `EPIPE` means that nobody can receive it any more.
+    pub fn send(&self, connection: impl AsFd, info: &Info) -> Result<()> {
+        let payload = info.encode();
+        loop {
+            match send(&self.socket, &payload, &[connection.as_fd()], true) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EAGAIN) => wait_for(self.socket.as_fd(), PollFlags::OUT),
+                Err(Errno::ETOOMANYREFS) => std::thread::sleep(RETRY),
+                Err(errno) => return Err(Error::system("pass a connection", errno)),
+            }
+        }
+    }
+
+    /// As [`Sender::send`], with a payload made before, and without blocking.
+    ///
+    /// # Errors
+    /// The errno of sendmsg(2), `EAGAIN` if the queue is full.
+    pub fn try_send(&self, connection: impl AsFd, payload: &[u8]) -> Result<(), Errno> {
+        send(&self.socket, payload, &[connection.as_fd()], false)
+    }
+}
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What one receive brought.
+#[derive(Debug)]
+pub enum Received {
+    /// A connection, or whatever else the descriptor is.
+    Connection {
+        /// The connection itself, close-on-exec.
+        descriptor: OwnedFd,
+        /// What its message said of it; `None` for a message that is not understood.
+        info: Option<Info>,
+    },
+    /// A message that was not a connection. All that it carried is closed.
+    Refused(Refusal),
+    /// The other side is gone and the queue is empty.
+    End,
+    /// A signal broke the wait off ([`crate::interrupt`]). Nothing was taken.
+    BrokenOff,
+}
+
+/// Why a message was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It carried none.
+    #[error("a message came without a descriptor")]
+    NoDescriptor,
+    /// It carried this many, where one is a connection.
+    #[error("a message came with {0} descriptors instead of one")]
+    TooManyDescriptors(usize),
+    /// The kernel had to drop some of its descriptors.
+    #[error("a message lost descriptors on its way (MSG_CTRUNC)")]
+    DescriptorsCut,
+    /// Its sender may not send here.
+    #[error("a message came from uid {0}, which may not send to this name")]
+    Sender(u32),
+}
+
+/// The read end of a queue. It is for one thread.
+pub struct Receiver {
+    socket: OwnedFd,
+    /// Who may send, where the name itself does not say so.
+    trust: Trust,
+    /// Closed while a message is received, so that there is a number for its descriptor: the
+    /// kernel drops one that does not fit.
+    spare: Cell<Option<OwnedFd>>,
+    /// What the spare one is a copy of.
+    null: OwnedFd,
+    /// The name that this end is bound to, if it is.
+    name: Option<OwnedName>,
+}
+
+impl Receiver {
+    fn new(socket: OwnedFd, trust: Trust, name: Option<OwnedName>) -> Result<Self> {
+        let short = |error| Error::io("keep a spare descriptor", error);
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").map_err(short)?);
+        Ok(Self {
+            socket,
+            trust,
+            spare: Cell::new(Some(null.try_clone().map_err(short)?)),
+            null,
+            name,
+        })
+    }
+
+    /// The read end that `socket` is: a connected Unix socket of any type, or a bound datagram
+    /// socket.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is something else; the text says what.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self> {
+        check_is_queue(socket.as_fd())?;
+        Self::new(socket, Trust::everybody(), None)
+    }
+
+    /// Owns the datagram socket `name`, to which any number of senders send. `mode` is that of
+    /// its file (0600 if `None`). An abstract name has no mode: there `trust` says who may send.
+    ///
+    /// # Errors
+    /// Those of [`name::bind`].
+    pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
+        let socket = unix_socket(SockType::Datagram)?;
+        let owned = name::bind(socket.as_fd(), name, mode)?;
+        let trust = if name.is_abstract() {
+            setsockopt(&socket, sockopt::PassCred, &true)
+                .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
+            trust
+        } else {
+            Trust::everybody()
+        };
+        Self::new(socket, trust, Some(owned))
+    }
+
+    /// Fetches the read end from who owns the name, as `fdaccept --bind` does. For an abstract
+    /// name, which anybody can bind, `trust` says who may own it.
+    ///
+    /// # Errors
+    /// [`Error::System`]; its errno is `ENOENT` or `ECONNREFUSED` while nobody is there,
+    /// `ECONNRESET` if who was there went away, `ENOTSOCK` if a signal broke it off.
+    /// [`Error::Peer`] if it is somebody whom `trust` does not allow or who answers something
+    /// else.
+    pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
+        let visit = Visit::new()?;
+        let _watch = crate::interrupt::watch(visit.as_fd());
+        visit.begin(name, trust)?;
+        visit.finish(name)
+    }
+
+    /// In a process that was forked: leaves the name to the one that bound it, so that it is
+    /// free when that one is gone, however long this one lives on.
+    pub fn leave_name(&mut self) {
+        self.name = None;
+    }
+
+    /// The same read end once more, for another process.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE`).
+    pub fn try_clone_socket(&self) -> Result<OwnedFd> {
+        let copy = self.socket.try_clone();
+        copy.map_err(|error| Error::io("copy the queue", error))
+    }
+
+    /// Waits for the next connection and takes it. No connection is lost between two calls; what
+    /// is not taken stays for others.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EMFILE` if there is no number for a further descriptor, in which case
+    /// nothing was taken.
+    pub fn receive(&self) -> Result<Received> {
+        loop {
+            if let Some(received) = self.take(true)? {
+                return Ok(received);
+            }
+            // Somebody else made this socket non-blocking, which is theirs to do.
+            wait_for(self.socket.as_fd(), PollFlags::IN);
+        }
+    }
+
+    /// As [`Receiver::receive`], but `None` if nothing is there now.
+    ///
+    /// # Errors
+    /// Those of [`Receiver::receive`].
+    pub fn try_receive(&self) -> Result<Option<Received>> {
+        self.take(false)
+    }
+
+    fn take(&self, wait: bool) -> Result<Option<Received>> {
+        let failed = |errno| Error::system("receive a connection", errno);
+        loop {
+            // Where the last one could not be had again, one must be free now.
+            let spare = match self.spare.take() {
+                Some(spare) => spare,
+                None => self.null.try_clone().map_err(|_| failed(Errno::EMFILE))?,
+            };
+            drop(spare);
+            let message = receive(&self.socket, wait);
+            self.spare.set(self.null.try_clone().ok());
+            match message {
+                Ok(message) if message.payload.is_empty() && message.descriptors.is_empty() => {
+                    // An empty message reads as the end does.
+                    if self.other_side_is_gone() {
+                        return Ok(Some(Received::End));
+                    }
+                    return Ok(Some(self.judge(message)));
+                }
+                Ok(message) => return Ok(Some(self.judge(message))),
+                Err(Errno::EAGAIN) => return Ok(None),
+                // What we would have sent to the other side was not read there: no end of ours.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                Err(Errno::ENOTSOCK) => return Ok(Some(Received::BrokenOff)),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+
+    /// Decides what a message is, and closes all of one that is refused.
+    fn judge(&self, mut message: Message) -> Received {
+        let refusal = match message.sender {
+            Some(uid) if !self.trust.allows(uid) => Some(Refusal::Sender(uid)),
+            _ if message.descriptors_cut => Some(Refusal::DescriptorsCut),
+            _ => match message.descriptors.len() {
+                0 => Some(Refusal::NoDescriptor),
+                1 => None,
+                count => Some(Refusal::TooManyDescriptors(count)),
+            },
+        };
+        if let Some(refusal) = refusal {
+            return Received::Refused(refusal);
+        }
+        match message.descriptors.pop() {
+            Some(descriptor) => Received::Connection {
+                descriptor,
+                info: (!message.payload_cut)
+                    .then(|| Info::decode(&message.payload))
+                    .flatten(),
+            },
+            None => Received::Refused(Refusal::NoDescriptor),
+        }
+    }
+
+    fn other_side_is_gone(&self) -> bool {
+        let gone = PollFlags::HUP | PollFlags::RDHUP;
+        let hung_up = ready(self.socket.as_fd(), gone).intersects(gone);
+        // An empty message may still have others behind it.
+        hung_up && rustix::io::ioctl_fionread(&self.socket).is_ok_and(|waiting| waiting == 0)
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Hands `read_end` over to who connected to `door`, without blocking.
+///
+/// # Errors
+/// The errno of sendmsg(2).
+pub(crate) fn hand_over(door: impl AsFd, read_end: impl AsFd) -> Result<(), Errno> {
+    send(door, &Info::new().encode(), &[read_end.as_fd()], false)
+}
+
+/// A consumer at the door of somebody who hands out a queue.
+pub(crate) struct Visit {
+    door: OwnedFd,
+}
+
+impl Visit {
+    /// A socket to go there with.
+    pub fn new() -> Result<Self> {
+        let door = unix_socket(SockType::SeqPacket)?;
+        Ok(Self { door })
+    }
+
+    /// As [`Visit::new`], for one that must not block.
+    pub fn without_waiting() -> Result<Self> {
+        let door = unix_socket_without_waiting(SockType::SeqPacket)?;
+        Ok(Self { door })
+    }
+
+    /// Goes to `name`.
+    pub fn begin(&self, name: &Name, trust: &Trust) -> Result<()> {
+        self.connect(&name.address()?)
+            .map_err(|errno| Error::system(format!("connect to {name}"), errno))?;
+        if name.is_abstract() {
+            trust.check_owner(self.door.as_fd(), name)?;
+        }
+        Ok(())
+    }
+
+    /// Goes to an address that the caller checks.
+    pub fn connect(&self, address: &UnixAddr) -> Result<(), Errno> {
+        loop {
+            match connect(self.door.as_raw_fd(), address) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes the queue that is handed over.
+    pub fn finish(&self, name: &Name) -> Result<Receiver> {
+        match self.fetch() {
+            Ok(Some(receiver)) => Ok(receiver),
+            Ok(None) => Err(Error::Peer(format!("{name} does not hand out a queue"))),
+            Err(errno) => Err(Error::system(format!("get the queue from {name}"), errno)),
+        }
+    }
+
+    /// Takes what [`hand_over`] gives; `None` if the answer is no queue.
+    pub fn fetch(&self) -> Result<Option<Receiver>, Errno> {
+        let mut answer = loop {
+            match receive(&self.door, true) {
+                Err(Errno::EINTR) => {}
+                other => break other?,
+            }
+        };
+        if answer.payload.is_empty() && answer.descriptors.is_empty() {
+            return Err(Errno::ECONNRESET);
+        }
+        let alone = answer.descriptors.len() == 1;
+        if !alone || Info::decode(&answer.payload).is_none() {
+            return Ok(None);
+        }
+        let socket = answer.descriptors.pop();
+        Ok(socket.and_then(|socket| Receiver::from_socket(socket).ok()))
+    }
+}
+
+impl AsFd for Visit {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.door.as_fd()
+    }
+}
+
+/// The errors of a connect that mean that nobody is there yet.
+pub(crate) fn is_absent(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENOENT | Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EAGAIN
+    )
+}
+
+/// Closes a stranger's descriptor. Its `SO_LINGER` could make that block for seconds, so it is
+/// turned off first; on what is no socket that fails, and is not needed.
+fn close_unread(descriptor: OwnedFd) {
+    let linger = nix::libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    let _ = setsockopt(&descriptor, sockopt::Linger, &linger);
+}
+
+/// Blocks until `socket` is ready or a signal comes.
+fn wait_for(socket: BorrowedFd<'_>, events: PollFlags) {
+    let _ = wait(&mut [PollFd::from_borrowed_fd(socket, events)], None);
+}
+
+/// A new Unix socket.
+pub(crate) fn unix_socket(kind: SockType) -> Result<OwnedFd> {
+    make_unix_socket(kind, SockFlag::SOCK_CLOEXEC)
+}
+
+/// A new Unix socket that does not block. It is ours alone: what we share with others never is
+/// made so, as it would be so for them too.
+pub(crate) fn unix_socket_without_waiting(kind: SockType) -> Result<OwnedFd> {
+    make_unix_socket(kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)
+}
+
+fn make_unix_socket(kind: SockType, flags: SockFlag) -> Result<OwnedFd> {
+    socket(AddressFamily::Unix, kind, flags, None)
+        .map_err(|errno| Error::system("make a Unix socket", errno))
+}
+
+/// A queue is a Unix socket that does not listen: connected, or a datagram one.
+fn check_is_queue(socket: BorrowedFd<'_>) -> Result<()> {
+    let facts = socket_facts(socket);
+    if facts.is_some_and(|facts| facts.family == Some(AddressFamily::Unix) && !facts.listens) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("{}, not a queue", describe(socket))))
+}

@@ -1,0 +1,96 @@
+//! What a program says on standard error, and its exit status.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::{Error, Result};
+
+/// Exit status of a wrong usage.
+pub const USAGE: u8 = 2;
+/// Exit status of a queue that closed before anything was received (`EX_UNAVAILABLE` of
+/// sysexits.h).
+pub const CLOSED: u8 = 69;
+/// Exit status of a command that is there and cannot be executed (POSIX shells, env(1)).
+pub const NOT_EXECUTABLE: u8 = 126;
+/// Exit status of a command that does not exist (POSIX shells, env(1)).
+pub const NOT_FOUND: u8 = 127;
+
+/// How much a program says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors only (`-q`).
+    Quiet,
+    /// Also what an operator wants to know once.
+    Normal,
+    /// Also each connection (`-v`).
+    Verbose,
+}
+
+/// Where a program says things: its name, and how much is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    program: &'static str,
+    verbosity: Verbosity,
+}
+
+impl Log {
+    /// A log of lines that start with `program`.
+    pub fn new(program: &'static str, verbosity: Verbosity) -> Self {
+        Self { program, verbosity }
+    }
+
+    /// Whether each connection is logged; building such lines can be left out otherwise.
+    pub fn is_verbose(&self) -> bool {
+        self.verbosity >= Verbosity::Verbose
+    }
+
+    /// Something went wrong.
+    pub fn error(&self, what: impl Display) {
+        self.line(what);
+    }
+
+    /// Something that an operator wants to know.
+    pub fn notice(&self, what: impl Display) {
+        if self.verbosity >= Verbosity::Normal {
+            self.line(what);
+        }
+    }
+
+    /// Something about one connection.
+    pub fn detail(&self, what: impl Display) {
+        if self.is_verbose() {
+            self.line(what);
+        }
+    }
+
+    /// One write for one line: several processes share the log, and their lines must not mix.
+    /// Nothing can be done about a log that takes no more.
+    fn line(&self, what: impl Display) {
+        let line = format!("{}: {what}\n", self.program);
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+}
+
+/// The exit status that an error stands for.
+pub fn status(error: &Error) -> u8 {
+    match error {
+        Error::Usage(_) => USAGE,
+        Error::Closed(_) => CLOSED,
+        Error::CommandNotFound { .. } => NOT_FOUND,
+        Error::CommandNotExecutable { .. } => NOT_EXECUTABLE,
+        Error::System { .. } | Error::Other { .. } | Error::Peer(_) => 1,
+    }
+}
+
+/// How a main ends: with its status, or with the error said and its status.
+pub fn finish(program: &'static str, result: Result<u8>) -> ExitCode {
+    ExitCode::from(result.unwrap_or_else(|error| {
+        Log::new(program, Verbosity::Quiet).error(&error);
+        if matches!(error, Error::Usage(_)) {
+            Log::new(program, Verbosity::Quiet)
+                .error(format_args!("try '{program} --help' for more information"));
+        }
+        status(&error)
+    }))
+}

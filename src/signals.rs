@@ -1,0 +1,125 @@
+//! Signals as a descriptor, and their state as a program should find it.
+#![allow(unsafe_code)] // sigaction: only SIG_DFL and SIG_IGN, so there is no handler to be unsafe
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::libc;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::{Error, Result};
+
+/// Signals that are read from a descriptor. They are blocked for as long as the process lives,
+/// or until somebody sets the mask.
+pub struct Signals {
+    descriptor: SignalFd,
+    original_mask: SigSet,
+}
+
+impl Signals {
+    /// Takes `signals` over: from now on they wait to be read.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the descriptor cannot be made (`EMFILE` and the like).
+    pub fn new(signals: &[Signal]) -> Result<Self> {
+        let set: SigSet = signals.iter().copied().collect();
+        let mut original_mask = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut original_mask))
+            .map_err(|errno| Error::system("block signals", errno))?;
+        let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map_err(|errno| Error::system("make a signal descriptor", errno))?;
+        Ok(Self {
+            descriptor,
+            original_mask,
+        })
+    }
+
+    /// The next signal that came, or `None` if there is none now.
+    pub fn next(&mut self) -> Option<Signal> {
+        let info = self.descriptor.read_signal().ok().flatten()?;
+        Signal::try_from(info.ssi_signo as i32).ok()
+    }
+
+    /// The mask that this process was started with.
+    pub fn original_mask(&self) -> SigSet {
+        self.original_mask
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// Gives every signal its default action. What a parent ignored (`nohup`, a shell's `&`) and what
+/// the Rust runtime ignores (`SIGPIPE`) does not reach a handler so.
+pub fn default_all() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL runs no code of ours. KILL, STOP and the two numbers that the C library
+        // keeps for itself fail, which is as it should be.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
+
+/// Gives `signals` their default action.
+///
+/// # Errors
+/// [`Error::System`] for a signal that has no other one (`KILL`, `STOP`).
+pub fn default(signals: &[Signal]) -> Result<()> {
+    for number in signals {
+        // SAFETY: SIG_DFL runs no code of ours.
+        unsafe { signal(*number, SigHandler::SigDfl) }
+            .map_err(|errno| Error::system(format!("restore {number}"), errno))?;
+    }
+    Ok(())
+}
+
+/// Those of `signals` that whoever started us did not ignore, as nohup(1) does.
+pub fn not_ignored(signals: &[Signal]) -> Vec<Signal> {
+    let is_ignored = |number: &Signal| {
+        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: this only asks; `action` is where the answer goes, and zeroes are one too.
+        unsafe {
+            libc::sigaction(*number as i32, std::ptr::null(), action.as_mut_ptr());
+            action.assume_init().sa_sigaction == libc::SIG_IGN
+        }
+    };
+    let signals = signals.iter().copied();
+    signals.filter(|number| !is_ignored(number)).collect()
+}
+
+/// Ignores `signals`.
+///
+/// # Errors
+/// [`Error::System`] for a signal that cannot be ignored (`KILL`, `STOP`).
+pub fn ignore(signals: &[Signal]) -> Result<()> {
+    for number in signals {
+        // SAFETY: SIG_IGN runs no code of ours.
+        unsafe { signal(*number, SigHandler::SigIgn) }
+            .map_err(|errno| Error::system(format!("ignore {number}"), errno))?;
+    }
+    Ok(())
+}
+
+/// Sets the mask of blocked signals to exactly `mask`.
+///
+/// # Errors
+/// None in practice; [`Error::System`] if the kernel refuses.
+pub fn set_mask(mask: &SigSet) -> Result<()> {
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None)
+        .map_err(|errno| Error::system("set the signal mask", errno))
+}
+
+/// Ends this process by `number`, as if it had never been caught, so that who waits for it sees
+/// the signal. Returns only if that signal does not end a process.
+///
+/// # Errors
+/// [`Error::System`] for a signal that cannot be raised.
+pub fn die_of(number: Signal) -> Result<()> {
+    // SAFETY: SIG_DFL runs no code of ours.
+    unsafe { signal(number, SigHandler::SigDfl) }
+        .and_then(|_| SigSet::empty().thread_set_mask())
+        .and_then(|()| raise(number))
+        .map_err(|errno| Error::system(format!("end by {number}"), errno))
+}

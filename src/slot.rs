@@ -1,0 +1,261 @@
+//! One slot of a pool: a forked loop that takes a connection, starts the handler for it and
+//! waits for it.
+//!
+//! It blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: before or
+//! during that call at once, after it when the connection is served.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::unistd::Pid;
+use rustix::process::{WaitOptions, WaitStatus, waitpid};
+
+use crate::alarm::Alarm;
+use crate::connection::Connection;
+use crate::handler::Handler;
+use crate::interrupt;
+use crate::queue::{Received, Receiver};
+use crate::report::Log;
+use crate::scoreboard::{Scoreboard, Urgency};
+use crate::{Result, signals};
+
+/// How long a handler has between TERM and KILL.
+pub const KILL_AFTER: Duration = Duration::from_secs(5);
+/// How often what is left of a handler's process group is looked at, which nothing announces.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long to wait before a handler is started again that could not be.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// The signal by which the pool says that the urgency of its stop has changed.
+pub const URGENT: Signal = Signal::SIGUSR2;
+
+/// Why a slot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to.
+    Told,
+    /// The queue ended.
+    Queue,
+    /// Something failed, and was said.
+    Failed,
+}
+
+impl End {
+    /// The exit status that tells the pool.
+    pub fn status(self) -> u8 {
+        match self {
+            End::Told => 0,
+            End::Queue => crate::report::CLOSED,
+            End::Failed => 1,
+        }
+    }
+}
+
+/// What a slot works with.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<'a> {
+    /// The command that it starts.
+    pub handler: &'a Handler,
+    /// How long a handler may run.
+    pub timeout: Option<Duration>,
+    /// What it shares with its pool.
+    pub scoreboard: Scoreboard,
+    /// Its place there.
+    pub index: usize,
+    /// Where it says things.
+    pub log: Log,
+}
+
+impl Slot<'_> {
+    /// Serves connections from `queue` until there is a reason to end. To be called in a process
+    /// of its own.
+    pub fn run(&self, queue: Receiver) -> End {
+        self.serve_all(queue).unwrap_or_else(|error| {
+            self.log.error(error);
+            End::Failed
+        })
+    }
+
+    fn serve_all(&self, mut queue: Receiver) -> Result<End> {
+        queue.leave_name();
+        let mut clock = Clock::new()?;
+        // Meant for the pool, which sees to us.
+        signals::ignore(&[
+            Signal::SIGINT,
+            Signal::SIGUSR1,
+            Signal::SIGTTIN,
+            Signal::SIGTTOU,
+            // A log that is closed is no reason to drop a connection.
+            Signal::SIGPIPE,
+        ])?;
+        interrupt::break_off_on(&[Signal::SIGTERM])?;
+        let _watch = interrupt::watch(queue.as_fd());
+        // The pool blocks TERM, so one that came meanwhile comes now.
+        signals::set_mask(&clock.signals)?;
+        loop {
+            match queue.receive()? {
+                Received::Connection { descriptor, info } => {
+                    self.scoreboard.set_busy(self.index, true);
+                    self.serve(Connection::new(descriptor, info), &mut clock);
+                    self.scoreboard.set_busy(self.index, false);
+                    self.scoreboard.log_status(&self.log);
+                }
+                Received::Refused(why) => self.log.error(why),
+                Received::End => return Ok(End::Queue),
+                Received::BrokenOff => return Ok(End::Told),
+            }
+        }
+    }
+
+    fn serve(&self, connection: Connection, clock: &mut Clock) {
+        let Some(pid) = self.start(&connection, clock) else {
+            return;
+        };
+        self.scoreboard.log_status(&self.log);
+        if self.log.is_verbose() {
+            let client = connection.info.client();
+            self.log.detail(format_args!("pid {pid} from {client}"));
+        }
+        // The handler is to be alone with it, so that its end is what the client sees.
+        drop(connection);
+        let status = self.wait_for(pid, clock);
+        self.log
+            .detail(format_args!("end {pid} status {}", status.as_raw()));
+    }
+
+    /// Starts the handler. Where that fails, as processes are short or the command is being
+    /// replaced, the connection is kept until it does not; `None` if the pool stops before.
+    fn start(&self, connection: &Connection, clock: &mut Clock) -> Option<Pid> {
+        let mut said = None;
+        loop {
+            let problem = match self.handler.spawn(connection) {
+                Ok(pid) => return Some(pid),
+                Err(error) => error.to_string(),
+            };
+            if said.as_ref() != Some(&problem) {
+                let client = connection.info.client();
+                self.log.error(format_args!(
+                    "{problem}; the connection from {client} waits"
+                ));
+                said = Some(problem);
+            }
+            if self.scoreboard.urgency() != Urgency::None {
+                let client = connection.info.client();
+                self.log
+                    .error(format_args!("the connection from {client} is dropped"));
+                return None;
+            }
+            clock.wait(Some(Instant::now() + RETRY));
+        }
+    }
+
+    /// Waits for a handler and, where there is a reason to, ends it with its process group.
+    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> WaitStatus {
+        let mut ending = Ending {
+            group: pid,
+            stage: Stage::Running,
+            deadline: self.timeout.map(|timeout| Instant::now() + timeout),
+        };
+        loop {
+            ending.go_on(self.scoreboard.urgency());
+            clock.wait(ending.deadline);
+            if let Some(status) = reap(pid) {
+                self.wait_for_group(&mut ending, clock);
+                return status;
+            }
+        }
+    }
+
+    /// A group that was asked to end keeps its time for that also when its first process is gone.
+    fn wait_for_group(&self, ending: &mut Ending, clock: &mut Clock) {
+        while ending.stage == Stage::Asked && killpg(ending.group, None) != Err(Errno::ESRCH) {
+            ending.go_on(self.scoreboard.urgency());
+            clock.wait(Some(Instant::now() + LOOK));
+        }
+    }
+}
+
+/// How far the end of a handler's process group has gone.
+struct Ending {
+    group: Pid,
+    stage: Stage,
+    /// When it goes on.
+    deadline: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// It got TERM.
+    Asked,
+    /// It got KILL.
+    Killed,
+}
+
+impl Ending {
+    /// Sends what is due by the clock and by how urgent it is.
+    fn go_on(&mut self, urgency: Urgency) {
+        let now = Instant::now();
+        let due = self.deadline.is_some_and(|at| at <= now);
+        match self.stage {
+            Stage::Killed => {}
+            _ if urgency == Urgency::Now => self.kill(),
+            Stage::Running if due || urgency == Urgency::End => {
+                self.signal(Signal::SIGTERM);
+                // One that is stopped would not see it.
+                self.signal(Signal::SIGCONT);
+                self.stage = Stage::Asked;
+                self.deadline = Some(now + KILL_AFTER);
+            }
+            Stage::Asked if due => self.kill(),
+            _ => {}
+        }
+    }
+
+    fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.stage = Stage::Killed;
+        self.deadline = None;
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Its number is not reused while one of the group is there, be it as a zombie.
+        let _ = killpg(self.group, signal);
+    }
+}
+
+/// The status of a child that has ended; of whatever else waits for children, nothing is known.
+fn reap(pid: Pid) -> Option<WaitStatus> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
+    match waitpid(Some(pid), WaitOptions::NOHANG) {
+        Ok(ended) => ended.map(|(_, status)| status),
+        Err(_) => None,
+    }
+}
+
+/// What wakes a slot that waits for its handler: the handler's end, the pool, or the time.
+struct Clock {
+    signals: SigSet,
+    alarm: Alarm,
+}
+
+impl Clock {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            signals: SigSet::from_iter([Signal::SIGCHLD, Signal::SIGALRM, URGENT]),
+            alarm: Alarm::new()?,
+        })
+    }
+
+    /// Waits for a signal, or for `until`. The signals are blocked, so none is missed that came
+    /// before; one that is left over from before wakes for nothing, which does no harm.
+    fn wait(&mut self, until: Option<Instant>) {
+        if let Some(until) = until {
+            self.alarm
+                .after(until.saturating_duration_since(Instant::now()));
+        }
+        let _ = self.signals.wait();
+    }
+}

@@ -1,0 +1,165 @@
+//! Where a consumer finds its queue.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::{SFlag, fstat};
+
+use crate::descriptor::describe;
+use crate::interrupt::watch;
+use crate::name::Name;
+use crate::queue::{Receiver, Visit, is_absent};
+use crate::ticket::{self, Redeemed};
+use crate::trust::Trust;
+use crate::{Error, Result, inherited};
+
+/// What the user said of the source.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `--queue-fd`: the descriptor to use instead of standard input.
+    pub queue_fd: Option<RawFd>,
+    /// `--connect`: the name under which fdaccept hands out its queue.
+    pub connect: Option<OsString>,
+    /// `--bind`: the name to own, to which senders send.
+    pub bind: Option<OsString>,
+    /// `--mode`: of the socket file that `--bind` makes; 0600 if `None`.
+    pub mode: Option<u32>,
+    /// `--allow-uid`: who may be on the other side of an abstract name, besides us and root.
+    pub allow_uid: Vec<u32>,
+}
+
+/// A place where a queue can be had.
+pub enum Source {
+    /// The queue itself, inherited or bound. It is had once.
+    Queue(Option<Receiver>),
+    /// A pipe with tickets.
+    Tickets(OwnedFd),
+    /// A name that hands it out.
+    Named {
+        /// The name.
+        name: Name,
+        /// Who may own it.
+        trust: Trust,
+    },
+}
+
+/// What came of looking for the queue.
+pub enum Found {
+    /// Here it is.
+    Queue(Receiver),
+    /// There is none, and will be none here.
+    End,
+    /// A signal broke it off ([`crate::interrupt`]).
+    BrokenOff,
+}
+
+impl Source {
+    /// Finds out where the queue is to come from; binds the name if there is one to bind.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if a descriptor is nothing that a queue can come from; those of
+    /// [`Receiver::bind`].
+    pub fn open(options: &Options) -> Result<Self> {
+        let trust = Trust::us_and(&options.allow_uid);
+        if let Some(name) = &options.connect {
+            let name = Name::parse(name)?;
+            return Ok(Source::Named { name, trust });
+        }
+        if let Some(name) = &options.bind {
+            let receiver = Receiver::bind(&Name::parse(name)?, options.mode, trust)?;
+            return Ok(Source::Queue(Some(receiver)));
+        }
+        let number = options.queue_fd.unwrap_or(0);
+        let descriptor = inherited::claim(number)?;
+        let what = || match options.queue_fd {
+            None => format!(
+                "standard input is {}, not a queue: run this behind fdaccept (fdaccept ADDRESS | …), \
+                 or give --connect, --bind or --queue-fd",
+                describe(descriptor.as_fd())
+            ),
+            Some(number) => format!(
+                "descriptor {number} is {}, not a queue",
+                describe(descriptor.as_fd())
+            ),
+        };
+        let mode = fstat(&descriptor).map(|stat| SFlag::from_bits_truncate(stat.st_mode));
+        match mode.map(|mode| mode & SFlag::S_IFMT) {
+            Ok(SFlag::S_IFIFO) => Ok(Source::Tickets(descriptor)),
+            Ok(SFlag::S_IFSOCK) => {
+                let problem = what();
+                match Receiver::from_socket(descriptor) {
+                    Err(Error::Usage(_)) => Err(Error::Usage(problem)),
+                    other => Ok(Source::Queue(Some(other?))),
+                }
+            }
+            _ => Err(Error::Usage(what())),
+        }
+    }
+
+    /// Waits for the queue.
+    ///
+    /// # Errors
+    /// [`Error::System`] with `ENOENT` or `ECONNREFUSED` if nobody is at the name; [`Error::Peer`]
+    /// if the other side is not to be trusted, or what comes from the pipe is no ticket or no
+    /// longer worth anything.
+    pub fn queue(&mut self) -> Result<Found> {
+        match self {
+            Source::Queue(receiver) => Ok(receiver.take().map_or(Found::End, Found::Queue)),
+            Source::Tickets(pipe) => queue_for_ticket(pipe),
+            Source::Named { name, trust } => match Receiver::connect(name, trust) {
+                Ok(receiver) => Ok(Found::Queue(receiver)),
+                Err(error) if error.errno() == Some(Errno::ENOTSOCK) => Ok(Found::BrokenOff),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Whether an errno of [`Source::queue`] means that nobody is at the name.
+    pub fn is_absent(&self, errno: Errno) -> bool {
+        matches!(self, Source::Named { .. }) && is_absent(errno)
+    }
+
+    /// The visit that fetches the queue from a name, begun but not waited for; its descriptor is
+    /// readable when there is an answer.
+    pub(crate) fn visit(name: &Name, trust: &Trust) -> Result<Visit> {
+        let visit = Visit::without_waiting()?;
+        visit.begin(name, trust)?;
+        Ok(visit)
+    }
+}
+
+/// Takes tickets from the pipe until one is worth the queue. One may be void, or come from an
+/// fdaccept that is gone: then there may be a next one, or the pipe ends.
+fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
+    let mut worthless = None;
+    loop {
+        let reader = File::from(
+            pipe.try_clone()
+                .map_err(|e| Error::io("read a ticket", e))?,
+        );
+        let ticket = {
+            let _watch = watch(reader.as_fd());
+            ticket::read(&reader)
+        };
+        if crate::interrupt::raised().is_some() && !matches!(ticket, Ok(Some(_))) {
+            return Ok(Found::BrokenOff);
+        }
+        let Some(ticket) = ticket? else {
+            return worthless.map_or(Ok(Found::End), Err);
+        };
+        match ticket::redeem(&ticket) {
+            Ok(Redeemed::Queue(receiver)) => return Ok(Found::Queue(receiver)),
+            Ok(Redeemed::Gone) => {}
+            Ok(Redeemed::BrokenOff) => return Ok(Found::BrokenOff),
+            Ok(Redeemed::Void) => {
+                worthless = Some(Error::Peer(
+                    "the ticket is void: it was used before, or is too old".into(),
+                ));
+            }
+            Err(error @ Error::Peer(_)) => worthless = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+}
