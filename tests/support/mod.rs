@@ -1,0 +1,346 @@
+//! What the tests have in common: starting the real programs, waiting for events under a
+//! deadline, and looking at what is open.
+#![allow(dead_code)] // each test file uses its share
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+/// Nothing that a test waits for takes longer, also on a machine with much else to do.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The directory of the three programs.
+pub fn bin_dir() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_fdaccept"));
+    program.parent().unwrap().to_owned()
+}
+
+/// A PATH on which the three programs come first.
+pub fn path() -> std::ffi::OsString {
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = [bin_dir()];
+    let dirs = dirs.into_iter().chain(std::env::split_paths(&rest));
+    std::env::join_paths(dirs).unwrap()
+}
+
+/// One of the three programs.
+pub fn program(name: &str) -> Command {
+    let mut command = Command::new(bin_dir().join(name));
+    command.env("PATH", path()).stdin(Stdio::null());
+    command
+}
+
+/// A script for `sh`, or for another shell (`"busybox sh"`), that finds the programs.
+pub fn script(shell: &str, text: &str) -> Command {
+    let mut words = shell.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg("-c").arg(text);
+    command.env("PATH", path()).stdin(Stdio::null());
+    command
+}
+
+/// Another program that a test needs: `None`, and a line that says so, if it is not installed.
+/// With FDTOOLS_REQUIRE_PEERS=1 that is a failure.
+pub fn peer(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let found = std::env::split_paths(&path)
+        .chain(sbin)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        skip(&format!("{name} is not installed"));
+    }
+    found
+}
+
+/// Whether the test runs as root, which it needs. Handled as [`peer`] is.
+pub fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        skip("this needs root");
+    }
+    root
+}
+
+/// Says that a test is skipped, and why; a failure with FDTOOLS_REQUIRE_PEERS=1.
+pub fn skip(why: &str) {
+    assert!(
+        std::env::var_os("FDTOOLS_REQUIRE_PEERS").is_none_or(|value| value != "1"),
+        "{why}, and FDTOOLS_REQUIRE_PEERS=1"
+    );
+    eprintln!("skipped: {why}");
+}
+
+/// A process in a process group of its own, with its standard error read line by line. Dropping
+/// it kills the group.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Process {
+    /// Starts `command`.
+    pub fn start(command: &mut Command) -> Self {
+        command.stderr(Stdio::piped()).process_group(0);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stderr.split(b'\n') {
+                let Ok(line) = line else { return };
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            child,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// What standard input and output are connected to, where they are pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Sends the process itself a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Sends its whole process group a signal, as a terminal does.
+    pub fn signal_group(&self, signal: Signal) {
+        killpg(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for the next line on standard error that contains `text`.
+    #[track_caller]
+    pub fn line(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.next_line(deadline) {
+                Some(line) if line.contains(text) => return line,
+                Some(_) => {}
+                None => panic!("no line with {text:?}, only {:#?}", self.seen),
+            }
+        }
+    }
+
+    fn next_line(&mut self, deadline: Instant) -> Option<String> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Some(line)
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Waits until fdaccept says where it listens, and returns the address.
+    #[track_caller]
+    pub fn listening(&mut self) -> String {
+        let line = self.line("listening on ");
+        line.split_once("listening on ").unwrap().1.to_owned()
+    }
+
+    /// The same for an address with a port.
+    #[track_caller]
+    pub fn port(&mut self) -> u16 {
+        let address = self.listening();
+        address.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let pid = self.pid();
+        eventually(&format!("the end of process {pid}"), || {
+            self.child.try_wait().unwrap()
+        })
+    }
+
+    /// Waits for its end. Returns the exit status and everything that it wrote to standard error.
+    #[track_caller]
+    pub fn finish(&mut self) -> (ExitStatus, String) {
+        let status = self.wait();
+        let deadline = Instant::now() + DEADLINE;
+        while self.next_line(deadline).is_some() {}
+        (status, self.seen.join("\n"))
+    }
+
+    /// What it has written to standard error so far.
+    pub fn log(&mut self) -> String {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.push(line);
+        }
+        self.seen.join("\n")
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `probe` has an answer. To be used where nothing announces the event.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "still waiting for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until `is_true`.
+#[track_caller]
+pub fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    eventually(what, || is_true().then_some(()));
+}
+
+/// A connection to 127.0.0.1, whose reads and writes end with the deadline.
+#[track_caller]
+pub fn connect(port: u16) -> TcpStream {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// A connection to a Unix socket, with the same deadline.
+#[track_caller]
+pub fn connect_unix(path: impl AsRef<Path>) -> UnixStream {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// Connects, sends `request`, shuts the sending side, and returns all that comes back.
+#[track_caller]
+pub fn exchange(port: u16, request: &[u8]) -> Vec<u8> {
+    try_exchange(port, request).unwrap()
+}
+
+/// The same, for a connection that may fail.
+pub fn try_exchange(port: u16, request: &[u8]) -> std::io::Result<Vec<u8>> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    stream.write_all(request)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// What a process has open: `(number, what)`, as /proc says it.
+pub fn descriptors(pid: Pid) -> Vec<(i32, String)> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    let mut open: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let what = std::fs::read_link(entry.path()).ok()?;
+            Some((number, what.to_string_lossy().into_owned()))
+        })
+        .collect();
+    open.sort();
+    open
+}
+
+/// The children of a process, in no order.
+pub fn children(pid: Pid) -> Vec<Pid> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    text.unwrap_or_default()
+        .split_whitespace()
+        .map(|pid| Pid::from_raw(pid.parse().unwrap()))
+        .collect()
+}
+
+/// Whether a process is there, and not a zombie.
+pub fn is_alive(pid: Pid) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// The state letter of a process (proc(5)).
+pub fn state(pid: Pid) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The time on a CPU that a process has used.
+pub fn cpu_time(pid: Pid) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    // USER_HZ is 100 on every Linux.
+    Duration::from_millis(ticks * 10)
+}
+
+/// Writes an executable script. Another process writes it: were it open for writing here, a child
+/// that some other test forks just then would have it open too, and it could not be executed.
+pub fn executable(path: impl AsRef<Path>, text: &str) -> PathBuf {
+    let path = path.as_ref();
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = writer.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(writer.wait().unwrap().success());
+    path.to_owned()
+}
+
+/// Runs a command to its end and returns its exit status, standard output and standard error.
+#[track_caller]
+pub fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    command.stdout(Stdio::piped());
+    let mut process = Process::start(command);
+    let mut stdout = process.child().stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = stdout.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let (status, stderr) = process.finish();
+    (status.code(), reader.join().unwrap(), stderr)
+}
