@@ -18,7 +18,7 @@ use crate::listener::Listener;
 use crate::message::Info;
 use crate::queue::RETRY;
 use crate::report::Log;
-use crate::signals::Signals;
+use crate::signals::{Signals, not_ignored};
 use crate::sink::{Passed, Sink, Untaken};
 use crate::wait::{PollFd, PollFlags, wait};
 use crate::{Error, Result};
@@ -36,8 +36,12 @@ const TURN: usize = 16;
 /// How long an accept may block that another process was faster at.
 const BLOCKED: Duration = Duration::from_millis(50);
 
-/// The signals that the loop takes over.
-pub const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD];
+/// The signals that the loop takes over; of those that stop it, the ones that are not ignored.
+pub fn signals() -> Vec<Signal> {
+    let mut signals = not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
+    signals.push(Signal::SIGCHLD);
+    signals
+}
 
 /// What became of one accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,7 +309,7 @@ impl Acceptor {
 
     fn take_in_hand(&mut self, index: usize, connection: OwnedFd, remote: Option<SocketAddrAny>) {
         let listener = &self.places[index].listener;
-        let info = describe(connection.as_fd(), remote.as_ref(), listener.local());
+        let info = describe(connection.as_fd(), remote, listener.local());
         if self.log.is_verbose() {
             let client = info.client();
             self.log
@@ -509,15 +513,20 @@ fn say_untaken(log: &Log, untaken: Untaken, in_hand: usize) -> bool {
 /// What is known of a connection that was just accepted.
 fn describe(
     connection: BorrowedFd<'_>,
-    remote: Option<&SocketAddrAny>,
+    remote: Option<SocketAddrAny>,
     local: Option<SocketAddr>,
 ) -> Info {
-    // A listener with one address saves asking each connection for it.
-    let local = match local {
-        Some(local) => Some(SocketAddrAny::from(local)),
-        None => getsockname(connection).ok(),
-    };
-    connection::about(connection, remote, local.as_ref())
+    // A listener with one address saves asking each connection for it; and accept told the
+    // client's, also if it is gone by now.
+    let remote = remote.and_then(|remote| SocketAddr::try_from(remote).ok());
+    let own = || SocketAddr::try_from(getsockname(connection).ok()?).ok();
+    match remote {
+        Some(remote) => match local.or_else(own) {
+            Some(local) => Info::tcp(remote, local),
+            None => Info::new(),
+        },
+        None => connection::ask(connection),
+    }
 }
 
 /// The longest backlog that a listener can have here, in connections.

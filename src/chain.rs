@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 
 use crate::command::{Command, environment_without, is_service_managers};
 use crate::limit::Limit;
@@ -66,18 +66,21 @@ impl Chain {
     }
 
     /// The exit status that the command ended with, or 128 plus the number of the signal that
-    /// ended it, as shells have it. `None` while it runs.
+    /// ended it, as shells have it. `None` while it runs. Other children are reaped on the way:
+    /// the first process of a container gets everybody's orphans.
     pub fn ended(&self) -> Option<u8> {
-        let pid = rustix::process::Pid::from_raw(self.pid.as_raw())?;
-        match waitpid(Some(pid), WaitOptions::NOHANG) {
-            Ok(Some((_, status))) => {
-                let signal = status.terminating_signal().map(|signal| 128 + signal);
-                let code = status.exit_status().or(signal).unwrap_or(1);
-                Some(u8::try_from(code).unwrap_or(1))
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == self.pid.as_raw() => {
+                    let signal = status.terminating_signal().map(|signal| 128 + signal);
+                    let code = status.exit_status().or(signal).unwrap_or(1);
+                    return Some(u8::try_from(code).unwrap_or(1));
+                }
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(None) => return None,
+                // Nothing else waits for our children, so this does not happen.
+                Err(_) => return Some(1),
             }
-            Ok(None) | Err(rustix::io::Errno::INTR) => None,
-            // Nothing else waits for our children.
-            Err(_) => Some(1),
         }
     }
 

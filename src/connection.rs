@@ -1,10 +1,16 @@
 //! A connection and what is known of it.
 
+use std::ffi::OsStr;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::{self, net::UnixStream};
+use std::path::Path;
 
-use rustix::net::sockopt::socket_peercred;
-use rustix::net::{SocketAddrAny, SocketAddrUnix, getpeername, getsockname};
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
 use crate::message::{self, Info, UnixPeer};
 
@@ -29,42 +35,47 @@ impl Connection {
 
 /// What a descriptor tells of itself: nothing if it is no connected socket.
 pub fn ask(descriptor: BorrowedFd<'_>) -> Info {
-    let remote = getpeername(descriptor).ok().flatten();
-    let local = getsockname(descriptor).ok();
-    about(descriptor, remote.as_ref(), local.as_ref())
-}
-
-/// What two addresses tell of a connection; for a Unix socket its credentials are asked for.
-pub fn about(
-    descriptor: BorrowedFd<'_>,
-    remote: Option<&SocketAddrAny>,
-    local: Option<&SocketAddrAny>,
-) -> Info {
-    let inet = |address: Option<&SocketAddrAny>| SocketAddr::try_from(address?.clone()).ok();
-    if let (Some(remote), Some(local)) = (inet(remote), inet(local)) {
-        return Info::tcp(remote, local);
-    }
-    let unix = |address: Option<&SocketAddrAny>| SocketAddrUnix::try_from(address?.clone()).ok();
-    let Some(local) = unix(local) else {
+    let Ok(local) = getsockname(descriptor) else {
         return Info::new();
     };
-    let credentials = socket_peercred(descriptor).ok();
-    let (remote_path, local_path) = (unix(remote).and_then(|a| path(&a)), path(&local));
+    if local.address_family() == AddressFamily::UNIX {
+        return ask_unix(descriptor);
+    }
+    let remote = getpeername(descriptor).ok().flatten();
+    let inet = |address: Option<SocketAddrAny>| SocketAddr::try_from(address?).ok();
+    match (inet(remote), inet(Some(local))) {
+        (Some(remote), Some(local)) => Info::tcp(remote, local),
+        _ => Info::new(),
+    }
+}
+
+/// What a Unix socket tells of itself: who is there, and the names of both ends.
+fn ask_unix(descriptor: BorrowedFd<'_>) -> Info {
+    let (local, remote) = unix_names(descriptor);
+    let peer = getsockopt(&descriptor, sockopt::PeerCredentials).ok();
     Info::unix(UnixPeer {
-        credentials: credentials.map(|peer| {
-            let pid = peer.pid.as_raw_nonzero().get() as u32;
-            (peer.uid.as_raw(), peer.gid.as_raw(), pid)
-        }),
-        remote_path: remote_path.as_deref(),
-        local_path: local_path.as_deref(),
+        credentials: peer.map(|peer| (peer.uid(), peer.gid(), peer.pid() as u32)),
+        remote_path: remote.as_deref(),
+        local_path: local.as_deref(),
     })
 }
 
-/// The name of a Unix socket as users write it; `None` if it has none.
-fn path(address: &SocketAddrUnix) -> Option<Vec<u8>> {
-    match address.abstract_name() {
-        Some(name) => Some([b"@", name].concat()),
-        None => address.path_bytes().map(<[u8]>::to_vec),
+/// The names that a Unix socket and its peer are bound to, as users write them.
+///
+/// The standard library is asked, since it copes with a path that fills its 108 bytes without a
+/// NUL, which any client may choose.
+pub(crate) fn unix_names(descriptor: BorrowedFd<'_>) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    let name = |address: io::Result<unix::net::SocketAddr>| {
+        let address = address.ok()?;
+        let path = address.as_pathname().map(Path::as_os_str);
+        match path.map(OsStr::as_bytes) {
+            Some(path) => Some(path.to_vec()),
+            None => Some([b"@", address.as_abstract_name()?].concat()),
+        }
+    };
+    match descriptor.try_clone_to_owned().map(UnixStream::from) {
+        Ok(socket) => (name(socket.local_addr()), name(socket.peer_addr())),
+        Err(_) => (None, None),
     }
 }
 
@@ -72,7 +83,6 @@ fn path(address: &SocketAddrUnix) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
-    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_tcp_connection_tells_both_addresses() {

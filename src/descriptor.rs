@@ -110,8 +110,8 @@ mod tests {
         assert_eq!(told(File::open("/").unwrap()), "a directory");
         assert_eq!(told(File::open("/dev/null").unwrap()), "/dev/null");
         assert_eq!(told(File::open("/dev/zero").unwrap()), "a character device");
-        let epoll = nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty());
-        assert_eq!(told(epoll.unwrap().0), "a kernel object");
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
+        assert_eq!(told(epoll.unwrap()), "a kernel object");
         if let Ok(terminal) = File::open("/dev/ptmx") {
             assert_eq!(told(terminal), "a terminal");
         }

@@ -148,7 +148,9 @@ impl Handler {
             Placement::Descriptor(number) => place_apart(socket, number)?,
             Placement::Activation => place_apart(socket, ACTIVATION)?,
         }
-        signals::default_all();
+        // Those that are caught, exec gives their default action, and not a moment before: a
+        // signal that comes now must not end what has a connection in hand.
+        signals::default_ignored();
         signals::set_mask(&SigSet::empty())?;
         let mut command = self.command.clone();
         loop {
@@ -177,6 +179,8 @@ impl Handler {
 fn place_apart(socket: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
     inherited::place(null.as_fd(), 0)?;
+    // Before the connection takes its place: this may be the very number.
+    drop(null);
     inherited::place(socket, number)
 }
 

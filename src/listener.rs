@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, VsockAddr, getsockname,
-    getsockopt, setsockopt, sockopt,
+    self, AddressFamily, SockFlag, SockType, SockaddrStorage, VsockAddr, getsockname, getsockopt,
+    setsockopt, sockopt,
 };
 
 use crate::address::{self, Address};
+use crate::connection::unix_names;
 use crate::descriptor::{describe, socket_facts};
 use crate::name::{self, Name, OwnedName, printable};
 use crate::sockopt::{SocketOption, When};
@@ -377,15 +378,9 @@ fn show_tcp(address: SocketAddr) -> String {
 
 /// The spelling of the address of an inherited Unix listener.
 fn show_unix(fd: BorrowedFd<'_>) -> String {
-    let bound = getsockname::<UnixAddr>(fd.as_raw_fd()).ok();
-    let name = bound.and_then(|bound| match (bound.path(), bound.as_abstract()) {
-        (Some(path), _) => Some(Name::Path(path.into())),
-        (None, Some(name)) => Some(Name::Abstract(name.into())),
-        (None, None) => None,
-    });
-    match name {
-        Some(name) => name.to_string(),
-        None => format!("fd:{}", fd.as_raw_fd()),
+    match unix_names(fd) {
+        (Some(name), _) => printable(&name),
+        (None, _) => format!("fd:{}", fd.as_raw_fd()),
     }
 }
 

@@ -139,7 +139,10 @@ impl Info {
         if let Some((uid, gid, pid)) = peer.credentials {
             info.set(IPC_REMOTE_EUID, uid.to_string());
             info.set(IPC_REMOTE_EGID, gid.to_string());
-            info.set(IPC_REMOTE_PID, pid.to_string());
+            // 0 stands for one that has no number here: it is in another container.
+            if pid != 0 {
+                info.set(IPC_REMOTE_PID, pid.to_string());
+            }
         }
         if let Some(path) = peer.remote_path {
             info.set(IPC_REMOTE_PATH, path);

@@ -26,15 +26,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a slot may take for the end of its handler.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// The signals that the parent takes over.
-pub const SIGNALS: [Signal; 6] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGCHLD,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-    Signal::SIGUSR1,
-];
+/// The signals that the parent takes over, with those that resize the pool; of those that stop
+/// it, the ones that are not ignored.
+fn signals_of_parent() -> Vec<Signal> {
+    let mut signals = signals::not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
+    signals.extend([
+        Signal::SIGCHLD,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGUSR1,
+    ]);
+    signals
+}
 
 /// What a pool is to be like.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +128,7 @@ impl Pool {
             handler,
             options,
             scoreboard,
-            signals: Signals::new(&SIGNALS)?,
+            signals: Signals::new(&signals_of_parent())?,
             children: BTreeMap::new(),
             places: Places::default(),
             stop: None,

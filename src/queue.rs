@@ -243,6 +243,9 @@ pub enum Refusal {
     /// Its sender may not send here.
     #[error("a message came from uid {0}, which may not send to this name")]
     Sender(u32),
+    /// The kernel did not say who sent it, as for a process in another container.
+    #[error("a message came from an unknown uid, which may not send to this name")]
+    UnknownSender,
 }
 
 /// The read end of a queue. It is for one thread.
@@ -371,6 +374,10 @@ impl Receiver {
                     if self.other_side_is_gone() {
                         return Ok(Some(Received::End));
                     }
+                    // Or the end was read, and a signal came before it could be asked for.
+                    if crate::interrupt::raised().is_some() {
+                        return Ok(Some(Received::BrokenOff));
+                    }
                     return Ok(Some(self.judge(message)));
                 }
                 Ok(message) => return Ok(Some(self.judge(message))),
@@ -387,6 +394,7 @@ impl Receiver {
     fn judge(&self, mut message: Message) -> Received {
         let refusal = match message.sender {
             Some(uid) if !self.trust.allows(uid) => Some(Refusal::Sender(uid)),
+            None if self.trust.is_limited() => Some(Refusal::UnknownSender),
             _ if message.descriptors_cut => Some(Refusal::DescriptorsCut),
             _ => match message.descriptors.len() {
                 0 => Some(Refusal::NoDescriptor),

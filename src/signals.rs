@@ -34,15 +34,19 @@ impl Signals {
         })
     }
 
-    /// The next signal that came, or `None` if there is none now.
-    pub fn next(&mut self) -> Option<Signal> {
-        let info = self.descriptor.read_signal().ok().flatten()?;
-        Signal::try_from(info.ssi_signo as i32).ok()
-    }
-
     /// The mask that this process was started with.
     pub fn original_mask(&self) -> SigSet {
         self.original_mask
+    }
+}
+
+impl Iterator for Signals {
+    type Item = Signal;
+
+    /// The next signal that came, or `None` if there is none now.
+    fn next(&mut self) -> Option<Signal> {
+        let info = self.descriptor.read_signal().ok().flatten()?;
+        Signal::try_from(info.ssi_signo as i32).ok()
     }
 }
 
@@ -52,12 +56,11 @@ impl AsFd for Signals {
     }
 }
 
-/// Gives every signal its default action. What a parent ignored (`nohup`, a shell's `&`) and what
-/// the Rust runtime ignores (`SIGPIPE`) does not reach a handler so.
-pub fn default_all() {
-    for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours. KILL, STOP and the two numbers that the C library
-        // keeps for itself fail, which is as it should be.
+/// Gives every signal that is ignored its default action. What a parent ignored (`nohup`, a
+/// shell's `&`) and what the Rust runtime ignores (`SIGPIPE`) does not reach a handler so.
+pub fn default_ignored() {
+    for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
+        // SAFETY: SIG_DFL runs no code of ours.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
@@ -75,18 +78,22 @@ pub fn default(signals: &[Signal]) -> Result<()> {
     Ok(())
 }
 
-/// Those of `signals` that whoever started us did not ignore, as nohup(1) does.
+/// Those of `signals` that whoever started us did not ignore, as nohup(1) and a shell's `&` do.
 pub fn not_ignored(signals: &[Signal]) -> Vec<Signal> {
-    let is_ignored = |number: &Signal| {
-        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: this only asks; `action` is where the answer goes, and zeroes are one too.
-        unsafe {
-            libc::sigaction(*number as i32, std::ptr::null(), action.as_mut_ptr());
-            action.assume_init().sa_sigaction == libc::SIG_IGN
-        }
-    };
     let signals = signals.iter().copied();
-    signals.filter(|number| !is_ignored(number)).collect()
+    signals
+        .filter(|number| !is_ignored(*number as i32))
+        .collect()
+}
+
+fn is_ignored(number: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: this only asks; `action` is where the answer goes, and zeroes are one too. The
+    // numbers that the C library keeps for itself fail, and leave the zeroes.
+    unsafe {
+        libc::sigaction(number, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Ignores `signals`.

@@ -217,7 +217,8 @@ impl Sink {
                     self.sender = None;
                     Ok(Passed::Later)
                 }
-                _ => Ok(Passed::Gone),
+                Way::Tickets { .. } | Way::Named { .. } => Err(shut_down()),
+                Way::Chain | Way::Straight { .. } => Ok(Passed::Gone),
             },
             Err(errno) => Err(Error::system("pass a connection", errno)),
         }
@@ -289,9 +290,16 @@ impl Sink {
     /// Gives consumers what they came for. False if nobody can take connections any more.
     ///
     /// # Errors
-    /// [`Error::System`] if the kernel has no random bytes for a ticket.
+    /// [`Error::Peer`] if a consumer has shut down the queue that all share; [`Error::System`] if
+    /// the kernel has no random bytes for a ticket.
     pub fn attend(&mut self, log: &Log) -> Result<bool> {
+        let is_hung_up = self
+            .sender
+            .as_ref()
+            .is_some_and(|sender| hung_up(sender.as_fd()));
         match &mut self.way {
+            // We have its read end ourselves, so this is no end that comes by itself.
+            Way::Tickets { .. } | Way::Named { .. } if is_hung_up => Err(shut_down()),
             Way::Tickets { pipe, door, own } => {
                 door.attend(own.read_end.as_fd());
                 offer_ticket(pipe, door)
@@ -301,10 +309,7 @@ impl Sink {
                 Ok(true)
             }
             Way::Remote { .. } => Ok(true),
-            Way::Chain | Way::Straight { .. } => Ok(!self
-                .sender
-                .as_ref()
-                .is_none_or(|sender| hung_up(sender.as_fd()))),
+            Way::Chain | Way::Straight { .. } => Ok(!is_hung_up),
         }
     }
 
@@ -363,6 +368,10 @@ fn is_gone(errno: Errno) -> bool {
         errno,
         Errno::EPIPE | Errno::ECONNRESET | Errno::ECONNREFUSED | Errno::ENOTCONN
     )
+}
+
+fn shut_down() -> Error {
+    Error::Peer("the queue was shut down by one of its consumers".into())
 }
 
 fn hung_up(descriptor: BorrowedFd<'_>) -> bool {

@@ -258,15 +258,13 @@ impl Door {
         let place = token.and_then(|token| self.issued.iter().position(|known| *known == token));
         match place {
             // A token is used up by success alone: a consumer that got nothing tries again.
-            Some(place) => {
-                if hand_over(&stranger.socket, read_end).is_ok() {
-                    self.issued.remove(place);
-                }
+            Some(place) if hand_over(&stranger.socket, read_end).is_ok() => {
+                self.issued.remove(place);
             }
             None if token.is_some() => {
                 let _ = queue::send(&stranger.socket, VERSION_LINE, &[], false);
             }
-            None => {}
+            _ => {}
         }
     }
 }

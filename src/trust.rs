@@ -32,6 +32,11 @@ impl Trust {
         Self { uids: Some(uids) }
     }
 
+    /// Whether there is anybody who is not trusted.
+    pub fn is_limited(&self) -> bool {
+        self.uids.is_some()
+    }
+
     /// Whether `uid` is trusted.
     pub fn allows(&self, uid: u32) -> bool {
         self.uids.as_ref().is_none_or(|uids| uids.contains(&uid))

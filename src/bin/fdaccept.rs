@@ -70,7 +70,7 @@ fn run() -> Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let limit = Limit::raise();
     let command = find_command(&arguments)?;
-    let signals = Signals::new(&accept::SIGNALS)?;
+    let signals = Signals::new(&accept::signals())?;
     let (sink, read_end) = match command {
         Some(_) => Sink::chain().map(|(sink, read_end)| (sink, Some(read_end)))?,
         None => (Sink::open(&arguments.queue.sink())?, None),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_seconds};
+use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_seconds, parse_timeout};
 use fdtools::handler::Handler;
 use fdtools::pool::{Options, Pool};
 use fdtools::scoreboard::MAX_SLOTS;
@@ -38,7 +38,7 @@ struct Arguments {
     once: bool,
 
     /// End a handler that runs longer: TERM to its process group, KILL after 5 seconds
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
 
     /// On TERM or INT, time for running handlers to finish

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use fdtools::alarm::Alarm;
-use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_descriptor, parse_seconds};
+use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_descriptor, parse_timeout};
 use fdtools::connection::Connection;
 use fdtools::handler::{Handler, Placement};
 use fdtools::queue::{Received, Receiver};
@@ -35,7 +35,7 @@ struct Arguments {
     queue: QueueArguments,
 
     /// Give up waiting for a connection after this (status 69)
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
 
     /// Put the connection at descriptor N instead of 0 and 1
@@ -61,7 +61,7 @@ fn run() -> Result<u8> {
     let handler = Handler::find(&arguments.command)?;
     let placement = placement(&arguments)?;
     let mut source = Source::open(&arguments.queue.source())?;
-    let _alarm = watch_signals(arguments.timeout)?;
+    let alarm = watch_signals(arguments.timeout)?;
     let connection = match find(&mut source)? {
         Found::Queue(queue) => receive(&queue, &log)?,
         Found::End => None,
@@ -73,6 +73,8 @@ fn run() -> Result<u8> {
             None => Err(Error::Closed("the queue is closed".into())),
         };
     };
+    // In time: it is not to end the command.
+    drop(alarm);
     log.detail(format_args!(
         "pid {} from {}",
         std::process::id(),
