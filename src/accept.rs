@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const KILL_AFTER: Duration = Duration::from_secs(5);
 /// Connections taken from one listener before the next has its turn.
 const TURN: usize = 16;
+/// How long closing what a stranger sent may block.
+const LINGER: Duration = Duration::from_millis(5);
 /// How long an accept may block that another process was faster at.
 const BLOCKED: Duration = Duration::from_millis(50);
 
@@ -108,7 +110,7 @@ pub struct Acceptor {
     signals: Signals,
     grace: Duration,
     log: Log,
-    alarm: Option<Alarm>,
+    alarm: Alarm,
     stage: Stage,
     in_hand: Option<InHand>,
     /// Nothing is accepted before this.
@@ -133,7 +135,7 @@ impl Acceptor {
     /// ours. `grace` is how long what was accepted is waited for after a stop.
     ///
     /// # Errors
-    /// [`Error::System`] if a timer that an inherited listener needs cannot be had.
+    /// [`Error::System`] if there is no timer to be had.
     pub fn new(
         listeners: Vec<Listener>,
         sink: Sink,
@@ -142,7 +144,6 @@ impl Acceptor {
         grace: Duration,
         log: Log,
     ) -> Result<Self> {
-        let inherited = listeners.iter().any(Listener::is_inherited);
         let place = |listener| Place { listener, left: 0 };
         Ok(Self {
             places: listeners.into_iter().map(place).collect(),
@@ -151,7 +152,7 @@ impl Acceptor {
             signals,
             grace,
             log,
-            alarm: inherited.then(Alarm::breaking_off).transpose()?,
+            alarm: Alarm::breaking_off()?,
             stage: Stage::Open,
             in_hand: None,
             paused_until: None,
@@ -249,6 +250,10 @@ impl Acceptor {
 
     /// Accepts what waits at the listeners that are ready, and passes it on.
     fn accept(&mut self, ready: &[bool]) -> Result<()> {
+        // They may be gone since they were ready.
+        if self.stage == Stage::Closed {
+            return Ok(());
+        }
         for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
             for _ in 0..TURN {
                 if self.in_hand.is_some() || self.places[index].is_finished(self.stage) {
@@ -295,16 +300,15 @@ impl Acceptor {
     fn accept_one(&mut self, index: usize) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
         let listener = &self.places[index].listener;
         let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC);
-        match &mut self.alarm {
-            // Not ours alone, so it may block, and another process may have been faster.
-            Some(alarm) if listener.is_inherited() => {
-                alarm.limit(BLOCKED, accept).map_err(|errno| match errno {
-                    Errno::INTR => Errno::AGAIN,
-                    errno => errno,
-                })
-            }
-            _ => accept(),
+        if !listener.is_inherited() {
+            return accept();
         }
+        // Not ours alone, so it may block, and another process may have been faster.
+        let accepted = self.alarm.limit(BLOCKED, accept);
+        accepted.map_err(|errno| match errno {
+            Errno::INTR => Errno::AGAIN,
+            errno => errno,
+        })
     }
 
     fn take_in_hand(&mut self, index: usize, connection: OwnedFd, remote: Option<SocketAddrAny>) {
@@ -364,7 +368,12 @@ impl Acceptor {
     }
 
     fn attend_sink(&mut self) -> Result<()> {
-        if !self.gone && !self.sink.attend(&self.log)? {
+        if self.gone {
+            return Ok(());
+        }
+        // What strangers sent is closed here, and closing their sockets may block (SO_LINGER).
+        let (sink, log) = (&mut self.sink, &self.log);
+        if !self.alarm.limit(LINGER, || sink.attend(log))? {
             self.nobody_is_left();
         }
         Ok(())
@@ -373,6 +382,7 @@ impl Acceptor {
     /// Without consumers there is nothing to accept for.
     fn nobody_is_left(&mut self) {
         self.gone = true;
+        self.retry_at = None;
         self.close();
     }
 

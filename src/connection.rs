@@ -9,9 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::{self, net::UnixStream};
 use std::path::Path;
 
-use nix::sys::socket::{getsockopt, sockopt};
-use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
+use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
+use rustix::net::{getpeername, getsockname};
 
+use crate::descriptor::socket_facts;
 use crate::message::{self, Info, UnixPeer};
 
 /// A connection that was taken from a queue.
@@ -35,18 +36,23 @@ impl Connection {
 
 /// What a descriptor tells of itself: nothing if it is no connected socket.
 pub fn ask(descriptor: BorrowedFd<'_>) -> Info {
-    let Ok(local) = getsockname(descriptor) else {
+    let facts = socket_facts(descriptor).filter(|facts| facts.connected);
+    let Some(facts) = facts else {
         return Info::new();
     };
-    if local.address_family() == AddressFamily::UNIX {
-        return ask_unix(descriptor);
-    }
-    let remote = getpeername(descriptor).ok().flatten();
-    let inet = |address: Option<SocketAddrAny>| SocketAddr::try_from(address?).ok();
-    match (inet(remote), inet(Some(local))) {
-        (Some(remote), Some(local)) => Info::tcp(remote, local),
+    match (facts.family, facts.kind) {
+        (Some(AddressFamily::Unix), _) => ask_unix(descriptor),
+        (_, Some(SockType::Stream)) => ask_tcp(descriptor).unwrap_or_default(),
         _ => Info::new(),
     }
+}
+
+/// What a TCP socket tells of itself: both addresses.
+fn ask_tcp(descriptor: BorrowedFd<'_>) -> Option<Info> {
+    let remote = getpeername(descriptor).ok()??;
+    let local = getsockname(descriptor).ok()?;
+    let remote = SocketAddr::try_from(remote).ok()?;
+    Some(Info::tcp(remote, SocketAddr::try_from(local).ok()?))
 }
 
 /// What a Unix socket tells of itself: who is there, and the names of both ends.

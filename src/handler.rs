@@ -48,14 +48,11 @@ impl Handler {
     /// # Errors
     /// Those of [`Command::find`].
     pub fn find(words: &[OsString]) -> Result<Self> {
-        let ours = |name: &[u8]| {
-            VARIABLES
-                .iter()
-                .any(|known| known.name().as_bytes() == name)
-        };
         Ok(Self {
             command: Command::find(words)?,
-            environment: environment_without(|name| ours(name) || is_service_managers(name)),
+            environment: environment_without(|name| {
+                is_of_a_connection(name) || is_service_managers(name)
+            }),
         })
     }
 
@@ -99,7 +96,7 @@ impl Handler {
         )?;
         attributes.set_pgroup(Pid::from_raw(0))?;
         attributes.set_sigmask(&SigSet::empty())?;
-        attributes.set_sigdefault(&SigSet::all())?;
+        attributes.set_sigdefault(&signals::every())?;
         posix_spawn(
             command.path(),
             &actions,
@@ -173,6 +170,14 @@ impl Handler {
         let inherited = self.environment.iter().cloned();
         inherited.chain(own).chain(further).collect()
     }
+}
+
+/// Whether a variable speaks of a connection, which then is another one than ours.
+fn is_of_a_connection(name: &[u8]) -> bool {
+    /// What UCSPI programs set besides, and we do not.
+    const OTHERS: [&[u8]; 3] = [b"TCPREMOTEHOST", b"TCPREMOTEINFO", b"TCPLOCALHOST"];
+    let mut ours = VARIABLES.iter().map(|known| known.name().as_bytes());
+    ours.any(|known| known == name) || OTHERS.contains(&name)
 }
 
 /// Puts the connection at `number` and `/dev/null` on standard input.

@@ -44,6 +44,11 @@ pub fn claim(number: RawFd) -> Result<OwnedFd> {
     }
     // SAFETY: borrowed for the calls below, whose failure is how a closed number is noticed.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    // What is close-on-exec did not come to us by exec: we opened it ourselves.
+    let flags = fcntl(borrowed, FcntlArg::F_GETFD).map_err(failed)?;
+    if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+        return Err(failed(Errno::EBADF));
+    }
     let owned = if number < FIRST {
         let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(FIRST)).map_err(failed)?;
         let null = File::options()
@@ -65,8 +70,9 @@ pub fn claim(number: RawFd) -> Result<OwnedFd> {
     Ok(owned)
 }
 
-/// Marks everything but the standard streams close-on-exec, so that a command which this process
-/// becomes or starts finds nothing else open, whatever was left open for us.
+/// Marks everything but the standard streams close-on-exec, after what is to be [`claim`]ed was.
+/// A command which this process becomes or starts then finds nothing else open, whatever was left
+/// open for us.
 ///
 /// # Errors
 /// [`Error::System`] if the kernel is older than Linux 5.11 and `/proc` is not there either.

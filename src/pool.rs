@@ -119,6 +119,8 @@ impl Pool {
         };
         // If whoever started us ignored it, children would vanish without a status.
         signals::default(&[Signal::SIGCHLD])?;
+        // Also where it is ignored: a slot that is told to go while it starts must not miss it.
+        signals::block(&[Signal::SIGTERM])?;
         let scoreboard = Scoreboard::new()?;
         scoreboard.set_size(options.size);
         Ok(Self {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, socketpair, sockopt,
+    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, setsockopt, shutdown, socket,
+    socketpair, sockopt,
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -28,6 +29,9 @@ use crate::{Error, Result};
 
 /// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
 pub const MAX_DESCRIPTORS: usize = 253;
+
+/// More messages than wait in a queue whose buffer has its default size.
+const MAX_QUEUED: usize = 512;
 
 /// How long to wait before a send is tried again that failed for want of something that no event
 /// announces (`ETOOMANYREFS`: too many of this user's descriptors are on their way).
@@ -114,6 +118,13 @@ pub fn receive(socket: impl AsFd, wait: bool) -> Result<Message, Errno> {
     }
     message.payload = payload[..received.bytes].to_vec();
     Ok(message)
+}
+
+impl Message {
+    /// Whether there is nothing in it, as at the end.
+    fn is_empty(&self) -> bool {
+        self.payload.is_empty() && self.descriptors.is_empty()
+    }
 }
 
 impl Drop for Message {
@@ -292,14 +303,16 @@ impl Receiver {
     /// Those of [`name::bind`].
     pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
         let socket = unix_socket(SockType::Datagram)?;
-        let owned = name::bind(socket.as_fd(), name, mode)?;
-        let trust = if name.is_abstract() {
+        let trust = match name.is_abstract() {
+            true => trust,
+            false => Trust::everybody(),
+        };
+        if trust.is_limited() {
+            // Before anybody can send.
             setsockopt(&socket, sockopt::PassCred, &true)
                 .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
-            trust
-        } else {
-            Trust::everybody()
-        };
+        }
+        let owned = name::bind(socket.as_fd(), name, mode)?;
         Self::new(socket, trust, Some(owned))
     }
 
@@ -359,6 +372,7 @@ impl Receiver {
 
     fn take(&self, wait: bool) -> Result<Option<Received>> {
         let failed = |errno| Error::system("receive a connection", errno);
+        let mut empties = 0;
         loop {
             // Where the last one could not be had again, one must be free now.
             let spare = match self.spare.take() {
@@ -369,16 +383,16 @@ impl Receiver {
             let message = receive(&self.socket, wait);
             self.spare.set(self.null.try_clone().ok());
             match message {
-                Ok(message) if message.payload.is_empty() && message.descriptors.is_empty() => {
-                    // An empty message reads as the end does.
-                    if self.other_side_is_gone() {
+                // An empty message reads as the end does, and may have others behind it.
+                Ok(message) if message.is_empty() && self.other_side_is_gone() => {
+                    empties += 1;
+                    if empties > MAX_QUEUED {
                         return Ok(Some(Received::End));
                     }
-                    // Or the end was read, and a signal came before it could be asked for.
-                    if crate::interrupt::raised().is_some() {
-                        return Ok(Some(Received::BrokenOff));
-                    }
-                    return Ok(Some(self.judge(message)));
+                }
+                // The end was read, and a signal came before the other side could be looked at.
+                Ok(message) if message.is_empty() && crate::interrupt::raised().is_some() => {
+                    return Ok(Some(Received::BrokenOff));
                 }
                 Ok(message) => return Ok(Some(self.judge(message))),
                 Err(Errno::EAGAIN) => return Ok(None),
@@ -418,9 +432,7 @@ impl Receiver {
 
     fn other_side_is_gone(&self) -> bool {
         let gone = PollFlags::HUP | PollFlags::RDHUP;
-        let hung_up = ready(self.socket.as_fd(), gone).intersects(gone);
-        // An empty message may still have others behind it.
-        hung_up && rustix::io::ioctl_fionread(&self.socket).is_ok_and(|waiting| waiting == 0)
+        ready(self.socket.as_fd(), gone).intersects(gone)
     }
 }
 
@@ -493,15 +505,22 @@ impl Visit {
                 other => break other?,
             }
         };
-        if answer.payload.is_empty() && answer.descriptors.is_empty() {
+        if answer.is_empty() {
             return Err(Errno::ECONNRESET);
         }
         let alone = answer.descriptors.len() == 1;
         if !alone || Info::decode(&answer.payload).is_none() {
             return Ok(None);
         }
-        let socket = answer.descriptors.pop();
-        Ok(socket.and_then(|socket| Receiver::from_socket(socket).ok()))
+        let Some(socket) = answer.descriptors.pop() else {
+            return Ok(None);
+        };
+        match Receiver::from_socket(socket) {
+            Ok(receiver) => Ok(Some(receiver)),
+            // It is there, and cannot be used for want of a spare descriptor.
+            Err(Error::System { errno, .. }) => Err(errno),
+            Err(_) => Ok(None),
+        }
     }
 }
 
@@ -519,14 +538,32 @@ pub(crate) fn is_absent(errno: Errno) -> bool {
     )
 }
 
-/// Closes a stranger's descriptor. Its `SO_LINGER` could make that block for seconds, so it is
-/// turned off first; on what is no socket that fails, and is not needed.
-fn close_unread(descriptor: OwnedFd) {
+/// Closes a stranger's descriptor, and what is on its way in it, if it is a Unix socket. Their
+/// `SO_LINGER` could make that block for seconds, so it is turned off first; on what is no socket
+/// that fails, and is not needed.
+pub(crate) fn close_unread(descriptor: OwnedFd) {
     let linger = nix::libc::linger {
         l_onoff: 0,
         l_linger: 0,
     };
-    let _ = setsockopt(&descriptor, sockopt::Linger, &linger);
+    let mut open = vec![descriptor];
+    while let Some(descriptor) = open.pop() {
+        let is_socket = setsockopt(&descriptor, sockopt::Linger, &linger).is_ok();
+        let facts = is_socket
+            .then(|| socket_facts(descriptor.as_fd()))
+            .flatten();
+        if !facts.is_some_and(|facts| facts.family == Some(AddressFamily::Unix)) {
+            continue;
+        }
+        // Nothing more is to come in behind what is taken out.
+        let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Read);
+        while let Ok(mut message) = receive(&descriptor, false) {
+            if message.is_empty() {
+                break;
+            }
+            open.append(&mut message.descriptors);
+        }
+    }
 }
 
 /// Blocks until `socket` is ready or a signal comes.

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::name::printable;
 use crate::{Error, Result};
 
 /// Exit status of a wrong usage.
@@ -65,9 +66,11 @@ impl Log {
     }
 
     /// One write for one line: several processes share the log, and their lines must not mix.
+    /// What came from outside must not make further lines, nor move the terminal's cursor.
     /// Nothing can be done about a log that takes no more.
     fn line(&self, what: impl Display) {
-        let line = format!("{}: {what}\n", self.program);
+        let text = printable(what.to_string().as_bytes());
+        let line = format!("{}: {text}\n", self.program);
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }

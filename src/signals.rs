@@ -60,9 +60,37 @@ impl AsFd for Signals {
 /// shell's `&`) and what the Rust runtime ignores (`SIGPIPE`) does not reach a handler so.
 pub fn default_ignored() {
     for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
-        // SAFETY: SIG_DFL runs no code of ours.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        let default = KernelAction::default();
+        // SAFETY: SIG_DFL, which is 0, runs no code of ours.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, &default, 0, KERNEL_SET) };
     }
+}
+
+/// As much as the kernel's own `struct sigaction` has on any machine; its handler comes first.
+/// The C library keeps two signals (32 and 33) for itself, and its posix_spawn ignores them in a
+/// child, so only the kernel can be asked about those.
+type KernelAction = [usize; 16];
+/// The size of the kernel's signal set, in bytes.
+const KERNEL_SET: usize = 8;
+
+/// Every signal, the two that the C library keeps for itself among them.
+pub fn every() -> SigSet {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: a set is an array of bits, so all ones are a value of it.
+    unsafe {
+        std::ptr::write_bytes(set.as_mut_ptr(), 0xff, 1);
+        SigSet::from_sigset_t_unchecked(set.assume_init())
+    }
+}
+
+/// Blocks `signals`, besides those that are blocked already.
+///
+/// # Errors
+/// None in practice; [`Error::System`] if the kernel refuses.
+pub fn block(signals: &[Signal]) -> Result<()> {
+    let set: SigSet = signals.iter().copied().collect();
+    set.thread_block()
+        .map_err(|errno| Error::system("block signals", errno))
 }
 
 /// Gives `signals` their default action.
@@ -87,13 +115,10 @@ pub fn not_ignored(signals: &[Signal]) -> Vec<Signal> {
 }
 
 fn is_ignored(number: i32) -> bool {
-    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: this only asks; `action` is where the answer goes, and zeroes are one too. The
-    // numbers that the C library keeps for itself fail, and leave the zeroes.
-    unsafe {
-        libc::sigaction(number, std::ptr::null(), action.as_mut_ptr());
-        action.assume_init().sa_sigaction == libc::SIG_IGN
-    }
+    let mut action = KernelAction::default();
+    // SAFETY: this only asks; `action` is where the answer goes, and has room for it.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, 0, &mut action, KERNEL_SET) };
+    action[0] == libc::SIG_IGN
 }
 
 /// Ignores `signals`.

@@ -1,6 +1,6 @@
 //! Where an acceptor puts connections: its side of a queue, however it was made.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -15,7 +15,7 @@ use rustix::net::{SocketFlags, accept_with};
 
 use crate::descriptor::describe;
 use crate::name::{self, Name, OwnedName};
-use crate::queue::{self, Receiver, Sender, hand_over, is_absent};
+use crate::queue::{self, Receiver, Sender, close_unread, hand_over, is_absent};
 use crate::report::Log;
 use crate::ticket::Door;
 use crate::trust::Trust;
@@ -24,6 +24,10 @@ use crate::{Error, Result, inherited};
 
 /// How long a door stays shut when descriptors are short.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Consumers that are let in before something else has its turn.
+const TURN: usize = 16;
+/// Refusals that are logged, each once.
+const REFUSALS: usize = 64;
 /// The size of a pipe with tickets: one page, so that it has room for exactly one.
 const ONE_PAGE: i32 = 4096;
 /// Messages whose lengths are remembered: more than a queue holds.
@@ -441,6 +445,8 @@ struct NamedDoor {
     name: OwnedName,
     trust: Trust,
     shut_until: Option<Instant>,
+    /// What was said of consumers that were refused.
+    refused: BTreeSet<String>,
 }
 
 impl NamedDoor {
@@ -454,6 +460,7 @@ impl NamedDoor {
             name: owned,
             trust,
             shut_until: None,
+            refused: BTreeSet::new(),
         })
     }
 
@@ -464,9 +471,13 @@ impl NamedDoor {
             return;
         }
         self.shut_until = None;
-        loop {
+        // A crowd at the door must not keep us from everything else.
+        for _ in 0..TURN {
             match accept_with(&self.listener, SocketFlags::CLOEXEC) {
-                Ok(consumer) => self.serve(&consumer, read_end, log),
+                Ok(consumer) => {
+                    self.serve(&consumer, read_end, log);
+                    close_unread(consumer);
+                }
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
                 Err(rustix::io::Errno::AGAIN) => return,
                 // Descriptors are short: consumers wait a little.
@@ -478,12 +489,16 @@ impl NamedDoor {
         }
     }
 
-    fn serve(&self, consumer: &OwnedFd, read_end: BorrowedFd<'_>, log: &Log) {
+    fn serve(&mut self, consumer: &OwnedFd, read_end: BorrowedFd<'_>, log: &Log) {
         let name = self.name.name();
         if name.is_abstract()
             && let Err(error) = self.trust.check_owner(consumer.as_fd(), name)
         {
-            log.error(format_args!("a consumer was refused: {error}"));
+            // Once for each: who is refused may come again as often as it likes.
+            let refusal = error.to_string();
+            if self.refused.len() < REFUSALS && self.refused.insert(refusal.clone()) {
+                log.error(format_args!("a consumer was refused: {refusal}"));
+            }
             return;
         }
         // One that gets nothing, since too much of ours is on its way, sees the end and comes

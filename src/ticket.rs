@@ -16,7 +16,7 @@ use rustix::io::Errno as Rerrno;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::message::VERSION_LINE;
-use crate::queue::{self, Receiver, Visit, hand_over};
+use crate::queue::{self, Receiver, Visit, close_unread, hand_over};
 use crate::{Error, Result};
 
 /// The length of every ticket in bytes, its newline included.
@@ -222,13 +222,17 @@ impl Door {
         for stranger in std::mem::take(&mut self.strangers) {
             self.admit(stranger, read_end, now);
         }
-        while self.shut_until.is_none() {
+        // A crowd at the door must not keep us from everything else.
+        for _ in 0..STRANGERS {
+            if self.shut_until.is_some() {
+                break;
+            }
             match accept_with(&self.listener, SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     let until = now + PATIENCE;
                     self.admit(Stranger { socket, until }, read_end, now);
                     if self.strangers.len() > STRANGERS {
-                        self.strangers.pop_front();
+                        self.drop_oldest();
                     }
                 }
                 Err(Rerrno::INTR | Rerrno::CONNABORTED) => {}
@@ -236,12 +240,20 @@ impl Door {
                 // Descriptors are short: whoever has waited longest goes, then nobody comes in
                 // for a while.
                 Err(_) => {
-                    if self.strangers.pop_front().is_none() {
+                    if !self.drop_oldest() {
                         self.shut_until = Some(now + PAUSE);
                     }
                 }
             }
         }
+    }
+
+    /// Drops who has waited longest; false if there is nobody.
+    fn drop_oldest(&mut self) -> bool {
+        let oldest = self.strangers.pop_front();
+        oldest
+            .map(|stranger| close_unread(stranger.socket))
+            .is_some()
     }
 
     /// Serves one peer, or keeps it waiting.
@@ -252,7 +264,7 @@ impl Door {
                 self.strangers.push_back(stranger);
                 return;
             }
-            Err(_) => return,
+            Err(_) => return close_unread(stranger.socket),
         };
         let token = shown(&message.payload);
         let place = token.and_then(|token| self.issued.iter().position(|known| *known == token));
@@ -266,6 +278,7 @@ impl Door {
             }
             _ => {}
         }
+        close_unread(stranger.socket);
     }
 }
 
@@ -341,6 +354,10 @@ pub fn read(mut pipe: impl Read) -> Result<Option<Ticket>> {
             Err(error) => return Err(Error::io("read a ticket", error)),
         }
         // What is no ticket is not waited for to its end.
+        let ends = line[..length].iter().position(|byte| *byte == b'\n');
+        if ends.is_some_and(|at| at + 1 < LENGTH) {
+            break;
+        }
         if !line[..length.min(PREFIX.len())]
             .iter()
             .eq(PREFIX.as_bytes().iter().take(length))

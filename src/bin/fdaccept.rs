@@ -21,6 +21,8 @@ use fdtools::{Error, Result};
 
 const PROGRAM: &str = "fdaccept";
 const USAGE: &str = "fdaccept [OPTIONS] ADDRESS... [-- COMMAND [ARG]...]";
+const ADDRESSES: &str = "\
+Where to listen: PORT, IP:PORT, [IP]:PORT, HOST:PORT, /PATH, @NAME, vsock:CID:PORT or fd:N";
 const SINKS: &str = "\
 Without COMMAND, --bind, --connect or --queue-fd the queue is standard output: a
 pipe or a Unix socket, as in 'fdaccept 8888 | fdpool 4 -- cat'. Without ADDRESS,
@@ -30,8 +32,7 @@ the listeners of LISTEN_FDS are used.";
 #[derive(Parser)]
 #[command(name = PROGRAM, version, override_usage = USAGE, after_help = after_help())]
 struct Arguments {
-    /// Where to listen: PORT, IP:PORT, [IP]:PORT, HOST:PORT, /PATH, @NAME, vsock:CID:PORT or fd:N
-    #[arg(value_name = "ADDRESS")]
+    #[arg(value_name = "ADDRESS", help = ADDRESSES)]
     addresses: Vec<OsString>,
 
     /// Run this with the queue as its standard input, and exit as it exits

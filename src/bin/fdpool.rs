@@ -56,9 +56,9 @@ fn main() -> ExitCode {
 fn run() -> Result<u8> {
     let arguments: Arguments = parse()?;
     let log = arguments.log.log(PROGRAM);
-    inherited::close_others_on_exec()?;
     let handler = Handler::find(&arguments.command)?;
     let source = Source::open(&arguments.queue.source())?;
+    inherited::close_others_on_exec()?;
     let options = Options {
         size: arguments.size,
         timeout: arguments.timeout,

@@ -57,10 +57,10 @@ fn main() -> ExitCode {
 fn run() -> Result<u8> {
     let arguments: Arguments = parse()?;
     let log = arguments.log.log(PROGRAM);
-    inherited::close_others_on_exec()?;
     let handler = Handler::find(&arguments.command)?;
     let placement = placement(&arguments)?;
     let mut source = Source::open(&arguments.queue.source())?;
+    inherited::close_others_on_exec()?;
     let alarm = watch_signals(arguments.timeout)?;
     let connection = match find(&mut source)? {
         Found::Queue(queue) => receive(&queue, &log)?,

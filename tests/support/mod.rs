@@ -204,9 +204,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = killpg(self.pid(), Signal::SIGKILL);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Once it is reaped, its number may be somebody else's.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+            let _ = self.child.wait();
+        }
     }
 }
 
