@@ -1,0 +1,45 @@
+//! The smallest worker: takes one connection after another and echoes what it says.
+//!
+//! ```text
+//! worker PATH          for  fdaccept --bind PATH ADDRESS
+//! worker --bind PATH   for  fdaccept --connect PATH ADDRESS
+//! ```
+//!
+//! PATH may be @name, in the abstract namespace.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use fdtools::name::Name;
+use fdtools::queue::{Received, Receiver};
+use fdtools::trust::Trust;
+use fdtools::{Error, Result, interrupt};
+use nix::sys::signal::Signal;
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    // Of an abstract name's other side, this user and root are trusted.
+    let trust = Trust::us_and(&[]);
+    let queue = match &arguments[..] {
+        // fdaccept owns the name, and hands out the queue, which all its consumers share.
+        [path] => Receiver::connect(&Name::parse(path)?, &trust)?,
+        // This worker owns the name, and every message that is sent to it is a connection.
+        [bind, path] if bind == "--bind" => Receiver::bind(&Name::parse(path)?, None, trust)?,
+        _ => return Err(Error::Usage("usage: worker [--bind] PATH".into())),
+    };
+    // A signal breaks off the wait for a connection, but nothing that was taken.
+    interrupt::break_off_on(&[Signal::SIGTERM, Signal::SIGINT])?;
+    let _watch = interrupt::watch(queue.as_fd());
+    loop {
+        match queue.receive()? {
+            Received::Connection { descriptor, .. } => {
+                let client = File::from(descriptor);
+                // That the client has gone is no reason to end.
+                let _ = io::copy(&mut &client, &mut &client);
+            }
+            Received::Refused(_) => {}
+            Received::End | Received::BrokenOff => return Ok(()),
+        }
+    }
+}
