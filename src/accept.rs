@@ -181,10 +181,11 @@ impl Acceptor {
             }
             let ready = self.wait()?;
             if ready.signals {
+                // First all signals are read: one that comes later wakes the loop again.
+                self.attend_signals();
                 if let Some(status) = self.attend_chain() {
                     return Ok(self.end_with_chain(status));
                 }
-                self.attend_signals();
             }
             if ready.sink {
                 self.attend_sink()?;
