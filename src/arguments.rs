@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser};
 
+use crate::rendezvous::Rendezvous;
 use crate::report::{Log, Verbosity};
-use crate::{Error, Result, name, sink, source};
+use crate::{Error, Result, name};
 
 /// Where the queue is: on the side of who accepts as of who serves. Each of the three ways
 /// excludes the others.
@@ -46,20 +47,9 @@ impl QueueArguments {
         self.mode
     }
 
-    /// For who serves.
-    pub fn source(&self) -> source::Options {
-        source::Options {
-            queue_fd: self.queue_fd,
-            connect: self.connect.clone(),
-            bind: self.bind.clone(),
-            mode: self.mode,
-            allow_uid: self.allow_uid.clone(),
-        }
-    }
-
-    /// For who accepts.
-    pub fn sink(&self) -> sink::Options {
-        sink::Options {
+    /// Where the other side is.
+    pub fn rendezvous(&self) -> Rendezvous {
+        Rendezvous {
             queue_fd: self.queue_fd,
             connect: self.connect.clone(),
             bind: self.bind.clone(),

@@ -25,7 +25,7 @@ const FIRST: RawFd = 3;
 ///
 /// # Errors
 /// [`Error::Usage`] if `number` is not open or was claimed before: a descriptor has one owner.
-pub fn claim(number: RawFd) -> Result<OwnedFd> {
+pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     let mut claimed = CLAIMED.lock().unwrap_or_else(|poison| poison.into_inner());
     if claimed.contains(&number) {
         let twice = format!("descriptor {number} cannot be used for two things at once");
@@ -120,7 +120,7 @@ pub fn check_number(number: RawFd) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::System`]: `EBADF` if the limit on descriptors does not allow that number.
-pub fn place(descriptor: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+pub(crate) fn place(descriptor: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     let failed = |errno| Error::system(format!("use descriptor {number}"), errno);
     if descriptor.as_raw_fd() == number {
         let flags = FcntlArg::F_SETFD(FdFlag::empty());

@@ -111,9 +111,9 @@
 //!
 //! Who serves:
 //!
-//! - [`source`]: where a consumer finds its queue
+//! - [`source`]: where a consumer finds its queue; [`rendezvous`]: what the user says of either side
 //! - [`command`]: a command line, found before anything depends on it; [`handler`]: starting one
-//! - [`pool`]: the parent that supervises; [`slot`]: the loop that serves; [`scoreboard`]: what they
+//! - [`pool`]: the parent that supervises; `slot`: the loop that serves; [`scoreboard`]: what they
 //!   share
 //!
 //! A process and its surroundings:
@@ -123,8 +123,8 @@
 //! - [`inherited`] and [`descriptor`]: descriptors that were open before, and what one is;
 //!   [`limit`]: how many there may be
 //! - [`signals`]: signals as a descriptor, and as a program should find them; [`interrupt`]: breaking
-//!   off a blocking call; [`alarm`]: a timer; [`wait`]: poll(2); [`fork`]: a process that goes on in
-//!   the same program
+//!   off a blocking call; [`alarm`]: a timer; `wait`: poll(2); `fork`: a process that goes on in the
+//!   same program; `diag`: who owns a datagram socket
 
 pub mod accept;
 pub mod address;
@@ -136,7 +136,7 @@ pub mod connection;
 pub mod descriptor;
 mod diag;
 pub mod error;
-pub mod fork;
+mod fork;
 pub mod handler;
 pub mod inherited;
 pub mod interrupt;
@@ -146,15 +146,16 @@ pub mod message;
 pub mod name;
 pub mod pool;
 pub mod queue;
+pub mod rendezvous;
 pub mod report;
 pub mod scoreboard;
 pub mod signals;
 pub mod sink;
-pub mod slot;
+mod slot;
 pub mod sockopt;
 pub mod source;
 pub mod ticket;
 pub mod trust;
-pub mod wait;
+mod wait;
 
 pub use error::{Error, Result};

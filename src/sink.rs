@@ -1,7 +1,6 @@
 //! Where an acceptor puts connections: its side of a queue, however it was made.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -16,6 +15,7 @@ use rustix::net::{SocketFlags, accept_with};
 use crate::descriptor::describe;
 use crate::name::{self, Name, OwnedName};
 use crate::queue::{self, Receiver, Sender, close_unread, hand_over, is_absent};
+use crate::rendezvous::Rendezvous;
 use crate::report::Log;
 use crate::ticket::Door;
 use crate::trust::Trust;
@@ -32,21 +32,6 @@ const REFUSALS: usize = 64;
 const ONE_PAGE: i32 = 4096;
 /// Messages whose lengths are remembered: more than a queue holds.
 const REMEMBERED: usize = 4096;
-
-/// What the user said of the sink.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// `--queue-fd`: the descriptor to use instead of standard output.
-    pub queue_fd: Option<RawFd>,
-    /// `--connect`: the name that a consumer owns.
-    pub connect: Option<OsString>,
-    /// `--bind`: the name to own, where consumers fetch the queue.
-    pub bind: Option<OsString>,
-    /// `--mode`: of the socket file that `--bind` makes; 0600 if `None`.
-    pub mode: Option<u32>,
-    /// `--allow-uid`: who may be on the other side of an abstract name, besides us and root.
-    pub allow_uid: Vec<u32>,
-}
 
 /// What became of a connection that was to be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +106,7 @@ impl Sink {
     ///
     /// # Errors
     /// [`Error::Usage`] if that is nothing which can carry connections; those of [`name::bind`].
-    pub fn open(options: &Options) -> Result<Self> {
+    pub fn open(options: &Rendezvous) -> Result<Self> {
         let trust = Trust::us_and(&options.allow_uid);
         if let Some(name) = &options.bind {
             let (sender, own) = OwnQueue::new()?;
@@ -256,7 +241,7 @@ impl Sink {
 
     /// What to poll: besides the consumers' side of things, the way to them, for room if
     /// `for_room`, else only for its end.
-    pub fn watch(&self, for_room: bool) -> Vec<PollFd<'_>> {
+    pub(crate) fn watch(&self, for_room: bool) -> Vec<PollFd<'_>> {
         let mut fds = Vec::with_capacity(3);
         if let Some(sender) = &self.sender {
             let room = match for_room {

@@ -1,8 +1,7 @@
 //! Where a consumer finds its queue.
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
@@ -11,24 +10,10 @@ use crate::descriptor::describe;
 use crate::interrupt::watch;
 use crate::name::Name;
 use crate::queue::{Receiver, Visit, is_absent};
+use crate::rendezvous::Rendezvous;
 use crate::ticket::{self, Redeemed};
 use crate::trust::Trust;
 use crate::{Error, Result, inherited};
-
-/// What the user said of the source.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// `--queue-fd`: the descriptor to use instead of standard input.
-    pub queue_fd: Option<RawFd>,
-    /// `--connect`: the name under which fdaccept hands out its queue.
-    pub connect: Option<OsString>,
-    /// `--bind`: the name to own, to which senders send.
-    pub bind: Option<OsString>,
-    /// `--mode`: of the socket file that `--bind` makes; 0600 if `None`.
-    pub mode: Option<u32>,
-    /// `--allow-uid`: who may be on the other side of an abstract name, besides us and root.
-    pub allow_uid: Vec<u32>,
-}
 
 /// A place where a queue can be had.
 pub enum Source {
@@ -61,7 +46,7 @@ impl Source {
     /// # Errors
     /// [`Error::Usage`] if a descriptor is nothing that a queue can come from; those of
     /// [`Receiver::bind`].
-    pub fn open(options: &Options) -> Result<Self> {
+    pub fn open(options: &Rendezvous) -> Result<Self> {
         let trust = Trust::us_and(&options.allow_uid);
         if let Some(name) = &options.connect {
             let name = Name::parse(name)?;

@@ -74,7 +74,7 @@ fn run() -> Result<u8> {
     let signals = Signals::new(&accept::signals())?;
     let (sink, read_end) = match command {
         Some(_) => Sink::chain().map(|(sink, read_end)| (sink, Some(read_end)))?,
-        None => (Sink::open(&arguments.queue.sink())?, None),
+        None => (Sink::open(&arguments.queue.rendezvous())?, None),
     };
     let listeners = open_listeners(&arguments, &log)?;
     let chain = match command.zip(read_end) {

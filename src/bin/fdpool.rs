@@ -57,7 +57,7 @@ fn run() -> Result<u8> {
     let arguments: Arguments = parse()?;
     let log = arguments.log.log(PROGRAM);
     let handler = Handler::find(&arguments.command)?;
-    let source = Source::open(&arguments.queue.source())?;
+    let source = Source::open(&arguments.queue.rendezvous())?;
     inherited::close_others_on_exec()?;
     let options = Options {
         size: arguments.size,

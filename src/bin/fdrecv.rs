@@ -59,7 +59,7 @@ fn run() -> Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let handler = Handler::find(&arguments.command)?;
     let placement = placement(&arguments)?;
-    let mut source = Source::open(&arguments.queue.source())?;
+    let mut source = Source::open(&arguments.queue.rendezvous())?;
     inherited::close_others_on_exec()?;
     let alarm = watch_signals(arguments.timeout)?;
     let connection = match find(&mut source)? {
