@@ -70,7 +70,7 @@ pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     Ok(owned)
 }
 
-/// Marks everything but the standard streams close-on-exec, after what is to be [`claim`]ed was.
+/// Marks everything but the standard streams close-on-exec, after what is to be claimed was.
 /// A command which this process becomes or starts then finds nothing else open, whatever was left
 /// open for us.
 ///
@@ -101,7 +101,7 @@ pub fn close_others_on_exec() -> Result<()> {
     Ok(())
 }
 
-/// Checks that [`place`] can put something at `number` later.
+/// Checks that a connection can be put at `number` later.
 ///
 /// # Errors
 /// [`Error::Usage`] if the limit on descriptors does not allow that number.

@@ -123,7 +123,7 @@
 //! - [`inherited`] and [`descriptor`]: descriptors that were open before, and what one is;
 //!   [`limit`]: how many there may be
 //! - [`signals`]: signals as a descriptor, and as a program should find them; [`interrupt`]: breaking
-//!   off a blocking call; [`alarm`]: a timer; `wait`: poll(2); `fork`: a process that goes on in the
+//!   off a blocking call; [`alarm`]: a timer; [`wait`]: poll(2); `fork`: a process that goes on in the
 //!   same program; `diag`: who owns a datagram socket
 
 pub mod accept;
@@ -156,6 +156,6 @@ pub mod sockopt;
 pub mod source;
 pub mod ticket;
 pub mod trust;
-mod wait;
+pub mod wait;
 
 pub use error::{Error, Result};
