@@ -7,13 +7,12 @@ use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::descriptor::describe;
-use crate::interrupt::watch;
 use crate::name::Name;
 use crate::queue::{Receiver, Visit, is_absent};
 use crate::rendezvous::Rendezvous;
 use crate::ticket::{self, Redeemed};
 use crate::trust::Trust;
-use crate::{Error, Result, inherited};
+use crate::{Error, Result, inherited, interrupt};
 
 /// A place where a queue can be had.
 pub enum Source {
@@ -119,32 +118,49 @@ impl Source {
 /// fdaccept that is gone: then there may be a next one, or the pipe ends.
 fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
     let mut worthless = None;
+    let mut shut = None;
     loop {
-        let reader = File::from(
-            pipe.try_clone()
-                .map_err(|e| Error::io("read a ticket", e))?,
-        );
-        let ticket = {
-            let _watch = watch(reader.as_fd());
-            ticket::read(&reader)
+        let Some(ticket) = next_ticket(pipe)? else {
+            return match interrupt::raised() {
+                Some(_) => Ok(Found::BrokenOff),
+                None => worthless.map_or(Ok(Found::End), Err),
+            };
         };
-        if crate::interrupt::raised().is_some() && !matches!(ticket, Ok(Some(_))) {
-            return Ok(Found::BrokenOff);
-        }
-        let Some(ticket) = ticket? else {
-            return worthless.map_or(Ok(Found::End), Err);
-        };
-        match ticket::redeem(&ticket) {
+        let problem = match ticket::redeem(&ticket) {
             Ok(Redeemed::Queue(receiver)) => return Ok(Found::Queue(receiver)),
-            Ok(Redeemed::Gone) => {}
             Ok(Redeemed::BrokenOff) => return Ok(Found::BrokenOff),
             Ok(Redeemed::Void) => {
                 worthless = Some(Error::Peer(
                     "the ticket is void: it was used before, or is too old".into(),
                 ));
+                continue;
             }
-            Err(error @ Error::Peer(_)) => worthless = Some(error),
+            Ok(Redeemed::Gone) => None,
+            Err(error @ Error::Peer(_)) => Some(error),
             Err(error) => return Err(error),
+        };
+        // The pipe holds one ticket, so who writes a second one for the same door is alive.
+        if shut.replace(ticket.door()) == Some(ticket.door()) {
+            return Err(problem.unwrap_or_else(|| {
+                Error::Peer(
+                    "the door of the ticket cannot be reached from here: is fdaccept in another \
+                     network namespace? A name (--bind PATH, --connect PATH) can be shared"
+                        .into(),
+                )
+            }));
         }
+        worthless = problem.or(worthless);
+    }
+}
+
+/// Reads the next ticket; `None` at the end of the pipe, or if a signal broke it off.
+fn next_ticket(pipe: &OwnedFd) -> Result<Option<ticket::Ticket>> {
+    // A copy, which the signal may put out of the way.
+    let pipe = pipe.try_clone();
+    let pipe = File::from(pipe.map_err(|error| Error::io("read a ticket", error))?);
+    let _watch = interrupt::watch(pipe.as_fd());
+    match ticket::read(&pipe) {
+        Err(_) if interrupt::raised().is_some() => Ok(None),
+        ticket => ticket,
     }
 }

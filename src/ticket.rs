@@ -121,6 +121,11 @@ impl Ticket {
         })
     }
 
+    /// What tells one door from another.
+    pub(crate) fn door(&self) -> impl Eq + use<> {
+        self.door
+    }
+
     fn address(&self) -> Result<UnixAddr> {
         door_address(self.door)
     }
