@@ -71,6 +71,8 @@ fn classify(errno: Errno) -> Class {
         | Errno::HOSTDOWN
         | Errno::HOSTUNREACH
         | Errno::NOPROTOOPT
+        | Errno::OPNOTSUPP
+        | Errno::CONNRESET
         | Errno::NONET => Class::Retry,
         Errno::AGAIN => Class::Nobody,
         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Class::Pause,

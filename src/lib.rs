@@ -106,7 +106,8 @@
 //!
 //! - [`address`]: where to listen, as users spell it; [`listener`]: listening sockets, made or
 //!   inherited; [`sockopt`]: their options
-//! - [`accept`]: the loop from listeners to a sink; [`sink`]: where an acceptor puts connections
+//! - [`accept`]: the loop from listeners to a sink; [`sink`]: where an acceptor puts connections;
+//!   `ballast`: room for the queue itself where too much is on its way
 //! - [`chain`]: the command of `fdaccept ADDRESS -- COMMAND`
 //!
 //! Who serves:
@@ -130,6 +131,7 @@ pub mod accept;
 pub mod address;
 pub mod alarm;
 pub mod arguments;
+mod ballast;
 pub mod chain;
 pub mod command;
 pub mod connection;

@@ -17,7 +17,7 @@ use crate::signals::Signals;
 use crate::slot::{KILL_AFTER, Slot, URGENT};
 use crate::source::{Found, Source};
 use crate::wait::{PollFd, PollFlags, wait};
-use crate::{Error, Result, signals};
+use crate::{Error, Result, interrupt, signals};
 
 /// How often a name is tried at which nobody is.
 const RECONNECT: Duration = Duration::from_millis(100);
@@ -26,18 +26,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a slot may take for the end of its handler.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// The signals that the parent takes over, with those that resize the pool; of those that stop
-/// it, the ones that are not ignored.
-fn signals_of_parent() -> Vec<Signal> {
-    let mut signals = signals::not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
-    signals.extend([
-        Signal::SIGCHLD,
-        Signal::SIGTTIN,
-        Signal::SIGTTOU,
-        Signal::SIGUSR1,
-    ]);
-    signals
-}
+/// The signals that resize the pool.
+const RESIZING: [Signal; 3] = [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGUSR1];
 
 /// What a pool is to be like.
 #[derive(Clone, Copy, Debug)]
@@ -109,18 +99,26 @@ impl Pool {
     /// # Errors
     /// Those of [`Source::queue`]; [`Error::System`].
     pub fn new(mut source: Source, handler: Handler, options: Options, log: Log) -> Result<Self> {
-        let queue = match &source {
+        // If whoever started us ignored it, children would vanish without a status.
+        signals::default(&[Signal::SIGCHLD])?;
+        let stopping = signals::not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
+        // While there is no queue yet, a stop breaks off the wait for it, and resizing waits.
+        interrupt::break_off_on(&stopping)?;
+        signals::block(&RESIZING)?;
+        let mut queue = match &source {
             Source::Named { .. } => Queue::Absent(Instant::now()),
-            // While it waits for a ticket nothing is taken yet, and a signal may simply end it.
             _ => match source.queue()? {
                 Found::Queue(receiver) => Queue::Open(receiver),
                 Found::End | Found::BrokenOff => Queue::Ended,
             },
         };
-        // If whoever started us ignored it, children would vanish without a status.
-        signals::default(&[Signal::SIGCHLD])?;
+        let own = [&stopping[..], &RESIZING, &[Signal::SIGCHLD]].concat();
+        let signals = Signals::new(&own)?;
         // Also where it is ignored: a slot that is told to go while it starts must not miss it.
         signals::block(&[Signal::SIGTERM])?;
+        if interrupt::raised().is_some() {
+            queue = Queue::Ended;
+        }
         let scoreboard = Scoreboard::new()?;
         scoreboard.set_size(options.size);
         Ok(Self {
@@ -130,7 +128,7 @@ impl Pool {
             handler,
             options,
             scoreboard,
-            signals: Signals::new(&signals_of_parent())?,
+            signals,
             children: BTreeMap::new(),
             places: Places::default(),
             stop: None,

@@ -144,6 +144,12 @@ fn to_nix(errno: rustix::io::Errno) -> Errno {
 /// # Errors
 /// [`Error::System`] (`EMFILE` and the like).
 pub fn pair() -> Result<(Sender, Receiver)> {
+    let (sender, read_end) = ends()?;
+    Ok((sender, Receiver::new(read_end, Trust::everybody(), None)?))
+}
+
+/// As [`pair`], for one who only passes the read end on.
+pub(crate) fn ends() -> Result<(Sender, OwnedFd)> {
     let (write_end, read_end) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -151,10 +157,7 @@ pub fn pair() -> Result<(Sender, Receiver)> {
         SockFlag::SOCK_CLOEXEC,
     )
     .map_err(|errno| Error::system("make a queue", errno))?;
-    Ok((
-        Sender { socket: write_end },
-        Receiver::new(read_end, Trust::everybody(), None)?,
-    ))
+    Ok((Sender { socket: write_end }, read_end))
 }
 
 /// The write end of a queue.
@@ -335,15 +338,6 @@ impl Receiver {
     /// free when that one is gone, however long this one lives on.
     pub fn leave_name(&mut self) {
         self.name = None;
-    }
-
-    /// The same read end once more, for another process.
-    ///
-    /// # Errors
-    /// [`Error::System`] (`EMFILE`).
-    pub fn try_clone_socket(&self) -> Result<OwnedFd> {
-        let copy = self.socket.try_clone();
-        copy.map_err(|error| Error::io("copy the queue", error))
     }
 
     /// Waits for the next connection and takes it. No connection is lost between two calls; what

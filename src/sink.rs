@@ -12,9 +12,10 @@ use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use rustix::net::{SocketFlags, accept_with};
 
+use crate::ballast::Ballast;
 use crate::descriptor::describe;
 use crate::name::{self, Name, OwnedName};
-use crate::queue::{self, Receiver, Sender, close_unread, hand_over, is_absent};
+use crate::queue::{self, Sender, close_unread, hand_over, is_absent};
 use crate::rendezvous::Rendezvous;
 use crate::report::Log;
 use crate::ticket::Door;
@@ -93,8 +94,7 @@ impl Sink {
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
     pub fn chain() -> Result<(Self, OwnedFd)> {
-        let (sender, receiver) = queue::pair()?;
-        let read_end = receiver.try_clone_socket()?;
+        let (sender, read_end) = queue::ends()?;
         let sink = Self {
             sender: Some(sender),
             way: Way::Chain,
@@ -191,6 +191,12 @@ impl Sink {
         let Some(sender) = &self.sender else {
             return Ok(Passed::Gone);
         };
+        if let Way::Tickets { own, .. } | Way::Named { own, .. } = &mut self.way
+            && own.ballast.fill().is_err()
+        {
+            // The next consumer comes before the next connection.
+            return Ok(Passed::Later);
+        }
         match sender.try_send(connection, payload) {
             Ok(()) => {
                 if let Way::Tickets { own, .. } | Way::Named { own, .. } = &mut self.way {
@@ -290,11 +296,11 @@ impl Sink {
             // We have its read end ourselves, so this is no end that comes by itself.
             Way::Tickets { .. } | Way::Named { .. } if is_hung_up => Err(shut_down()),
             Way::Tickets { pipe, door, own } => {
-                door.attend(own.read_end.as_fd());
+                door.attend(|consumer| own.hand_over(consumer));
                 offer_ticket(pipe, door)
             }
             Way::Named { door, own } => {
-                door.attend(own.read_end.as_fd(), log);
+                door.attend(own, log);
                 Ok(true)
             }
             Way::Remote { .. } => Ok(true),
@@ -389,16 +395,31 @@ fn offer_ticket(pipe: &mut File, door: &mut Door) -> Result<bool> {
 
 /// A queue of ours, whose read end we keep to hand it out.
 struct OwnQueue {
-    read_end: Receiver,
+    read_end: OwnedFd,
+    ballast: Ballast,
     /// The lengths of the last messages that were sent, the newest last.
     lengths: VecDeque<usize>,
 }
 
 impl OwnQueue {
     fn new() -> Result<(Sender, Self)> {
-        let (sender, read_end) = queue::pair()?;
-        let lengths = VecDeque::new();
-        Ok((sender, Self { read_end, lengths }))
+        let (sender, read_end) = queue::ends()?;
+        let own = Self {
+            read_end,
+            ballast: Ballast::new()?,
+            lengths: VecDeque::new(),
+        };
+        Ok((sender, own))
+    }
+
+    /// Hands the read end to a consumer, also where too much is on its way to send anything else.
+    fn hand_over(&mut self, consumer: BorrowedFd<'_>) -> Result<(), Errno> {
+        loop {
+            match hand_over(consumer, self.read_end.as_fd()) {
+                Err(Errno::ETOOMANYREFS) if self.ballast.throw_off() => {}
+                other => return other,
+            }
+        }
     }
 
     fn remember(&mut self, length: usize) {
@@ -450,7 +471,7 @@ impl NamedDoor {
     }
 
     /// Hands the read end to everybody who is there and may have it.
-    fn attend(&mut self, read_end: BorrowedFd<'_>, log: &Log) {
+    fn attend(&mut self, own: &mut OwnQueue, log: &Log) {
         let now = Instant::now();
         if self.shut_until.is_some_and(|until| now < until) {
             return;
@@ -460,7 +481,7 @@ impl NamedDoor {
         for _ in 0..TURN {
             match accept_with(&self.listener, SocketFlags::CLOEXEC) {
                 Ok(consumer) => {
-                    self.serve(&consumer, read_end, log);
+                    self.serve(&consumer, own, log);
                     close_unread(consumer);
                 }
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
@@ -474,7 +495,7 @@ impl NamedDoor {
         }
     }
 
-    fn serve(&mut self, consumer: &OwnedFd, read_end: BorrowedFd<'_>, log: &Log) {
+    fn serve(&mut self, consumer: &OwnedFd, own: &mut OwnQueue, log: &Log) {
         let name = self.name.name();
         if name.is_abstract()
             && let Err(error) = self.trust.check_owner(consumer.as_fd(), name)
@@ -488,6 +509,6 @@ impl NamedDoor {
         }
         // One that gets nothing, since too much of ours is on its way, sees the end and comes
         // again.
-        let _ = hand_over(consumer, read_end);
+        let _ = own.hand_over(consumer.as_fd());
     }
 }

@@ -12,6 +12,7 @@ use crate::queue::{Receiver, Visit, is_absent};
 use crate::rendezvous::Rendezvous;
 use crate::ticket::{self, Redeemed};
 use crate::trust::Trust;
+use crate::wait::{PollFd, PollFlags, wait};
 use crate::{Error, Result, inherited, interrupt};
 
 /// A place where a queue can be had.
@@ -159,8 +160,15 @@ fn next_ticket(pipe: &OwnedFd) -> Result<Option<ticket::Ticket>> {
     let pipe = pipe.try_clone();
     let pipe = File::from(pipe.map_err(|error| Error::io("read a ticket", error))?);
     let _watch = interrupt::watch(pipe.as_fd());
-    match ticket::read(&pipe) {
-        Err(_) if interrupt::raised().is_some() => Ok(None),
-        ticket => ticket,
+    loop {
+        match ticket::read(&pipe) {
+            Err(_) if interrupt::raised().is_some() => return Ok(None),
+            // Somebody else made the pipe non-blocking, which is theirs to do.
+            Err(error) if error.errno() == Some(Errno::EAGAIN) => {
+                let mut fds = [PollFd::new(&pipe, PollFlags::IN)];
+                wait(&mut fds, None).map_err(|errno| Error::system("wait for a ticket", errno))?;
+            }
+            ticket => return ticket,
+        }
     }
 }

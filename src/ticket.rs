@@ -16,7 +16,7 @@ use rustix::io::Errno as Rerrno;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::message::VERSION_LINE;
-use crate::queue::{self, Receiver, Visit, close_unread, hand_over};
+use crate::queue::{self, Receiver, Visit, close_unread};
 use crate::{Error, Result};
 
 /// The length of every ticket in bytes, its newline included.
@@ -217,15 +217,15 @@ impl Door {
         patience.into_iter().chain(self.shut_until).min()
     }
 
-    /// Lets in whoever is there: one who shows a token gets `read_end`, once; who shows something
-    /// else, or nothing in time, is dropped. Never blocks.
-    pub fn attend(&mut self, read_end: BorrowedFd<'_>) {
+    /// Lets in whoever is there: to one who shows a token the read end is handed over by
+    /// `hand_over`, once; who shows something else, or nothing in time, is dropped. Never blocks.
+    pub fn attend(&mut self, mut hand_over: impl FnMut(BorrowedFd<'_>) -> Result<(), Errno>) {
         let now = Instant::now();
         if self.shut_until.is_some_and(|until| until <= now) {
             self.shut_until = None;
         }
         for stranger in std::mem::take(&mut self.strangers) {
-            self.admit(stranger, read_end, now);
+            self.admit(stranger, &mut hand_over, now);
         }
         // A crowd at the door must not keep us from everything else.
         for _ in 0..STRANGERS {
@@ -235,7 +235,7 @@ impl Door {
             match accept_with(&self.listener, SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     let until = now + PATIENCE;
-                    self.admit(Stranger { socket, until }, read_end, now);
+                    self.admit(Stranger { socket, until }, &mut hand_over, now);
                     if self.strangers.len() > STRANGERS {
                         self.drop_oldest();
                     }
@@ -262,7 +262,12 @@ impl Door {
     }
 
     /// Serves one peer, or keeps it waiting.
-    fn admit(&mut self, stranger: Stranger, read_end: BorrowedFd<'_>, now: Instant) {
+    fn admit(
+        &mut self,
+        stranger: Stranger,
+        hand_over: &mut impl FnMut(BorrowedFd<'_>) -> Result<(), Errno>,
+        now: Instant,
+    ) {
         let message = match queue::receive(&stranger.socket, false) {
             Ok(message) => message,
             Err(Errno::EAGAIN | Errno::EINTR) if now < stranger.until => {
@@ -275,7 +280,7 @@ impl Door {
         let place = token.and_then(|token| self.issued.iter().position(|known| *known == token));
         match place {
             // A token is used up by success alone: a consumer that got nothing tries again.
-            Some(place) if hand_over(&stranger.socket, read_end).is_ok() => {
+            Some(place) if hand_over(stranger.socket.as_fd()).is_ok() => {
                 self.issued.remove(place);
             }
             None if token.is_some() => {

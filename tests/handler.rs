@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -130,7 +130,7 @@ fn queue() -> (Sender, Receiver) {
 }
 
 fn input(queue: &Receiver) -> Stdio {
-    Stdio::from(queue.try_clone_socket().unwrap())
+    Stdio::from(queue.as_fd().try_clone_to_owned().unwrap())
 }
 
 /// Both sides of a TCP connection.

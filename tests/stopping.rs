@@ -1,0 +1,719 @@
+//! How fdaccept ends: by a signal, with its command, or with its consumers.
+
+mod support;
+
+use std::fs::File;
+use std::io::{PipeReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::*;
+
+const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+
+/// A command for a chain: says when its queue has closed, and goes on until it is told to end.
+const STAYS: &str = "trap 'echo got TERM >&2; exit 5' TERM; trap 'echo got INT >&2; exit 6' INT; \
+                     echo ready >&2; fdrecv -- cat; echo closed $? >&2; \
+                     while :; do sleep 0.05; done";
+
+/// A command for a chain that nothing but KILL ends.
+const IGNORES: &str = "trap '' TERM INT; echo ready >&2; while :; do sleep 0.05; done";
+
+fn sh(text: &str) -> Process {
+    start(&mut script("sh", text))
+}
+
+/// Starts a process that ignores no signal, as it would where this test itself was started so.
+fn start(command: &mut Command) -> Process {
+    fdtools::signals::default(&[Signal::SIGINT, Signal::SIGHUP]).unwrap();
+    Process::start(command)
+}
+
+/// `fdaccept` with these arguments and this shell script as its command.
+fn chain(arguments: &[&str], text: &str) -> Process {
+    let mut command = program("fdaccept");
+    command.args(arguments).args(["--", "sh", "-c", text]);
+    start(&mut command)
+}
+
+/// `fdaccept` with these arguments, whose pipe leads to `reader`.
+fn behind_a_pipe(arguments: &[&str]) -> (Process, PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = program("fdaccept");
+    let process = start(command.args(arguments).stdout(writer));
+    (process, reader)
+}
+
+fn pool(reader: PipeReader, arguments: &[&str]) -> Process {
+    let mut command = program("fdpool");
+    start(command.args(arguments).stdin(reader))
+}
+
+/// Clients that have sent who they are and wait for it to come back.
+struct Crowd(Vec<TcpStream>);
+
+impl Crowd {
+    #[track_caller]
+    fn connect(port: u16, count: usize) -> Self {
+        let client = |number: usize| {
+            let mut stream = connect(port);
+            stream.write_all(number.to_string().as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            stream
+        };
+        Self((0..count).map(client).collect())
+    }
+
+    #[track_caller]
+    fn expect_served(self) {
+        for (number, mut stream) in self.0.into_iter().enumerate() {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, number.to_string());
+        }
+    }
+}
+
+/// Stops a process, does something, and lets it find that and `signals` at once when it goes on.
+#[track_caller]
+fn at_once(process: &Process, signals: &[Signal], action: impl FnOnce()) {
+    process.signal(Signal::SIGSTOP);
+    until("the stop", || state(process.pid()) == Some('T'));
+    action();
+    for signal in signals {
+        process.signal(*signal);
+    }
+    process.signal(Signal::SIGCONT);
+}
+
+/// A path for a listener of `fdaccept`, which it removes when it closes the listener: so that can
+/// be seen, where the number of a port may be somebody else's by then.
+struct OwnPath {
+    dir: tempfile::TempDir,
+}
+
+impl OwnPath {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir }
+    }
+
+    fn text(&self) -> String {
+        self.dir.path().join("s").to_str().unwrap().to_owned()
+    }
+
+    /// Waits until nobody listens there any more.
+    #[track_caller]
+    fn expect_closed(&self) {
+        until("the end of the listener", || {
+            !Path::new(&self.text()).exists()
+        });
+        assert!(UnixStream::connect(self.text()).is_err());
+    }
+}
+
+/// Waits until a line says that the command of a chain runs.
+#[track_caller]
+fn ready(process: &mut Process) {
+    process.line("listening on");
+    process.line("ready");
+}
+
+#[test]
+fn a_chain_serves_what_waits_in_the_backlog() {
+    for signal in STOPS {
+        let mut process = sh("exec fdaccept 127.0.0.1:0 -- fdpool 4 -- cat");
+        let port = process.port();
+        let mut crowd = None;
+        at_once(&process, &[signal], || {
+            crowd = Some(Crowd::connect(port, 50))
+        });
+        crowd.unwrap().expect_served();
+        let (status, log) = process.finish();
+        assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    }
+}
+
+#[test]
+fn a_pipeline_serves_what_waits_in_the_backlog() {
+    for signal in STOPS {
+        let (mut process, reader) = behind_a_pipe(&["127.0.0.1:0"]);
+        let mut pool = pool(reader, &["4", "cat"]);
+        let port = process.port();
+        let mut crowd = None;
+        at_once(&process, &[signal], || {
+            crowd = Some(Crowd::connect(port, 50))
+        });
+        crowd.unwrap().expect_served();
+        assert_eq!(process.wait().code(), Some(0));
+        assert_eq!(pool.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn every_backlog_expect_served() {
+    let path = OwnPath::new();
+    let mut command = script(
+        "sh",
+        "exec fdaccept 127.0.0.1:0 127.0.0.1:0 \"$0\" -- fdpool 2 -- cat",
+    );
+    let mut process = start(command.arg(path.text()));
+    let (one, two) = (process.port(), process.port());
+    process.listening();
+    let mut clients = None;
+    at_once(&process, &[Signal::SIGTERM], || {
+        let crowds = [Crowd::connect(one, 20), Crowd::connect(two, 20)];
+        clients = Some((crowds, connect_unix(path.text())));
+    });
+    let (crowds, mut client) = clients.unwrap();
+    crowds.into_iter().for_each(Crowd::expect_served);
+    client.write_all(b"x").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "x");
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_full_queue_expect_served_as_well_as_the_backlog() {
+    let text = "exec fdaccept 127.0.0.1:0 -- sh -c 'kill -STOP $$; exec fdpool 4 -- cat'";
+    let mut process = sh(text);
+    let port = process.port();
+    let pool = eventually("the command", || {
+        let child = children(process.pid()).pop()?;
+        (state(child) == Some('T')).then_some(child)
+    });
+    let maximum = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    fdtools::limit::Limit::raise();
+    let crowd = Crowd::connect(port, maximum.trim().parse::<usize>().unwrap().min(600));
+    process.signal(Signal::SIGTERM);
+    kill(pool, Signal::SIGCONT).unwrap();
+    crowd.expect_served();
+    let (status, log) = process.finish();
+    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+}
+
+#[test]
+fn a_stop_closes_the_listeners_and_lets_handlers_finish() {
+    for signal in STOPS {
+        let path = OwnPath::new();
+        let mut command = script("sh", "exec fdaccept --grace 3600 \"$0\" -- fdpool 2 -- cat");
+        let mut process = start(command.arg(path.text()));
+        process.listening();
+        let mut client = connect_unix(path.text());
+        // It is served once it has an answer.
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        process.signal(signal);
+        path.expect_closed();
+        assert!(process.is_running());
+        client.write_all(b"y").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "y");
+        assert_eq!(process.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_command_gets_term_when_the_grace_is_over_and_its_queue_closed_before() {
+    let mut process = chain(&["--grace", "0.3", "127.0.0.1:0"], STAYS);
+    ready(&mut process);
+    process.signal(Signal::SIGTERM);
+    process.line("closed 69");
+    process.line("got TERM");
+    assert_eq!(process.wait().code(), Some(5));
+}
+
+#[test]
+fn a_command_has_all_of_the_grace() {
+    let mut process = chain(&["--grace", "1.5", "127.0.0.1:0"], STAYS);
+    ready(&mut process);
+    let begin = Instant::now();
+    process.signal(Signal::SIGTERM);
+    process.line("got TERM");
+    assert!(begin.elapsed() >= Duration::from_millis(1500));
+}
+
+#[test]
+fn interrupts_are_not_forwarded() {
+    let ends = STAYS.replace("while :; do sleep 0.05; done", "exit 3");
+    let mut process = chain(&["--grace", "3600", "127.0.0.1:0"], &ends);
+    ready(&mut process);
+    process.signal(Signal::SIGINT);
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(3));
+    assert!(log.contains("closed 69") && !log.contains("got"), "{log}");
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_grace() {
+    for first in STOPS {
+        for second in STOPS {
+            let mut process = chain(&["--grace", "3600", "127.0.0.1:0"], STAYS);
+            ready(&mut process);
+            process.signal(first);
+            process.line("closed 69");
+            process.signal(second);
+            process.line("got TERM");
+            assert_eq!(process.wait().code(), Some(5));
+        }
+    }
+}
+
+#[test]
+fn a_command_that_ignores_everything_is_killed_5_seconds_after_a_second_signal() {
+    let path = OwnPath::new();
+    let mut process = chain(&["--grace", "3600", &path.text()], IGNORES);
+    ready(&mut process);
+    process.signal(Signal::SIGTERM);
+    path.expect_closed();
+    let begin = Instant::now();
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.wait().code(), Some(128 + 9));
+    assert!(begin.elapsed() >= Duration::from_secs(5));
+}
+
+#[test]
+fn a_signal_after_the_grace_kills_a_command_that_ignores_everything() {
+    let mut process = chain(&["--grace", "0", "127.0.0.1:0"], IGNORES);
+    ready(&mut process);
+    let command = children(process.pid())[0];
+    process.signal(Signal::SIGTERM);
+    // It ignored the TERM that it got at once, and still runs.
+    until("the end of the grace", || ignored_term(command, &process));
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.wait().code(), Some(128 + 9));
+}
+
+/// Whether fdaccept has done what a first signal asks for: its queue is closed, so that the
+/// command's standard input is at its end.
+fn ignored_term(command: Pid, process: &Process) -> bool {
+    let sockets = |pid| {
+        let open = descriptors(pid);
+        open.iter()
+            .filter(|(_, what)| what.starts_with("socket:"))
+            .count()
+    };
+    is_alive(command) && sockets(process.pid()) == 0
+}
+
+#[test]
+fn connections_that_nobody_takes_are_counted() {
+    for (count, expected) in [
+        (1, "fdaccept: 1 connection was accepted and not taken"),
+        (3, "fdaccept: 3 connections were accepted and not taken"),
+    ] {
+        // Somebody could read the pipe, and never does.
+        let (mut process, _reader) = behind_a_pipe(&["-v", "--grace", "0.3", "127.0.0.1:0"]);
+        let port = process.port();
+        let _crowd = Crowd::connect(port, count);
+        for _ in 0..count {
+            process.line("accepted");
+        }
+        process.signal(Signal::SIGTERM);
+        let (status, log) = process.finish();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert_eq!(log.lines().last(), Some(expected));
+    }
+}
+
+#[test]
+fn connections_on_a_named_queue_that_nobody_takes_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = dir.path().join("q");
+    let queue = queue.to_str().unwrap();
+    let mut command = program("fdaccept");
+    command.args(["-v", "--grace", "0.3", "--bind", queue, "127.0.0.1:0"]);
+    let mut process = start(&mut command);
+    let _crowd = Crowd::connect(process.port(), 2);
+    process.line("accepted");
+    process.line("accepted");
+    process.signal(Signal::SIGTERM);
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let expected = "fdaccept: 2 connections were accepted and not taken";
+    assert_eq!(log.lines().last(), Some(expected));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_consumer_that_comes_within_the_grace_takes_what_was_accepted() {
+    let path = OwnPath::new();
+    let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
+    let (mut process, reader) = behind_a_pipe(&arguments);
+    let crowd = Crowd::connect(process.port(), 5);
+    process.signal(Signal::SIGTERM);
+    path.expect_closed();
+    assert!(process.is_running());
+    let mut pool = pool(reader, &["2", "cat"]);
+    crowd.expect_served();
+    assert_eq!(process.wait().code(), Some(0));
+    assert_eq!(pool.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_consumers() {
+    for signal in STOPS {
+        let path = OwnPath::new();
+        let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
+        let (mut process, _reader) = behind_a_pipe(&arguments);
+        let _crowd = Crowd::connect(process.port(), 2);
+        process.signal(signal);
+        path.expect_closed();
+        assert!(process.is_running());
+        process.signal(signal);
+        let (status, log) = process.finish();
+        assert_eq!(status.code(), Some(1));
+        assert!(log.contains("2 connections were accepted and not taken"));
+    }
+}
+
+#[test]
+fn an_idle_pipeline_ends_without_waiting() {
+    for signal in STOPS {
+        let (mut process, reader) = behind_a_pipe(&["--grace", "3600", "127.0.0.1:0"]);
+        let mut pool = pool(reader, &["--grace", "3600", "4", "cat"]);
+        let port = process.port();
+        assert_eq!(exchange(port, b"x"), b"x");
+        process.signal(signal);
+        let (status, log) = process.finish();
+        assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+        let (status, log) = pool.finish();
+        assert_eq!((status.code(), log.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn an_idle_chain_ends_without_waiting() {
+    for signal in STOPS {
+        let text = "exec fdaccept --grace 3600 127.0.0.1:0 -- fdpool --grace 3600 4 -- cat";
+        let mut process = sh(text);
+        let port = process.port();
+        assert_eq!(exchange(port, b"x"), b"x");
+        process.signal(signal);
+        let (status, log) = process.finish();
+        assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    }
+}
+
+#[test]
+fn an_fdaccept_that_never_had_a_consumer_ends_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    for sink in ["--bind ./q", "--connect ./q", "--connect @fdtools-nobody"] {
+        let mut command = script(
+            "sh",
+            &format!("exec fdaccept --grace 3600 {sink} 127.0.0.1:0"),
+        );
+        let mut process = start(command.current_dir(&dir));
+        process.listening();
+        process.signal(Signal::SIGTERM);
+        assert_eq!(process.wait().code(), Some(0), "{sink}");
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_pipeline_after_what_it_serves() {
+    let mut process = sh("fdaccept 127.0.0.1:0 | fdpool 2 -- cat");
+    let port = process.port();
+    let mut clients = [connect(port), connect(port)];
+    for client in &mut clients {
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+    }
+    let both = children(process.pid());
+    assert_eq!(both.len(), 2);
+    process.signal_group(Signal::SIGINT);
+    for mut client in clients {
+        client.write_all(b"y").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "y");
+    }
+    until("the end of both", || !both.iter().any(|pid| is_alive(*pid)));
+    let (_, log) = process.finish();
+    assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+#[test]
+fn ctrl_c_ends_a_chain_after_what_it_serves() {
+    let mut process = sh("exec fdaccept 127.0.0.1:0 -- fdpool 2 -- cat");
+    let mut client = connect(process.port());
+    client.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    process.signal_group(Signal::SIGINT);
+    client.write_all(b"y").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "y");
+    let (status, log) = process.finish();
+    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+}
+
+/// The command may end just while fdaccept looks at the same signal.
+#[test]
+fn ctrl_c_ends_a_chain_every_time() {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..60).for_each(|_| interrupt_a_chain()));
+        }
+    });
+}
+
+#[track_caller]
+fn interrupt_a_chain() {
+    let mut process = chain(&["127.0.0.1:0"], "echo ready >&2; exec sleep 1000");
+    ready(&mut process);
+    process.signal_group(Signal::SIGINT);
+    assert_eq!(process.wait().code(), Some(128 + 2));
+}
+
+#[test]
+fn a_chain_exits_as_its_command_exits() {
+    for (text, expected) in [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("kill -KILL $$", 128 + 9),
+        ("kill -TERM $$", 128 + 15),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut process = chain(&[path.to_str().unwrap()], text);
+        assert_eq!(process.wait().code(), Some(expected), "{text}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_command_that_ends_with_connections_waiting_is_told_of() {
+    let text = "echo ready >&2; kill -STOP $$; exit 4";
+    let mut process = chain(&["-v", "127.0.0.1:0"], text);
+    let port = process.port();
+    process.line("ready");
+    let _crowd = Crowd::connect(port, 2);
+    process.line("accepted");
+    process.line("accepted");
+    let command = children(process.pid())[0];
+    until("the stop", || state(command) == Some('T'));
+    kill(command, Signal::SIGCONT).unwrap();
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(4));
+    let last = log.lines().last().unwrap();
+    assert!(last.contains("accepted and not taken"), "{log}");
+}
+
+#[test]
+fn a_command_that_only_closes_the_queue_is_waited_for() {
+    let path = OwnPath::new();
+    let text = "exec </dev/null; read line <\"$0\"; exit 3";
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut command = program("fdaccept");
+    command
+        .args([&path.text(), "--", "sh", "-c", text])
+        .arg(&fifo);
+    let mut process = start(&mut command);
+    process.listening();
+    path.expect_closed();
+    assert!(process.is_running());
+    writeln!(File::options().write(true).open(&fifo).unwrap()).unwrap();
+    assert_eq!(process.wait().code(), Some(3));
+}
+
+#[test]
+fn fdaccept_ends_when_nobody_has_its_pipe_any_more() {
+    let path = OwnPath::new();
+    let (mut process, reader) = behind_a_pipe(&[&path.text()]);
+    process.listening();
+    drop(reader);
+    let (status, log) = process.finish();
+    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    path.expect_closed();
+}
+
+#[test]
+fn connections_that_were_not_taken_when_the_pipe_closes_are_counted() {
+    let (mut process, reader) = behind_a_pipe(&["-v", "127.0.0.1:0"]);
+    let _crowd = Crowd::connect(process.port(), 2);
+    process.line("accepted");
+    process.line("accepted");
+    drop(reader);
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(1));
+    let expected = "fdaccept: 2 connections were accepted and not taken";
+    assert_eq!(log.lines().last(), Some(expected));
+}
+
+#[test]
+fn a_socket_on_standard_output_without_consumers_is_the_end() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut command = program("fdaccept");
+    let command = command.arg("127.0.0.1:0").stdout(OwnedFd::from(other));
+    let mut process = start(command);
+    // The command has a copy of it.
+    command.stdout(std::process::Stdio::null());
+    process.listening();
+    drop(one);
+    let (status, log) = process.finish();
+    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+}
+
+#[test]
+fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut command = script(
+        "sh",
+        "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null",
+    );
+    command.stdin(OwnedFd::from(other));
+    let mut process = start(&mut command);
+    drop(command);
+    process.listening();
+    drop(one);
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(1));
+    let expected = "fdaccept: nobody takes connections from the queue any more";
+    assert_eq!(log.lines().last(), Some(expected));
+}
+
+#[test]
+fn paths_are_removed_at_the_end() {
+    for signal in STOPS {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = program("fdaccept");
+        command
+            .args(["--bind", "./q", "./s", "./t"])
+            .current_dir(&dir);
+        let mut process = start(&mut command);
+        process.listening();
+        process.listening();
+        for name in ["q", "s", "t"] {
+            assert!(dir.path().join(name).exists());
+        }
+        process.signal(signal);
+        assert_eq!(process.wait().code(), Some(0));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn paths_that_a_killed_fdaccept_left_are_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let fdaccept = || {
+        let mut command = program("fdaccept");
+        command.args(["--bind", "./q", "./s"]).current_dir(&dir);
+        let mut process = start(&mut command);
+        process.listening();
+        process
+    };
+    let mut first = fdaccept();
+    first.signal(Signal::SIGKILL);
+    first.wait();
+    assert!(dir.path().join("s").exists());
+    let mut second = fdaccept();
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.wait().code(), Some(0));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn hangup_has_its_default_action() {
+    let (mut process, _reader) = behind_a_pipe(&["127.0.0.1:0"]);
+    process.listening();
+    process.signal(Signal::SIGHUP);
+    assert_eq!(process.wait().signal(), Some(Signal::SIGHUP as i32));
+}
+
+#[test]
+fn a_signal_that_was_ignored_stays_ignored() {
+    // As a shell without job control starts what is behind `&`.
+    let mut process = sh("trap '' INT; exec fdaccept 127.0.0.1:0 -- fdpool 1 -- cat");
+    let port = process.port();
+    process.signal(Signal::SIGINT);
+    for _ in 0..10 {
+        assert_eq!(exchange(port, b"x"), b"x");
+    }
+    assert!(process.is_running());
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn two_signals_and_a_client_at_once_are_no_crash() {
+    let (mut process, _reader) = behind_a_pipe(&["127.0.0.1:0"]);
+    let port = process.port();
+    let mut client = None;
+    at_once(&process, &STOPS, || client = Some(connect(port)));
+    let (status, log) = process.finish();
+    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn the_end_of_the_consumers_and_a_client_at_once_are_no_crash() {
+    let (mut process, reader) = behind_a_pipe(&["127.0.0.1:0"]);
+    let port = process.port();
+    let mut client = None;
+    at_once(&process, &[], || {
+        client = Some(connect(port));
+        drop(reader);
+    });
+    let (status, log) = process.finish();
+    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn the_end_of_the_command_and_a_client_at_once_are_no_crash() {
+    let mut process = chain(&["127.0.0.1:0"], "kill -STOP $$; exec </dev/null; exit 7");
+    let port = process.port();
+    let command = eventually("the command", || {
+        let child = children(process.pid()).pop()?;
+        (state(child) == Some('T')).then_some(child)
+    });
+    let mut client = None;
+    at_once(&process, &[], || {
+        client = Some(connect(port));
+        kill(command, Signal::SIGCONT).unwrap();
+        until("its end", || !is_alive(command));
+    });
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(7), "{log}");
+}
+
+#[test]
+fn no_grace_and_a_client_at_once_are_no_crash() {
+    let (mut process, _reader) = behind_a_pipe(&["--grace", "0", "127.0.0.1:0"]);
+    let port = process.port();
+    let mut client = None;
+    at_once(&process, &[Signal::SIGTERM], || {
+        client = Some(connect(port))
+    });
+    let (status, log) = process.finish();
+    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn a_grace_without_end_is_no_crash() {
+    for grace in ["inf", "1e30", "18446744073709551615"] {
+        let (mut process, _reader) = behind_a_pipe(&["--grace", grace, "127.0.0.1:0"]);
+        process.listening();
+        process.signal(Signal::SIGTERM);
+        let (status, log) = process.finish();
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
+}
