@@ -17,7 +17,7 @@ use nix::sys::socket::{
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, SocketFlags, accept_with, recvmsg, sendmsg,
 };
 
 use crate::descriptor::{describe, socket_facts};
@@ -30,8 +30,8 @@ use crate::{Error, Result};
 /// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// More messages than wait in a queue whose buffer has its default size.
-const MAX_QUEUED: usize = 512;
+/// More messages than wait in a queue whose buffer is as large as anybody may make it by default.
+const MAX_QUEUED: usize = 1024;
 
 /// How long to wait before a send is tried again that failed for want of something that no event
 /// announces (`ETOOMANYREFS`: too many of this user's descriptors are on their way).
@@ -546,13 +546,21 @@ pub(crate) fn close_unread(descriptor: OwnedFd) {
         let facts = is_socket
             .then(|| socket_facts(descriptor.as_fd()))
             .flatten();
-        if !facts.is_some_and(|facts| facts.family == Some(AddressFamily::Unix)) {
+        let facts = facts.filter(|facts| facts.family == Some(AddressFamily::Unix));
+        let Some(facts) = facts else {
             continue;
-        }
-        // Nothing more is to come in behind what is taken out.
+        };
+        // Nothing more is to come in behind what is taken out; and nothing blocks any more.
         let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Read);
+        if facts.listens {
+            while let Ok(waiting) = accept_with(&descriptor, SocketFlags::CLOEXEC) {
+                open.push(waiting);
+            }
+        }
+        let mut empties = 0;
         while let Ok(mut message) = receive(&descriptor, false) {
-            if message.is_empty() {
+            empties += usize::from(message.is_empty());
+            if empties > MAX_QUEUED {
                 break;
             }
             open.append(&mut message.descriptors);
