@@ -41,8 +41,6 @@ fn shell_with(descriptor: impl AsFd, text: &str) -> Command {
 
 /// `fdaccept` in front of a pool of `handler`, with `descriptor` as its standard input.
 fn serve(descriptor: impl AsFd, arguments: &str, handler: &str) -> Process {
-    // So that it does not ignore INT where this test itself was started so.
-    fdtools::signals::default(&[Signal::SIGINT]).unwrap();
     let text = format!("exec fdaccept {arguments} -- fdpool 2 -- {handler}");
     Process::start(&mut shell_with(descriptor, &text))
 }

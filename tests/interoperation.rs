@@ -3,17 +3,17 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write, pipe};
+use std::io::{Read, Write, pipe};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::SockType;
 use support::*;
 
 const ADDRESS: &str = "127.0.0.1:0";
@@ -25,13 +25,6 @@ const TELL: &str = "read line && \
 /// What [`TELL`] says of a connection from port `remote` to port `local`.
 fn told(remote: u16, local: u16) -> String {
     format!("TCP 127.0.0.1 {remote} 127.0.0.1 {local} 127.0.0.1 {remote}\n")
-}
-
-#[track_caller]
-fn read_line(client: &TcpStream) -> String {
-    let mut line = String::new();
-    BufReader::new(client).read_line(&mut line).unwrap();
-    line.trim_end().to_owned()
 }
 
 #[track_caller]
@@ -55,33 +48,6 @@ fn assert_ends_well(process: &mut Process) {
 
 fn fdaccept(arguments: &[&str]) -> Process {
     Process::start(program("fdaccept").args(arguments))
-}
-
-/// Names that nothing else uses; the paths vanish with this.
-struct Names {
-    directory: tempfile::TempDir,
-}
-
-impl Names {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self { directory }
-    }
-
-    fn path(&self) -> String {
-        let path = self.directory.path().join("queue");
-        path.to_str().unwrap().to_owned()
-    }
-
-    fn abstract_name(&self) -> String {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        format!("@interoperation-{}-{count}", std::process::id())
-    }
-}
-
-fn socket_pair(kind: SockType) -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
 }
 
 /// A connection over TCP: the client, its server side, and the ports of the two.

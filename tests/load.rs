@@ -10,19 +10,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::*;
 
-/// Numbers that look random and are the same each time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
-
 /// A request that no other client makes. It fits into the buffers of two sockets, since it is
 /// sent before the first byte of the answer is read.
 fn request(client: usize, number: usize) -> Vec<u8> {

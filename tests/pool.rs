@@ -135,39 +135,14 @@ fn until_waiting(pool: &Process) {
     until("idle slots", || children(pid).into_iter().all(is_waiting));
 }
 
-/// Whether whoever started this test ignored `signal`, as nohup(1) and a shell's `&` do. So do the
-/// programs then.
-fn is_ignored(signal: Signal) -> bool {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
-    let ignored = u64::from_str_radix(ignored.unwrap(), 16).unwrap();
-    ignored & (1 << (signal as i32 - 1)) != 0
-}
-
 /// The signals that stop a pool.
-fn stopping() -> impl Iterator<Item = Signal> {
-    let both = [Signal::SIGTERM, Signal::SIGINT];
-    both.into_iter().filter(|signal| !is_ignored(*signal))
-}
+const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 
 /// The slot that a handler belongs to.
 fn slot_of(handler: Pid) -> Pid {
     let stat = std::fs::read_to_string(format!("/proc/{handler}/stat")).unwrap();
     let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1);
     Pid::from_raw(parent.unwrap().parse().unwrap())
-}
-
-/// Numbers that look random and are the same each time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
 }
 
 // Connections.
@@ -345,7 +320,7 @@ fn timeout_kills_a_child_that_ignores_term_also_when_its_parent_is_gone() {
 
 #[test]
 fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
-    for signal in stopping() {
+    for signal in STOPS {
         let acceptor = Acceptor::start();
         let mut pool = acceptor.start_pool(&["4"], &ECHO);
         let mut client = acceptor.client();
@@ -368,9 +343,6 @@ fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
 
 #[test]
 fn a_terminals_interrupt_ends_a_pool_and_not_its_handlers() {
-    if is_ignored(Signal::SIGINT) {
-        return skip("SIGINT is ignored here");
-    }
     let acceptor = Acceptor::start();
     let mut pool = acceptor.start_pool(&["4"], &ECHO);
     let mut client = acceptor.client();
@@ -443,7 +415,7 @@ fn a_stop_kills_what_ignores_term_with_its_group() {
 
 #[test]
 fn a_second_signal_ends_handlers_at_once() {
-    for first in stopping() {
+    for first in STOPS {
         let acceptor = Acceptor::start();
         let text = "trap '' TERM; sleep 100 & echo $$; echo $!; wait; sleep 100";
         let arguments = ["--grace", "100000", "2"];
@@ -462,7 +434,7 @@ fn a_second_signal_ends_handlers_at_once() {
 #[test]
 fn a_stop_without_connections_ends_at_once() {
     let acceptor = Acceptor::start();
-    for signal in stopping() {
+    for signal in STOPS {
         let mut pool = Process::start(&mut acceptor.pool(&["2"], &ECHO));
         until("its signals to be taken over", || {
             let text = std::fs::read_to_string(format!("/proc/{}/status", pool.pid()));

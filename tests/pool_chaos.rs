@@ -7,7 +7,6 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,23 +14,6 @@ use support::*;
 
 const CLIENTS: usize = 8;
 const SLOTS: usize = 4;
-
-/// Numbers that look random and are the same each time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-
-    fn pause(&mut self, microseconds: u64) {
-        std::thread::sleep(Duration::from_micros(self.below(microseconds)));
-    }
-}
 
 /// The handler says whom it serves, and then gives back what it gets.
 const HANDLER: &str = "echo \"$TCPREMOTEPORT\" >>\"$STARTED\"; exec cat";

@@ -3,8 +3,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::Write;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -63,13 +62,6 @@ fn group_is_alive(group: Pid) -> bool {
         Some((fields[0].clone(), fields[2].parse::<i32>().ok()?))
     });
     stats.any(|(state, its_group)| its_group == group.as_raw() && state != "Z")
-}
-
-#[track_caller]
-fn read_line(client: &TcpStream) -> String {
-    let mut line = String::new();
-    BufReader::new(client).read_line(&mut line).unwrap();
-    line.trim_end().to_owned()
 }
 
 /// Several clients at once, each of which gets its own bytes back.

@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -18,31 +18,6 @@ use support::*;
 
 /// The command of a chain, stopped before it is a pool of `cat`s.
 const STOPPED_POOL: &str = "sh -c 'kill -STOP $$; exec fdpool 4 -- cat'";
-
-/// Clients that have sent who they are and wait for it to come back.
-struct Crowd(Vec<TcpStream>);
-
-impl Crowd {
-    #[track_caller]
-    fn connect(port: u16, count: usize) -> Self {
-        let client = |number: usize| {
-            let mut stream = connect(port);
-            stream.write_all(number.to_string().as_bytes()).unwrap();
-            stream.shutdown(Shutdown::Write).unwrap();
-            stream
-        };
-        Self((0..count).map(client).collect())
-    }
-
-    #[track_caller]
-    fn expect_served(self) {
-        for (number, mut stream) in self.0.into_iter().enumerate() {
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            assert_eq!(answer, number.to_string());
-        }
-    }
-}
 
 /// How many of `wanted` clients can wait: no more than the backlog of a listener holds.
 fn crowd_size(wanted: usize) -> usize {

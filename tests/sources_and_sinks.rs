@@ -2,15 +2,13 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write, pipe};
+use std::io::{ErrorKind, Read, Write, pipe};
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::SockType;
 use support::*;
 
 /// A handler that answers the first line and ends; its client does not have to end for that.
@@ -40,14 +38,6 @@ fn request(port: u16, line: &str) -> TcpStream {
     client
 }
 
-/// The next line that a client gets.
-#[track_caller]
-fn read_line(client: &TcpStream) -> String {
-    let mut line = String::new();
-    BufReader::new(client).read_line(&mut line).unwrap();
-    line.trim_end().to_owned()
-}
-
 /// Ends a program as a service manager does, and expects that this is no failure.
 #[track_caller]
 fn stop(process: &mut Process) {
@@ -72,35 +62,6 @@ fn consumer(words: &[&str]) -> Command {
     let mut command = program(words[0]);
     command.args(&words[1..]).arg("--").args(ANSWER);
     command
-}
-
-/// A queue as something else than fdtools could make it.
-fn socket_pair(kind: SockType) -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
-}
-
-/// A name that nothing else uses: a path in the directory, which vanishes with it, or one in the
-/// abstract namespace.
-struct Names {
-    directory: tempfile::TempDir,
-}
-
-impl Names {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self { directory }
-    }
-
-    fn path(&self) -> String {
-        let path = self.directory.path().join("queue");
-        path.to_str().unwrap().to_owned()
-    }
-
-    fn abstract_name(&self) -> String {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        format!("@sources-and-sinks-{}-{count}", std::process::id())
-    }
 }
 
 // A chain: fdaccept starts the consumer.

@@ -4,12 +4,11 @@ mod support;
 
 use std::fs::File;
 use std::io::{PipeReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -27,58 +26,27 @@ const STAYS: &str = "trap 'echo got TERM >&2; exit 5' TERM; trap 'echo got INT >
 const IGNORES: &str = "trap '' TERM INT; echo ready >&2; while :; do sleep 0.05; done";
 
 fn sh(text: &str) -> Process {
-    start(&mut script("sh", text))
-}
-
-/// Starts a process that ignores no signal, as it would where this test itself was started so.
-fn start(command: &mut Command) -> Process {
-    fdtools::signals::default(&[Signal::SIGINT, Signal::SIGHUP]).unwrap();
-    Process::start(command)
+    Process::start(&mut script("sh", text))
 }
 
 /// `fdaccept` with these arguments and this shell script as its command.
 fn chain(arguments: &[&str], text: &str) -> Process {
     let mut command = program("fdaccept");
     command.args(arguments).args(["--", "sh", "-c", text]);
-    start(&mut command)
+    Process::start(&mut command)
 }
 
 /// `fdaccept` with these arguments, whose pipe leads to `reader`.
 fn behind_a_pipe(arguments: &[&str]) -> (Process, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = program("fdaccept");
-    let process = start(command.args(arguments).stdout(writer));
+    let process = Process::start(command.args(arguments).stdout(writer));
     (process, reader)
 }
 
 fn pool(reader: PipeReader, arguments: &[&str]) -> Process {
     let mut command = program("fdpool");
-    start(command.args(arguments).stdin(reader))
-}
-
-/// Clients that have sent who they are and wait for it to come back.
-struct Crowd(Vec<TcpStream>);
-
-impl Crowd {
-    #[track_caller]
-    fn connect(port: u16, count: usize) -> Self {
-        let client = |number: usize| {
-            let mut stream = connect(port);
-            stream.write_all(number.to_string().as_bytes()).unwrap();
-            stream.shutdown(Shutdown::Write).unwrap();
-            stream
-        };
-        Self((0..count).map(client).collect())
-    }
-
-    #[track_caller]
-    fn expect_served(self) {
-        for (number, mut stream) in self.0.into_iter().enumerate() {
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            assert_eq!(answer, number.to_string());
-        }
-    }
+    Process::start(command.args(arguments).stdin(reader))
 }
 
 /// Stops a process, does something, and lets it find that and `signals` at once when it goes on.
@@ -164,7 +132,7 @@ fn every_backlog_expect_served() {
         "sh",
         "exec fdaccept 127.0.0.1:0 127.0.0.1:0 \"$0\" -- fdpool 2 -- cat",
     );
-    let mut process = start(command.arg(path.text()));
+    let mut process = Process::start(command.arg(path.text()));
     let (one, two) = (process.port(), process.port());
     process.listening();
     let mut clients = None;
@@ -206,7 +174,7 @@ fn a_stop_closes_the_listeners_and_lets_handlers_finish() {
     for signal in STOPS {
         let path = OwnPath::new();
         let mut command = script("sh", "exec fdaccept --grace 3600 \"$0\" -- fdpool 2 -- cat");
-        let mut process = start(command.arg(path.text()));
+        let mut process = Process::start(command.arg(path.text()));
         process.listening();
         let mut client = connect_unix(path.text());
         // It is served once it has an answer.
@@ -334,7 +302,7 @@ fn connections_on_a_named_queue_that_nobody_takes_are_counted() {
     let queue = queue.to_str().unwrap();
     let mut command = program("fdaccept");
     command.args(["-v", "--grace", "0.3", "--bind", queue, "127.0.0.1:0"]);
-    let mut process = start(&mut command);
+    let mut process = Process::start(&mut command);
     let _crowd = Crowd::connect(process.port(), 2);
     process.line("accepted");
     process.line("accepted");
@@ -414,7 +382,7 @@ fn an_fdaccept_that_never_had_a_consumer_ends_without_waiting() {
             "sh",
             &format!("exec fdaccept --grace 3600 {sink} 127.0.0.1:0"),
         );
-        let mut process = start(command.current_dir(&dir));
+        let mut process = Process::start(command.current_dir(&dir));
         process.listening();
         process.signal(Signal::SIGTERM);
         assert_eq!(process.wait().code(), Some(0), "{sink}");
@@ -525,7 +493,7 @@ fn a_command_that_only_closes_the_queue_is_waited_for() {
     command
         .args([&path.text(), "--", "sh", "-c", text])
         .arg(&fifo);
-    let mut process = start(&mut command);
+    let mut process = Process::start(&mut command);
     process.listening();
     path.expect_closed();
     assert!(process.is_running());
@@ -562,7 +530,7 @@ fn a_socket_on_standard_output_without_consumers_is_the_end() {
     let (one, other) = UnixStream::pair().unwrap();
     let mut command = program("fdaccept");
     let command = command.arg("127.0.0.1:0").stdout(OwnedFd::from(other));
-    let mut process = start(command);
+    let mut process = Process::start(command);
     // The command has a copy of it.
     command.stdout(std::process::Stdio::null());
     process.listening();
@@ -579,7 +547,7 @@ fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
         "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null",
     );
     command.stdin(OwnedFd::from(other));
-    let mut process = start(&mut command);
+    let mut process = Process::start(&mut command);
     drop(command);
     process.listening();
     drop(one);
@@ -597,7 +565,7 @@ fn paths_are_removed_at_the_end() {
         command
             .args(["--bind", "./q", "./s", "./t"])
             .current_dir(&dir);
-        let mut process = start(&mut command);
+        let mut process = Process::start(&mut command);
         process.listening();
         process.listening();
         for name in ["q", "s", "t"] {
@@ -615,7 +583,7 @@ fn paths_that_a_killed_fdaccept_left_are_taken_over() {
     let fdaccept = || {
         let mut command = program("fdaccept");
         command.args(["--bind", "./q", "./s"]).current_dir(&dir);
-        let mut process = start(&mut command);
+        let mut process = Process::start(&mut command);
         process.listening();
         process
     };

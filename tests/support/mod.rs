@@ -4,14 +4,17 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 
 /// Nothing that a test waits for takes longer, also on a machine with much else to do.
@@ -89,8 +92,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`.
+    /// Starts `command`. It ignores no signal, also where this test was started so, as nohup(1)
+    /// and a shell's `&` do.
     pub fn start(command: &mut Command) -> Self {
+        fdtools::signals::default(&[Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]).unwrap();
         command.stderr(Stdio::piped()).process_group(0);
         let mut child = command
             .spawn()
@@ -345,4 +350,86 @@ pub fn run(command: &mut Command) -> (Option<i32>, String, String) {
     });
     let (status, stderr) = process.finish();
     (status.code(), reader.join().unwrap(), stderr)
+}
+
+/// The next line that a client gets.
+#[track_caller]
+pub fn read_line(client: &TcpStream) -> String {
+    let mut line = String::new();
+    BufReader::new(client).read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+/// A queue as something else than fdtools could make it.
+pub fn socket_pair(kind: SockType) -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
+}
+
+/// Names that nothing else uses: a path in a directory that vanishes with this, and others in the
+/// abstract namespace.
+pub struct Names {
+    pub directory: tempfile::TempDir,
+}
+
+impl Names {
+    #[allow(clippy::new_without_default)] // nothing but a test makes one
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self { directory }
+    }
+
+    pub fn path(&self) -> String {
+        let path = self.directory.path().join("queue");
+        path.to_str().unwrap().to_owned()
+    }
+
+    pub fn abstract_name(&self) -> String {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        format!("@fdtools-test-{}-{count}", std::process::id())
+    }
+}
+
+/// Clients that have sent who they are and wait for it to come back.
+pub struct Crowd(Vec<TcpStream>);
+
+impl Crowd {
+    #[track_caller]
+    pub fn connect(port: u16, count: usize) -> Self {
+        let client = |number: usize| {
+            let mut stream = connect(port);
+            stream.write_all(number.to_string().as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            stream
+        };
+        Self((0..count).map(client).collect())
+    }
+
+    #[track_caller]
+    pub fn expect_served(self) {
+        for (number, mut stream) in self.0.into_iter().enumerate() {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, number.to_string());
+        }
+    }
+}
+
+/// Numbers that look random and are the same each time (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+
+    /// Waits for less than this many microseconds: not for an event, but to meet what goes on at
+    /// another moment each time.
+    pub fn pause(&mut self, microseconds: u64) {
+        std::thread::sleep(Duration::from_micros(self.below(microseconds)));
+    }
 }
