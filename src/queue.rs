@@ -557,10 +557,17 @@ pub(crate) fn close_unread(descriptor: OwnedFd) {
                 open.push(waiting);
             }
         }
-        let mut empties = 0;
+        // An empty message of a seqpacket socket reads as its end does; a stream has none, and a
+        // datagram socket no end.
+        let mut ends = match facts.kind {
+            Some(SockType::SeqPacket) => MAX_QUEUED,
+            _ => 1,
+        };
         while let Ok(mut message) = receive(&descriptor, false) {
-            empties += usize::from(message.is_empty());
-            if empties > MAX_QUEUED {
+            if message.is_empty() && facts.kind != Some(SockType::Datagram) {
+                ends -= 1;
+            }
+            if ends == 0 {
                 break;
             }
             open.append(&mut message.descriptors);
