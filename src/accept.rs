@@ -175,18 +175,40 @@ impl Acceptor {
     /// [`Error::System`] for what will not work later either; [`Error::Peer`] if a queue that
     /// was handed to us has no consumers any more.
     pub fn run(mut self) -> Result<u8> {
+        match self.serve() {
+            Ok(Some(status)) => Ok(self.end_with_chain(status)),
+            Ok(None) => self.end(),
+            Err(error) if self.chain.is_none() => {
+                self.say_untaken();
+                Err(error)
+            }
+            // The command still gets to the end of its queue.
+            Err(error) => {
+                self.log.error(error);
+                self.close();
+                self.gone = true;
+                self.deadline = Some(Instant::now() + self.grace);
+                self.serve()?;
+                Ok(1)
+            }
+        }
+    }
+
+    /// The loop. Returns the exit status of the command, if it has ended; `None` at another end.
+    fn serve(&mut self) -> Result<Option<u8>> {
         // Consumers may be there already, and a first ticket is due.
         self.attend_sink()?;
         loop {
             if self.chain.is_none() && self.is_done() {
-                return self.end();
+                return Ok(None);
             }
             let ready = self.wait()?;
             if ready.signals {
                 // First all signals are read: one that comes later wakes the loop again.
                 self.attend_signals();
-                if let Some(status) = self.attend_chain() {
-                    return Ok(self.end_with_chain(status));
+                let ended = self.chain.as_ref().and_then(Chain::ended);
+                if ended.is_some() {
+                    return Ok(ended);
                 }
             }
             if ready.sink {
@@ -468,29 +490,42 @@ impl Acceptor {
         self.stage == Stage::Closed && (self.gone || self.at_once || self.sink.is_taken())
     }
 
-    /// The exit status of the command, if it has ended.
-    fn attend_chain(&mut self) -> Option<u8> {
-        self.chain.as_ref().and_then(Chain::ended)
-    }
-
     fn end_with_chain(mut self, status: u8) -> u8 {
         self.places.clear();
-        let in_hand = usize::from(self.in_hand.is_some());
-        say_untaken(&self.log, self.sink.give_up(), in_hand);
+        self.say_untaken();
         status
     }
 
     fn end(self) -> Result<u8> {
-        let in_hand = usize::from(self.in_hand.is_some());
-        if self.gone && self.sink.needs_consumers() {
-            say_untaken(&self.log, self.sink.give_up(), in_hand);
-            let gone = "nobody takes connections from the queue any more";
-            return Err(Error::Peer(gone.into()));
+        let is_failure = self.gone && self.sink.needs_consumers();
+        match (self.say_untaken(), is_failure) {
+            (_, true) => {
+                let gone = "nobody takes connections from the queue any more";
+                Err(Error::Peer(gone.into()))
+            }
+            (true, false) => Ok(1),
+            (false, false) => Ok(0),
         }
-        Ok(match say_untaken(&self.log, self.sink.give_up(), in_hand) {
-            true => 1,
-            false => 0,
-        })
+    }
+
+    /// Gives up the queue, and says how many connections were accepted in vain. Whether there are
+    /// any.
+    fn say_untaken(self) -> bool {
+        let in_hand = usize::from(self.in_hand.is_some());
+        match self.sink.give_up() {
+            Untaken::Exactly(0) | Untaken::Unknown if in_hand == 0 => return false,
+            Untaken::Exactly(in_queue) => match in_queue + in_hand {
+                1 => self.log.error("1 connection was accepted and not taken"),
+                count => self.log.error(format_args!(
+                    "{count} connections were accepted and not taken"
+                )),
+            },
+            Untaken::Unknown => self
+                .log
+                .error("at least 1 connection was accepted and not taken"),
+            Untaken::Some => self.log.error("connections were accepted and not taken"),
+        }
+        true
     }
 }
 
@@ -506,21 +541,6 @@ impl Place {
     fn is_finished(&self, stage: Stage) -> bool {
         stage == Stage::LastOrders && self.left == 0
     }
-}
-
-/// Says how many connections were accepted in vain. Whether there are any.
-fn say_untaken(log: &Log, untaken: Untaken, in_hand: usize) -> bool {
-    match untaken {
-        Untaken::Exactly(0) if in_hand == 0 => return false,
-        Untaken::Exactly(in_queue) => match in_queue + in_hand {
-            1 => log.error("1 connection was accepted and not taken"),
-            count => log.error(format_args!(
-                "{count} connections were accepted and not taken"
-            )),
-        },
-        Untaken::Some => log.error("connections were accepted and not taken"),
-    }
-    true
 }
 
 /// What is known of a connection that was just accepted.

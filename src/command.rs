@@ -73,7 +73,10 @@ impl Command {
 
 /// The exit status that an errno of exec stands for depends on whether the file is there.
 fn failed(name: &OsStr, errno: Errno) -> Error {
-    let command = name.to_string_lossy().into_owned();
+    let command = match name.is_empty() {
+        true => "''".into(),
+        false => name.to_string_lossy().into_owned(),
+    };
     let cause = errno.desc().to_owned();
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => Error::CommandNotFound { command, cause },

@@ -10,7 +10,7 @@ use rustix::process::{self, WaitOptions, WaitStatus};
 
 use crate::fork;
 use crate::handler::Handler;
-use crate::queue::{Receiver, Visit, is_absent};
+use crate::queue::{Receiver, Visit, is_passing};
 use crate::report::{CLOSED, Log};
 use crate::scoreboard::{MAX_SLOTS, Scoreboard, Urgency};
 use crate::signals::Signals;
@@ -373,7 +373,8 @@ impl Pool {
                 }
                 self.queue = queue;
             }
-            Err(error) if is_passing(&error) => {
+            // Once it has served, it stays for whatever comes.
+            Err(error) if is_passing(&error) || self.generation > 0 => {
                 let problem = error.to_string();
                 if self.problem.as_ref() != Some(&problem) {
                     self.log.notice(format_args!("{problem}; waiting"));
@@ -389,17 +390,6 @@ impl Pool {
     fn log_status(&self) {
         self.scoreboard.log_status(&self.log);
     }
-}
-
-/// Whether a name may be worth another try: nobody is there, somebody else is, or descriptors
-/// are short.
-fn is_passing(error: &Error) -> bool {
-    use nix::errno::Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    let short = |errno| matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM);
-    matches!(error, Error::Peer(_))
-        || error
-            .errno()
-            .is_some_and(|errno| is_absent(errno) || short(errno))
 }
 
 /// The places on the scoreboard.

@@ -532,6 +532,17 @@ pub(crate) fn is_absent(errno: Errno) -> bool {
     )
 }
 
+/// Whether a name may be worth another try: nobody is there, somebody else is, or descriptors
+/// are short.
+pub(crate) fn is_passing(error: &Error) -> bool {
+    use Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let short = |errno| matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM);
+    matches!(error, Error::Peer(_))
+        || error
+            .errno()
+            .is_some_and(|errno| is_absent(errno) || short(errno))
+}
+
 /// Closes a stranger's descriptor, and what is on its way in it, if it is a Unix socket. Their
 /// `SO_LINGER` could make that block for seconds, so it is turned off first; on what is no socket
 /// that fails, and is not needed.

@@ -3,8 +3,11 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::name::printable;
+use crate::wait::{PollFd, PollFlags, wait};
 use crate::{Error, Result};
 
 /// Exit status of a wrong usage.
@@ -16,6 +19,12 @@ pub const CLOSED: u8 = 69;
 pub const NOT_EXECUTABLE: u8 = 126;
 /// Exit status of a command that does not exist (POSIX shells, env(1)).
 pub const NOT_FOUND: u8 = 127;
+
+/// How long a line waits for a log that is not read.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether the last line was lost so.
+static STUCK: AtomicBool = AtomicBool::new(false);
 
 /// How much a program says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,7 +80,19 @@ impl Log {
     fn line(&self, what: impl Display) {
         let text = printable(what.to_string().as_bytes());
         let line = format!("{}: {text}\n", self.program);
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        // A log that is not read holds us up once, and then loses lines.
+        let stderr = std::io::stderr();
+        let patience = match STUCK.load(Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => PATIENCE,
+        };
+        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+        let _ = wait(&mut fds, Some(Instant::now() + patience));
+        STUCK.store(fds[0].revents().is_empty(), Ordering::Relaxed);
+        if STUCK.load(Ordering::Relaxed) {
+            return;
+        }
+        let _ = (&stderr).write_all(line.as_bytes());
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::net::{SocketFlags, accept_with};
 use crate::ballast::Ballast;
 use crate::descriptor::describe;
 use crate::name::{self, Name, OwnedName};
-use crate::queue::{self, Sender, close_unread, hand_over, is_absent};
+use crate::queue::{self, Sender, close_unread, hand_over, is_passing};
 use crate::rendezvous::Rendezvous;
 use crate::report::Log;
 use crate::ticket::Door;
@@ -54,6 +54,8 @@ pub enum Untaken {
     Exactly(usize),
     /// Some: the queue was somebody else's, and its read end is gone.
     Some,
+    /// Nobody knows: the queue was closed for a command to finish.
+    Unknown,
 }
 
 /// Where connections go.
@@ -118,8 +120,11 @@ impl Sink {
         }
         if let Some(name) = &options.connect {
             let name = Name::parse(name)?;
-            // A name that can never be one is a mistake to say at once.
-            name.address()?;
+            // What is no passing trouble is said now, while there is no client yet to wait for it.
+            match Sender::connect(&name, &trust) {
+                Err(error) if !is_passing(&error) => return Err(error),
+                _ => {}
+            }
             return Ok(Self {
                 sender: None,
                 way: Way::Remote {
@@ -182,11 +187,11 @@ impl Sink {
         payload: &[u8],
         log: &Log,
     ) -> Result<Passed> {
-        if let (None, Way::Remote { name, .. }) = (&self.sender, &self.way) {
-            let name = name.clone();
-            if !self.connect(&name, log)? {
-                return Ok(Passed::Later);
-            }
+        if self.sender.is_none()
+            && let Err(error) = self.connect()
+        {
+            self.say(&error, log);
+            return Ok(Passed::Later);
         }
         let Some(sender) = &self.sender else {
             return Ok(Passed::Gone);
@@ -199,8 +204,12 @@ impl Sink {
         }
         match sender.try_send(connection, payload) {
             Ok(()) => {
-                if let Way::Tickets { own, .. } | Way::Named { own, .. } = &mut self.way {
-                    own.remember(payload.len());
+                match &mut self.way {
+                    Way::Tickets { own, .. } | Way::Named { own, .. } => {
+                        own.remember(payload.len());
+                    }
+                    Way::Remote { problem, .. } => *problem = None,
+                    Way::Chain | Way::Straight { .. } => {}
                 }
                 Ok(Passed::Done)
             }
@@ -219,29 +228,22 @@ impl Sink {
         }
     }
 
-    /// Opens the way to a consumer's name. False if nobody is there, or nobody who is trusted;
-    /// that is said once, until it changes.
-    fn connect(&mut self, name: &Name, log: &Log) -> Result<bool> {
-        let Way::Remote { trust, problem, .. } = &mut self.way else {
-            return Ok(true);
-        };
-        match Sender::connect(name, trust) {
-            Ok(sender) => {
-                self.sender = Some(sender);
-                *problem = None;
-                Ok(true)
+    /// Opens the way to a consumer's name.
+    fn connect(&mut self) -> Result<()> {
+        if let Way::Remote { name, trust, .. } = &self.way {
+            self.sender = Some(Sender::connect(name, trust)?);
+        }
+        Ok(())
+    }
+
+    /// Says why the way to a name is not open: once, until that changes.
+    fn say(&mut self, trouble: &Error, log: &Log) {
+        if let Way::Remote { problem, .. } = &mut self.way {
+            let text = trouble.to_string();
+            if problem.as_ref() != Some(&text) {
+                log.notice(format_args!("{text}; connections wait"));
+                *problem = Some(text);
             }
-            Err(error)
-                if error.errno().is_some_and(is_absent) || matches!(error, Error::Peer(_)) =>
-            {
-                let text = error.to_string();
-                if problem.as_ref() != Some(&text) {
-                    log.notice(format_args!("{text}; connections wait"));
-                    *problem = Some(text);
-                }
-                Ok(false)
-            }
-            Err(error) => Err(error),
         }
     }
 
@@ -352,6 +354,7 @@ impl Sink {
                     _ => Untaken::Exactly(0),
                 }
             }
+            (Way::Chain, None) => Untaken::Unknown,
             _ => Untaken::Exactly(0),
         }
     }

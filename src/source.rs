@@ -86,7 +86,8 @@ impl Source {
     /// Waits for the queue.
     ///
     /// # Errors
-    /// [`Error::System`] with `ENOENT` or `ECONNREFUSED` if nobody is at the name; [`Error::Peer`]
+    /// [`Error::System`] with `ENOENT` or `ECONNREFUSED` if nobody is at the name;
+    /// [`Error::Closed`] if the door of tickets cannot be reached from here; [`Error::Peer`]
     /// if the other side is not to be trusted, or what comes from the pipe is no ticket or no
     /// longer worth anything.
     pub fn queue(&mut self) -> Result<Found> {
@@ -144,12 +145,12 @@ fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
         // a third one for the same door is alive.
         shut.push(ticket.door());
         if shut.iter().filter(|door| **door == ticket.door()).count() > 2 {
-            return Err(problem.unwrap_or_else(|| {
-                Error::Peer(
-                    "the door of the ticket cannot be reached from here: is fdaccept in another \
-                     network namespace? A name (--bind PATH, --connect PATH) can be shared"
-                        .into(),
-                )
+            return Err(Error::Closed(match problem {
+                Some(problem) => problem.to_string(),
+                None => "the door of the ticket cannot be reached from here: is fdaccept in \
+                         another network namespace? A name (--bind PATH, --connect PATH) can be \
+                         shared"
+                    .into(),
             }));
         }
         worthless = problem.or(worthless);

@@ -138,18 +138,20 @@ fn an_address_goes_before_the_listeners_of_a_service_manager() {
 #[test]
 fn the_listeners_of_another_process_are_ignored() {
     let (listener, _) = listener();
-    for variables in ["LISTEN_FDS=1 LISTEN_PID=1", "LISTEN_FDS=1", "LISTEN_PID=$$"] {
+    const OTHERS: &str =
+        "no ADDRESS given, and LISTEN_FDS is not meant for this process (LISTEN_PID)";
+    const NONE: &str = "no ADDRESS given, and no listeners in LISTEN_FDS";
+    for (variables, expected) in [
+        ("LISTEN_FDS=1 LISTEN_PID=1", OTHERS),
+        ("LISTEN_FDS=1", OTHERS),
+        ("LISTEN_PID=$$", NONE),
+    ] {
         let text = format!("{variables} exec fdaccept -- cat {AS_3}");
-        let expected = "no ADDRESS given, and no listeners in LISTEN_FDS";
         refuses(&listener, &text, expected);
     }
     // A shell that stays is another process, too.
     let text = format!("LISTEN_FDS=1 LISTEN_PID=$$ fdaccept -- cat {AS_3}; exit $?");
-    refuses(
-        &listener,
-        &text,
-        "no ADDRESS given, and no listeners in LISTEN_FDS",
-    );
+    refuses(&listener, &text, OTHERS);
 }
 
 #[test]

@@ -623,13 +623,10 @@ fn a_receiver_at_a_path_that_may_not_be_used_is_an_error() {
     let _pool = Process::start(&mut owner("fdpool", &path, &[]));
     wait_for(&path);
     let mut fdaccept = by(NOBODY, &dir, "fdaccept");
-    let mut sender = Process::start(fdaccept.arg("--connect").arg(&path).arg("127.0.0.1:0"));
-    let client = connect(sender.port());
-    let (status, log) = sender.finish();
-    assert_eq!(status.code(), Some(1), "{log}");
+    // At once, while there is no client to lose.
+    let (status, _, log) = run(fdaccept.arg("--connect").arg(&path).arg("127.0.0.1:0"));
     let expected = format!("cannot connect to {}: Permission denied", path.display());
-    assert!(log.contains(&format!("fdaccept: {expected}")), "{log}");
-    drop(client);
+    assert_eq!((status, log), (Some(1), format!("fdaccept: {expected}")));
 }
 
 #[test]

@@ -365,7 +365,11 @@ fn cannot_run(command: &str, cause: &str, status: i32) {
     ];
     for (name, arguments) in forms {
         let (code, message) = fails(name, &arguments);
-        assert_eq!(message, format!("{name}: cannot run {command}: {cause}"));
+        let shown = match command {
+            "" => "''",
+            command => command,
+        };
+        assert_eq!(message, format!("{name}: cannot run {shown}: {cause}"));
         assert_eq!(code, Some(status));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -13,7 +13,7 @@ use fdtools::chain::Chain;
 use fdtools::command::Command;
 use fdtools::limit::Limit;
 use fdtools::listener::{self, Listener};
-use fdtools::report::{self, Log};
+use fdtools::report;
 use fdtools::signals::Signals;
 use fdtools::sink::Sink;
 use fdtools::sockopt::{self, SocketOption};
@@ -71,12 +71,16 @@ fn run() -> Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let limit = Limit::raise();
     let command = find_command(&arguments)?;
-    let signals = Signals::new(&accept::signals())?;
     let (sink, read_end) = match command {
         Some(_) => Sink::chain().map(|(sink, read_end)| (sink, Some(read_end)))?,
         None => (Sink::open(&arguments.queue.rendezvous())?, None),
     };
-    let listeners = open_listeners(&arguments, &log)?;
+    // Looking up a host may take long; until it is over a signal simply ends us.
+    let listeners = open_listeners(&arguments)?;
+    let signals = Signals::new(&accept::signals())?;
+    for listener in &listeners {
+        log.notice(format_args!("listening on {listener}"));
+    }
     let chain = match command.zip(read_end) {
         Some((command, read_end)) => {
             let mask = signals.original_mask();
@@ -90,6 +94,10 @@ fn run() -> Result<u8> {
 /// The command of the chain form, found before anything is bound for it.
 fn find_command(arguments: &Arguments) -> Result<Option<Command>> {
     match arguments.command.as_slice() {
+        // As where a variable of a script that should be the command is empty.
+        [] if env::args_os().last().is_some_and(|last| last == "--") => {
+            Err(Error::Usage("no command given after --".into()))
+        }
         [] => Ok(None),
         _ if arguments.queue.is_given() => Err(Error::Usage(
             "give either -- COMMAND or one of --bind, --connect and --queue-fd".into(),
@@ -98,29 +106,28 @@ fn find_command(arguments: &Arguments) -> Result<Option<Command>> {
     }
 }
 
-fn open_listeners(arguments: &Arguments, log: &Log) -> Result<Vec<Listener>> {
+fn open_listeners(arguments: &Arguments) -> Result<Vec<Listener>> {
     let options = listener::Options {
         backlog: arguments.backlog,
         mode: arguments.queue.mode(),
         socket_options: arguments.options.clone(),
     };
-    let listeners = match arguments.addresses.as_slice() {
-        [] => {
-            let (fds, pid) = (env::var_os("LISTEN_FDS"), env::var_os("LISTEN_PID"));
-            listener::from_environment(fds.as_deref(), pid.as_deref(), &options)?
-        }
-        texts => {
-            let addresses = texts.iter().map(|text| Address::parse(text));
-            listener::open_all(&addresses.collect::<Result<Vec<_>>>()?, &options)?
-        }
-    };
-    if listeners.is_empty() {
-        return Err(Error::Usage(
-            "no ADDRESS given, and no listeners in LISTEN_FDS".into(),
-        ));
+    if !arguments.addresses.is_empty() {
+        let addresses = arguments.addresses.iter().map(|text| Address::parse(text));
+        return listener::open_all(&addresses.collect::<Result<Vec<_>>>()?, &options);
     }
-    for listener in &listeners {
-        log.notice(format_args!("listening on {listener}"));
+    let (fds, pid) = (env::var_os("LISTEN_FDS"), env::var_os("LISTEN_PID"));
+    let listeners = listener::from_environment(fds.as_deref(), pid.as_deref(), &options)?;
+    match listeners.is_empty() {
+        false => Ok(listeners),
+        true => Err(Error::Usage(
+            match fds {
+                Some(_) => {
+                    "no ADDRESS given, and LISTEN_FDS is not meant for this process (LISTEN_PID)"
+                }
+                None => "no ADDRESS given, and no listeners in LISTEN_FDS",
+            }
+            .into(),
+        )),
     }
-    Ok(listeners)
 }

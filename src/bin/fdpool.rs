@@ -34,7 +34,7 @@ struct Arguments {
     queue: QueueArguments,
 
     /// End when fdaccept does, instead of waiting until it is back (with --connect)
-    #[arg(long)]
+    #[arg(long, requires = "connect")]
     once: bool,
 
     /// End a handler that runs longer: TERM to its process group, KILL after 5 seconds
