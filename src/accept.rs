@@ -442,8 +442,11 @@ impl Acceptor {
         self.close();
         if let Some(chain) = &self.chain {
             chain.signal(Signal::SIGTERM);
-            self.next_signal = Signal::SIGKILL;
-            self.deadline = Some(Instant::now() + KILL_AFTER);
+            // Who is impatient does not put the end off.
+            if self.next_signal != Signal::SIGKILL {
+                self.next_signal = Signal::SIGKILL;
+                self.deadline = Some(Instant::now() + KILL_AFTER);
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// [`Error::System`] (`EAGAIN`, `ENOMEM`).
 pub fn start(on_our_death: Signal, work: impl FnOnce() -> u8) -> Result<Pid> {
     let parent = getpid();
-    // SAFETY: this program has one thread, so the child may do whatever the parent may.
+    // SAFETY: the programs have one thread, so the child may do whatever the parent may.
     let child = unsafe { fork() }.map_err(|errno| Error::system("start a process", errno))?;
     match child {
         ForkResult::Parent { child } => Ok(child),

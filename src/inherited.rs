@@ -1,4 +1,7 @@
 //! Descriptors that were open before this program started, claimed once.
+//!
+//! What takes a number from a user and ends here is for a program's main, before it opens things
+//! of its own: nobody else can have that number then.
 #![allow(unsafe_code)] // a number from outside becomes an owned descriptor here, and only here
 
 use std::collections::BTreeSet;

@@ -73,7 +73,7 @@ enum Stop {
     Asked(Instant),
 }
 
-/// A pool of slots.
+/// A pool of slots. It forks, so it is for a process with one thread.
 pub struct Pool {
     source: Source,
     queue: Queue,
@@ -102,6 +102,8 @@ impl Pool {
         // If whoever started us ignored it, children would vanish without a status.
         signals::default(&[Signal::SIGCHLD])?;
         let stopping = signals::not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
+        // Meant for slots; who sends it to every fdpool means no harm.
+        signals::ignore(&[URGENT])?;
         // While there is no queue yet, a stop breaks off the wait for it, and resizing waits.
         interrupt::break_off_on(&stopping)?;
         signals::block(&RESIZING)?;

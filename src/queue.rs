@@ -110,6 +110,8 @@ pub fn receive(socket: impl AsFd, wait: bool) -> Result<Message, Errno> {
     for part in control.drain() {
         match part {
             RecvAncillaryMessage::ScmRights(descriptors) => message.descriptors.extend(descriptors),
+            // A process id of 0, of a sender in another namespace, does not fit into what rustix
+            // makes of it: then there may be no sender, which is not trusted.
             RecvAncillaryMessage::ScmCredentials(sender) => {
                 message.sender = Some(sender.uid.as_raw());
             }

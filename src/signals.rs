@@ -66,7 +66,7 @@ pub fn default_ignored() {
     }
 }
 
-/// As much as the kernel's own `struct sigaction` has on any machine; its handler comes first.
+/// As much as the kernel's own `struct sigaction` has; its handler comes first (but on MIPS).
 /// The C library keeps two signals (32 and 33) for itself, and its posix_spawn ignores them in a
 /// child, so only the kernel can be asked about those.
 type KernelAction = [usize; 16];

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, killpg};
-use nix::unistd::Pid;
-use rustix::process::{WaitOptions, WaitStatus, waitpid};
+use nix::unistd::{Pid, getppid};
+use rustix::process::{self, WaitOptions};
 
 use crate::alarm::Alarm;
 use crate::connection::Connection;
@@ -121,8 +121,7 @@ impl Slot<'_> {
         // The handler is to be alone with it, so that its end is what the client sees.
         drop(connection);
         let status = self.wait_for(pid, clock);
-        self.log
-            .detail(format_args!("end {pid} status {}", status.as_raw()));
+        self.log.detail(format_args!("end {pid} status {status}"));
     }
 
     /// Starts the handler. Where that fails, as processes are short or the command is being
@@ -141,7 +140,8 @@ impl Slot<'_> {
                 ));
                 said = Some(problem);
             }
-            if self.scoreboard.urgency() != Urgency::None {
+            // Without a pool nobody would tell when to stop.
+            if self.scoreboard.urgency() != Urgency::None || getppid() != clock.pool {
                 let client = connection.info.client();
                 self.log
                     .error(format_args!("the connection from {client} is dropped"));
@@ -151,8 +151,9 @@ impl Slot<'_> {
         }
     }
 
-    /// Waits for a handler and, where there is a reason to, ends it with its process group.
-    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> WaitStatus {
+    /// Waits for a handler and, where there is a reason to, ends it with its process group. Returns
+    /// its raw status, as tcpserver logs it.
+    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
         let mut ending = Ending {
             group: pid,
             stage: Stage::Running,
@@ -226,12 +227,16 @@ impl Ending {
     }
 }
 
-/// The status of a child that has ended; of whatever else waits for children, nothing is known.
-fn reap(pid: Pid) -> Option<WaitStatus> {
-    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
-    match waitpid(Some(pid), WaitOptions::NOHANG) {
-        Ok(ended) => ended.map(|(_, status)| status),
-        Err(_) => None,
+/// The raw status of a child, if it has ended.
+fn reap(pid: Pid) -> Option<i32> {
+    let pid = process::Pid::from_raw(pid.as_raw())?;
+    loop {
+        match process::waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(ended) => return ended.map(|(_, status)| status.as_raw()),
+            Err(rustix::io::Errno::INTR) => {}
+            // It is gone, and nobody knows how it ended.
+            Err(_) => return Some(0),
+        }
     }
 }
 
@@ -239,6 +244,8 @@ fn reap(pid: Pid) -> Option<WaitStatus> {
 struct Clock {
     signals: SigSet,
     alarm: Alarm,
+    /// The pool, while it lives.
+    pool: Pid,
 }
 
 impl Clock {
@@ -246,6 +253,7 @@ impl Clock {
         Ok(Self {
             signals: SigSet::from_iter([Signal::SIGCHLD, Signal::SIGALRM, URGENT]),
             alarm: Alarm::new()?,
+            pool: getppid(),
         })
     }
 

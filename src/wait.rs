@@ -1,16 +1,20 @@
 //! Waiting for descriptors: poll(2), with a point in time instead of a timeout.
 
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 pub use rustix::event::{PollFd, PollFlags};
 use rustix::event::{Timespec, poll};
 
-/// Waits until one of `fds` is ready, `until` is over, or a signal comes.
+/// How long to wait for memory, which nothing announces.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits until one of `fds` is ready, `until` is over, or a signal comes; it may also return for
+/// nothing.
 ///
 /// # Errors
-/// The errno of poll(2) (`ENOMEM`), never `EINTR`.
+/// The errno of poll(2), but never `EINTR` or `ENOMEM`.
 pub fn wait(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Errno> {
     let timeout = until.map(|until| {
         let left = until.saturating_duration_since(Instant::now());
@@ -22,6 +26,10 @@ pub fn wait(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Errno>
     });
     match poll(fds, timeout.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(rustix::io::Errno::NOMEM) => {
+            std::thread::sleep(PAUSE);
+            Ok(())
+        }
         Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
     }
 }

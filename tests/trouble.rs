@@ -125,6 +125,26 @@ fn a_pool_outlives_a_name_that_is_something_else_for_a_while() {
 }
 
 #[test]
+fn a_slot_without_a_pool_gives_up_a_connection_that_it_cannot_serve() {
+    let names = Names::new();
+    let handler = executable(names.directory.path().join("handler"), "#!/bin/sh\n");
+    let (ours, theirs) = socket_pair(SockType::SeqPacket);
+    let mut pool = program("fdpool");
+    let mut pool = Process::start(pool.arg("1").arg(&handler).stdin(theirs));
+    until("a slot", || children(pool.pid()).len() == 1);
+    let slot = children(pool.pid())[0];
+    std::fs::remove_file(&handler).unwrap();
+    let (mut client, connection) = UnixStream::pair().unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    fdtools::queue::send(&ours, b"", &[connection.as_fd()], true).unwrap();
+    drop(connection);
+    pool.line("waits");
+    pool.signal(Signal::SIGKILL);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    until("the end of the slot", || !is_alive(slot));
+}
+
+#[test]
 fn a_consumers_name_that_never_can_be_one_is_said_at_once() {
     let names = Names::new();
     let name = &names.path();
