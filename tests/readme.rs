@@ -1,4 +1,5 @@
-//! Every line that README.md gives to paste is run here, for real, under `sh`.
+//! Every line that README.md gives to paste is run here, for real, under every shell that is
+//! installed.
 //!
 //! Each test below names the lines that it runs, word for word, and what a client then gets. A
 //! line of README that no test knows is a failure, and so is a line that README no longer has.
@@ -25,6 +26,19 @@ const RUN_BY_CI: &[&str] = &[
 /// The ports that README uses.
 const PORTS: &[&str] = &["8888", "9418", "2222", "80"];
 
+/// The shells that are here: `sh`, and of the others those that are installed.
+fn shells() -> Vec<&'static str> {
+    let others = ["dash", "bash", "zsh", "ksh93", "busybox"];
+    let others = others.into_iter().filter(|name| peer(name).is_some());
+    let with_words = |name| match name {
+        "busybox" => "busybox sh",
+        name => name,
+    };
+    std::iter::once("sh")
+        .chain(others.map(with_words))
+        .collect()
+}
+
 /// A test for some of the lines. All lines together make `RUN_HERE`.
 macro_rules! readme {
     ($($(#[$attribute:meta])* fn $name:ident($terminal:ident: [$($line:literal),+]) $body:block)+) => {
@@ -33,8 +47,12 @@ macro_rules! readme {
             $(#[$attribute])*
             #[test]
             fn $name() {
-                let mut $terminal = Terminal::new(&[$($line),+]);
-                $body
+                for shell in shells() {
+                    let mut $terminal = Terminal::new(shell, &[$($line),+]);
+                    // Each shell its own, also where one is skipped.
+                    #[allow(clippy::redundant_closure_call)]
+                    (|| $body)();
+                }
             }
         )+
     };
@@ -243,6 +261,7 @@ fn every_line_of_readme_is_run_and_no_other() {
 
 /// Somebody who pastes lines, each in a window of its own, all in one new directory.
 struct Terminal {
+    shell: &'static str,
     lines: &'static [&'static str],
     // Before the directory, so that they have ended when it is removed.
     processes: Vec<Process>,
@@ -251,8 +270,9 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new(lines: &'static [&'static str]) -> Self {
+    fn new(shell: &'static str, lines: &'static [&'static str]) -> Self {
         Self {
+            shell,
             lines,
             processes: Vec::new(),
             programs: bin_dir(),
@@ -272,8 +292,9 @@ impl Terminal {
     fn run_text(&mut self, line: &str) -> &mut Process {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let dirs = std::iter::once(self.programs.clone()).chain(std::env::split_paths(&path));
-        let mut shell = Command::new("sh");
-        shell.args(["-c", line]).current_dir(self.dir());
+        let mut words = self.shell.split(' ');
+        let mut shell = Command::new(words.next().unwrap());
+        shell.args(words).args(["-c", line]).current_dir(self.dir());
         shell.env("PATH", std::env::join_paths(dirs).unwrap());
         shell.stdin(Stdio::null()).stdout(Stdio::null());
         self.processes.push(Process::start(&mut shell));
