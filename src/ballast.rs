@@ -6,7 +6,7 @@
 //! taken back for it.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 
@@ -19,7 +19,9 @@ const UNITS: usize = 4;
 /// Up to four descriptors on their way.
 #[derive(Debug)]
 pub(crate) struct Ballast {
-    way: (UnixDatagram, UnixDatagram),
+    /// A stream, whose messages with descriptors do not run together, and which no limit on the
+    /// number of messages concerns.
+    way: (UnixStream, UnixStream),
     aboard: usize,
 }
 
@@ -29,7 +31,7 @@ impl Ballast {
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
     pub fn new() -> Result<Self> {
-        let way = UnixDatagram::pair().map_err(|error| Error::io("make a queue", error))?;
+        let way = UnixStream::pair().map_err(|error| Error::io("make a queue", error))?;
         let mut ballast = Self { way, aboard: 0 };
         // Where it is too much already, it is filled up later.
         let _ = ballast.fill();
@@ -43,7 +45,7 @@ impl Ballast {
     pub fn fill(&mut self) -> Result<(), Errno> {
         while self.aboard < UNITS {
             // Any descriptor will do.
-            queue::send(&self.way.0, b"", &[self.way.0.as_fd()], false)?;
+            queue::send(&self.way.0, b"-", &[self.way.0.as_fd()], false)?;
             self.aboard += 1;
         }
         Ok(())

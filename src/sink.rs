@@ -197,7 +197,7 @@ impl Sink {
             return Ok(Passed::Gone);
         };
         if let Way::Tickets { own, .. } | Way::Named { own, .. } = &mut self.way
-            && own.ballast.fill().is_err()
+            && own.ballast.fill() == Err(Errno::ETOOMANYREFS)
         {
             // The next consumer comes before the next connection.
             return Ok(Passed::Later);
