@@ -260,7 +260,11 @@ impl Sink {
         }
         match &self.way {
             Way::Tickets { pipe, door, .. } => {
-                fds.push(PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::OUT));
+                let room = match door.is_ticket_due() {
+                    true => PollFlags::OUT,
+                    false => PollFlags::empty(),
+                };
+                fds.push(PollFd::from_borrowed_fd(pipe.as_fd(), room));
                 let doors = door.descriptors();
                 fds.extend(doors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
@@ -383,7 +387,7 @@ fn offer_ticket(pipe: &mut File, door: &mut Door) -> Result<bool> {
     if state.contains(PollFlags::ERR) {
         return Ok(false);
     }
-    if !state.contains(PollFlags::OUT) {
+    if !state.contains(PollFlags::OUT) || !door.is_ticket_due() {
         return Ok(true);
     }
     let ticket = door.issue()?;

@@ -24,6 +24,8 @@ pub const LENGTH: usize = 94;
 
 /// Tickets that may be out at once; issuing one more voids the oldest.
 const OUTSTANDING: usize = 64;
+/// Tickets in a row that nobody redeems before there is time between them.
+const IN_VAIN: usize = 256;
 /// Peers that have not shown a token yet; one more drops the oldest.
 const STRANGERS: usize = 16;
 /// How long a peer may take to show its token.
@@ -160,6 +162,10 @@ pub struct Door {
     name: Token,
     listener: OwnedFd,
     issued: VecDeque<Token>,
+    /// Tickets since one was redeemed.
+    in_vain: usize,
+    /// When there may be a next one.
+    next: Option<Instant>,
     strangers: VecDeque<Stranger>,
     shut_until: Option<Instant>,
 }
@@ -180,6 +186,8 @@ impl Door {
             name,
             listener,
             issued: VecDeque::new(),
+            in_vain: 0,
+            next: None,
             strangers: VecDeque::new(),
             shut_until: None,
         })
@@ -195,11 +203,21 @@ impl Door {
             self.issued.pop_front();
         }
         self.issued.push_back(token);
+        // Whoever reads them without end, as cat does, is no consumer, and not worth all our time.
+        self.in_vain += 1;
+        if self.in_vain > IN_VAIN {
+            self.next = Some(Instant::now() + PAUSE);
+        }
         Ok(Ticket {
             door: self.name,
             uid: nix::unistd::geteuid().as_raw(),
             token,
         })
+    }
+
+    /// Whether a next ticket is due, if there is room for it.
+    pub fn is_ticket_due(&self) -> bool {
+        self.next.is_none_or(|next| next <= Instant::now())
     }
 
     /// The descriptors that are readable when [`Door::attend`] has something to do.
@@ -214,7 +232,11 @@ impl Door {
     /// When [`Door::attend`] has something to do even if nothing is readable.
     pub fn deadline(&self) -> Option<Instant> {
         let patience = self.strangers.front().map(|stranger| stranger.until);
-        patience.into_iter().chain(self.shut_until).min()
+        let next = self.next.filter(|_| !self.is_ticket_due());
+        [patience, self.shut_until, next]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Lets in whoever is there: to one who shows a token the read end is handed over by
@@ -282,6 +304,8 @@ impl Door {
             // A token is used up by success alone: a consumer that got nothing tries again.
             Some(place) if hand_over(stranger.socket.as_fd()).is_ok() => {
                 self.issued.remove(place);
+                self.in_vain = 0;
+                self.next = None;
             }
             None if token.is_some() => {
                 let _ = queue::send(&stranger.socket, VERSION_LINE, &[], false);

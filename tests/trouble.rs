@@ -85,6 +85,29 @@ fn a_door_that_cannot_be_reached_from_here_is_an_error() {
 }
 
 #[test]
+fn who_reads_tickets_without_end_does_not_keep_fdaccept_busy() {
+    let (mut tickets, writer) = pipe().unwrap();
+    let mut fdaccept = program("fdaccept");
+    let mut fdaccept = Process::start(fdaccept.arg(ADDRESS).stdout(writer));
+    let port = fdaccept.port();
+    let reader = tickets.try_clone().unwrap();
+    let waste = std::thread::spawn(move || {
+        let mut line = [0; 94];
+        for _ in 0..260 {
+            tickets.read_exact(&mut line).unwrap();
+        }
+    });
+    waste.join().unwrap();
+    // The last ones came one at a time, so there was nothing to do between them.
+    until("it to wait", || is_asleep(&fdaccept));
+    // And a consumer that comes now gets its ticket.
+    let mut fdrecv = program("fdrecv");
+    let mut fdrecv = Process::start(fdrecv.args(["--", "cat"]).stdin(reader));
+    assert_eq!(exchange(port, b"hello"), b"hello");
+    assert!(fdrecv.wait().success());
+}
+
+#[test]
 fn a_connection_without_payload_behind_an_empty_message_is_served_at_the_end_of_a_queue() {
     let (ours, theirs) = socket_pair(SockType::SeqPacket);
     let (mut client, connection) = UnixStream::pair().unwrap();
