@@ -14,6 +14,7 @@ use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with, getsockname};
 use crate::alarm::Alarm;
 use crate::chain::Chain;
 use crate::connection;
+use crate::error::to_nix;
 use crate::listener::Listener;
 use crate::message::Info;
 use crate::queue::RETRY;
@@ -569,10 +570,6 @@ fn describe(
 fn backlog_limit() -> usize {
     let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
     text.trim().parse().unwrap_or(4096)
-}
-
-fn to_nix(errno: Errno) -> nix::errno::Errno {
-    nix::errno::Errno::from_raw(errno.raw_os_error())
 }
 
 #[cfg(test)]

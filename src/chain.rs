@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
@@ -10,7 +9,7 @@ use rustix::process::{WaitOptions, wait};
 
 use crate::command::{Command, environment_without, is_service_managers};
 use crate::limit::Limit;
-use crate::{Error, Result, signals};
+use crate::{Result, signals};
 
 /// A command that reads the queue, while it runs.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ impl Chain {
     /// meant for us is not passed on.
     ///
     /// # Errors
-    /// [`Error::System`], [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`].
+    /// Those of [`Command::start`].
     pub fn start(
         command: &Command,
         read_end: OwnedFd,
@@ -54,15 +53,7 @@ impl Chain {
                 )
             })
         };
-        match spawn(command) {
-            Err(Errno::ENOEXEC) => spawn(&command.as_shell_script()),
-            other => other,
-        }
-        .map(|pid| Self { pid })
-        .map_err(|errno| match errno {
-            Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
-            errno => command.error(errno),
-        })
+        command.start(spawn).map(|pid| Self { pid })
     }
 
     /// The exit status that the command ended with, or 128 plus the number of the signal that

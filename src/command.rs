@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::unistd::{AccessFlags, faccessat};
+use nix::unistd::{AccessFlags, Pid, faccessat};
 
 use crate::{Error, Result};
 
@@ -53,9 +53,31 @@ impl Command {
         &self.arguments
     }
 
-    /// The same as a script for the shell: for a file that the kernel does not know how to
-    /// execute (`ENOEXEC`), as execvp(3) does.
-    pub fn as_shell_script(&self) -> Self {
+    /// Executes this command by `action`, and a file that the kernel does not know how to execute
+    /// (`ENOEXEC`) once more as a script for the shell, as execvp(3) does.
+    ///
+    /// # Errors
+    /// The errno of `action`.
+    pub fn attempt<T>(&self, action: impl Fn(&Self) -> Result<T, Errno>) -> Result<T, Errno> {
+        match action(self) {
+            Err(Errno::ENOEXEC) => action(&self.as_shell_script()),
+            other => other,
+        }
+    }
+
+    /// Starts a process that is this command by `action`.
+    ///
+    /// # Errors
+    /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
+    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
+    pub fn start(&self, action: impl Fn(&Self) -> Result<Pid, Errno>) -> Result<Pid> {
+        self.attempt(action).map_err(|errno| match errno {
+            Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
+            errno => self.error(errno),
+        })
+    }
+
+    fn as_shell_script(&self) -> Self {
         let words = [SHELL.to_owned(), self.path.clone()];
         let rest = self.arguments.iter().skip(1).cloned();
         Self {

@@ -80,3 +80,8 @@ impl Error {
         }
     }
 }
+
+/// The same error number in the words of the other library: rustix makes some of the calls.
+pub(crate) fn to_nix(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}

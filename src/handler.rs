@@ -65,45 +65,8 @@ impl Handler {
     pub fn spawn(&self, connection: &Connection) -> Result<Pid> {
         make_blocking(connection.descriptor.as_fd());
         let environment = self.environment_for(&connection.info, &[]);
-        match self.spawn_command(&self.command, connection, &environment) {
-            Err(Errno::ENOEXEC) => {
-                let script = self.command.as_shell_script();
-                self.spawn_command(&script, connection, &environment)
-            }
-            other => other,
-        }
-        .map_err(|errno| match errno {
-            Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
-            errno => self.command.error(errno),
-        })
-    }
-
-    fn spawn_command(
-        &self,
-        command: &Command,
-        connection: &Connection,
-        environment: &[CString],
-    ) -> Result<Pid, Errno> {
-        let socket = connection.descriptor.as_raw_fd();
-        let mut actions = PosixSpawnFileActions::init()?;
-        actions.add_dup2(socket, 0)?;
-        actions.add_dup2(socket, 1)?;
-        let mut attributes = PosixSpawnAttr::init()?;
-        attributes.set_flags(
-            PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
-                | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
-                | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
-        )?;
-        attributes.set_pgroup(Pid::from_raw(0))?;
-        attributes.set_sigmask(&SigSet::empty())?;
-        attributes.set_sigdefault(&signals::every())?;
-        posix_spawn(
-            command.path(),
-            &actions,
-            &attributes,
-            command.arguments(),
-            environment,
-        )
+        self.command
+            .start(|command| spawn(command, connection, &environment))
     }
 
     /// Becomes the command. Returns only if that fails.
@@ -149,16 +112,9 @@ impl Handler {
         // signal that comes now must not end what has a connection in hand.
         signals::default_ignored();
         signals::set_mask(&SigSet::empty())?;
-        let mut command = self.command.clone();
-        loop {
-            match execve(command.path(), command.arguments(), &environment) {
-                Ok(never) => match never {},
-                Err(Errno::ENOEXEC) if command.path() == self.command.path() => {
-                    command = self.command.as_shell_script();
-                }
-                Err(errno) => return Err(self.command.error(errno)),
-            }
-        }
+        self.command
+            .attempt(|command| execve(command.path(), command.arguments(), &environment))
+            .map_err(|errno| self.command.error(errno))
     }
 
     fn environment_for(&self, info: &Info, further: &[(&str, &str)]) -> Vec<CString> {
@@ -170,6 +126,34 @@ impl Handler {
         let inherited = self.environment.iter().cloned();
         inherited.chain(own).chain(further).collect()
     }
+}
+
+/// Starts the command with the connection on descriptors 0 and 1, and nothing else of ours.
+fn spawn(
+    command: &Command,
+    connection: &Connection,
+    environment: &[CString],
+) -> Result<Pid, Errno> {
+    let socket = connection.descriptor.as_raw_fd();
+    let mut actions = PosixSpawnFileActions::init()?;
+    actions.add_dup2(socket, 0)?;
+    actions.add_dup2(socket, 1)?;
+    let mut attributes = PosixSpawnAttr::init()?;
+    attributes.set_flags(
+        PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+    )?;
+    attributes.set_pgroup(Pid::from_raw(0))?;
+    attributes.set_sigmask(&SigSet::empty())?;
+    attributes.set_sigdefault(&signals::every())?;
+    posix_spawn(
+        command.path(),
+        &actions,
+        &attributes,
+        command.arguments(),
+        environment,
+    )
 }
 
 /// Whether a variable speaks of a connection, which then is another one than ours.

@@ -21,6 +21,7 @@ use rustix::net::{
 };
 
 use crate::descriptor::{describe, socket_facts};
+use crate::error::to_nix;
 use crate::message::{Info, MAX_PAYLOAD};
 use crate::name::{self, Name, OwnedName};
 use crate::trust::Trust;
@@ -134,10 +135,6 @@ impl Drop for Message {
     fn drop(&mut self) {
         self.descriptors.drain(..).for_each(close_unread);
     }
-}
-
-fn to_nix(errno: rustix::io::Errno) -> Errno {
-    Errno::from_raw(errno.raw_os_error())
 }
 
 /// A new queue: whatever is sent on the one side is received, once, on the other, which any

@@ -15,6 +15,7 @@ use nix::sys::socket::{Backlog, SockType, UnixAddr, bind, getsockopt, listen, so
 use rustix::io::Errno as Rerrno;
 use rustix::net::{SocketFlags, accept_with};
 
+use crate::error::to_nix;
 use crate::message::VERSION_LINE;
 use crate::queue::{self, Receiver, Visit, close_unread};
 use crate::{Error, Result};
@@ -53,9 +54,8 @@ impl Token {
     fn random() -> Result<Self> {
         let mut bytes = [0; 16];
         // Up to 256 bytes come whole (getrandom(2)).
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(
-            |errno| Error::system("get random bytes", Errno::from_raw(errno.raw_os_error())),
-        )?;
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| Error::system("get random bytes", to_nix(errno)))?;
         Ok(Self(bytes))
     }
 

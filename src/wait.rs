@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 pub use rustix::event::{PollFd, PollFlags};
+
+use crate::error::to_nix;
 use rustix::event::{Timespec, poll};
 
 /// How long to wait for memory, which nothing announces.
@@ -30,7 +32,7 @@ pub fn wait(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Errno>
             std::thread::sleep(PAUSE);
             Ok(())
         }
-        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
+        Err(errno) => Err(to_nix(errno)),
     }
 }
 

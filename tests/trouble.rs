@@ -2,10 +2,9 @@
 
 mod support;
 
-use std::io::{Read, Write, pipe};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{PipeWriter, Read, Write, pipe};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::Stdio;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
@@ -186,11 +185,24 @@ fn a_log_that_is_full_and_not_read_stops_nothing() {
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     while writer.write(&[b'x'; 512]).is_ok() {}
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    serve_with_log(writer);
+    drop(log);
+}
+
+#[test]
+fn a_log_whose_reader_is_gone_stops_nothing() {
+    let (log, writer) = pipe().unwrap();
+    drop(log);
+    serve_with_log(writer);
+}
+
+/// Three clients are served, and the end is a good one, by programs that log to `log`.
+fn serve_with_log(log: PipeWriter) {
     let names = Names::new();
     let path = &names.path();
     let mut fdaccept = program("fdaccept");
     fdaccept.args(["-v", path, "--", "fdpool", "-v", "2", "cat"]);
-    let mut fdaccept = fdaccept.stderr(OwnedFd::from(writer)).spawn().unwrap();
+    let mut fdaccept = fdaccept.stderr(log).spawn().unwrap();
     until("the listener", || UnixStream::connect(path).is_ok());
     for _ in 0..3 {
         let mut client = connect_unix(path);
@@ -200,29 +212,6 @@ fn a_log_that_is_full_and_not_read_stops_nothing() {
         client.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "hello");
     }
-    let pid = nix::unistd::Pid::from_raw(fdaccept.id() as i32);
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    let status = eventually("the end", || fdaccept.try_wait().unwrap());
-    assert!(status.success());
-    drop(log);
-}
-
-#[test]
-fn a_log_whose_reader_is_gone_stops_nothing() {
-    let (log, writer) = pipe().unwrap();
-    drop(log);
-    let names = Names::new();
-    let path = &names.path();
-    let mut fdaccept = program("fdaccept");
-    fdaccept.args(["-v", path, "--", "fdpool", "-v", "2", "cat"]);
-    let mut fdaccept = fdaccept.stderr(Stdio::from(writer)).spawn().unwrap();
-    until("the listener", || UnixStream::connect(path).is_ok());
-    let mut client = connect_unix(path);
-    client.write_all(b"hello").unwrap();
-    client.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "hello");
     let pid = nix::unistd::Pid::from_raw(fdaccept.id() as i32);
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     let status = eventually("the end", || fdaccept.try_wait().unwrap());
