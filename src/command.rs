@@ -71,10 +71,16 @@ impl Command {
     /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
     /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
     pub fn start(&self, action: impl Fn(&Self) -> Result<Pid, Errno>) -> Result<Pid> {
-        self.attempt(action).map_err(|errno| match errno {
+        self.attempt(action)
+            .map_err(|errno| self.error_of_start(errno))
+    }
+
+    /// The error that starting a process with this command failed with.
+    pub fn error_of_start(&self, errno: Errno) -> Error {
+        match errno {
             Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
             errno => self.error(errno),
-        })
+        }
     }
 
     fn as_shell_script(&self) -> Self {

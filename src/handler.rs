@@ -50,9 +50,7 @@ impl Handler {
     pub fn find(words: &[OsString]) -> Result<Self> {
         Ok(Self {
             command: Command::find(words)?,
-            environment: environment_without(|name| {
-                is_of_a_connection(name) || is_service_managers(name)
-            }),
+            environment: clean_environment(),
         })
     }
 
@@ -154,6 +152,11 @@ fn spawn(
         command.arguments(),
         environment,
     )
+}
+
+/// The environment as it was inherited, without what speaks of a connection or was meant for us.
+pub(crate) fn clean_environment() -> Vec<CString> {
+    environment_without(|name| is_of_a_connection(name) || is_service_managers(name))
 }
 
 /// Whether a variable speaks of a connection, which then is another one than ours.

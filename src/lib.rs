@@ -114,8 +114,12 @@
 //!
 //! - [`source`]: where a consumer finds its queue; [`rendezvous`]: what the user says of either side
 //! - [`command`]: a command line, found before anything depends on it; [`handler`]: starting one
-//! - [`pool`]: the parent that supervises; `slot`: the loop that serves; [`scoreboard`]: what they
+//! - [`pool`]: the parent that supervises; `supply`: its queue, also after another one; `crew`: what
+//!   it asks of those who serve, which are one of the following
+//! - `slots`: forked loops, seen from their parent; `slot`: one of them; [`scoreboard`]: what they
 //!   share
+//! - `workers`: programs that take connections themselves; [`worker`]: starting one; `remains`: what
+//!   one has left behind; `activity`: whether they do something
 //!
 //! A process and its surroundings:
 //!
@@ -128,6 +132,7 @@
 //!   same program; `diag`: who owns a datagram socket
 
 pub mod accept;
+mod activity;
 pub mod address;
 pub mod alarm;
 pub mod arguments;
@@ -135,6 +140,7 @@ mod ballast;
 pub mod chain;
 pub mod command;
 pub mod connection;
+mod crew;
 pub mod descriptor;
 mod diag;
 pub mod error;
@@ -148,16 +154,21 @@ pub mod message;
 pub mod name;
 pub mod pool;
 pub mod queue;
+mod remains;
 pub mod rendezvous;
 pub mod report;
 pub mod scoreboard;
 pub mod signals;
 pub mod sink;
 mod slot;
+mod slots;
 pub mod sockopt;
 pub mod source;
+mod supply;
 pub mod ticket;
 pub mod trust;
 pub mod wait;
+pub mod worker;
+mod workers;
 
 pub use error::{Error, Result};

@@ -15,6 +15,7 @@ use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, setsockopt, shutdown, socket,
     socketpair, sockopt,
 };
+use rustix::io::ioctl_fionread;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, accept_with, recvmsg, sendmsg,
@@ -420,6 +421,29 @@ impl Receiver {
                     .flatten(),
             },
             None => Received::Refused(Refusal::NoDescriptor),
+        }
+    }
+
+    /// Whether nothing is left and nothing will come: the other side is gone and every message
+    /// was taken. Takes nothing, and does not block.
+    pub fn is_at_end(&self) -> bool {
+        // All bytes that wait; and then a message that has none, but may carry a connection.
+        let is_drained = || ioctl_fionread(&self.socket) == Ok(0) && self.is_next_the_end();
+        self.other_side_is_gone() && is_drained()
+    }
+
+    fn is_next_the_end(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        loop {
+            let mut buffer = [0];
+            let mut buffers = [IoSliceMut::new(&mut buffer)];
+            let mut control = RecvAncillaryBuffer::new(&mut []);
+            match recvmsg(&self.socket, &mut buffers, &mut control, flags) {
+                // Without room for descriptors the kernel says that there are some.
+                Ok(next) => return next.bytes == 0 && !next.flags.contains(ReturnFlags::CTRUNC),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
+                Err(_) => return false,
+            }
         }
     }
 

@@ -5,7 +5,8 @@
 #![allow(unsafe_code)] // one mapping, shared with forked children, of nothing but atomics
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
@@ -26,11 +27,13 @@ pub enum Urgency {
     Now,
 }
 
-/// Three words for the pool, then one for each slot.
+/// Four words for the pool, then one for each slot.
 const URGENCY: usize = 0;
 const SIZE: usize = 1;
 const PLACES: usize = 2;
-const SLOTS: usize = 3;
+/// Milliseconds from the start to the last end of a service.
+const SERVED: usize = 3;
+const SLOTS: usize = 4;
 /// Room for slots that still finish while others have taken over from them.
 const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
 
@@ -38,7 +41,8 @@ const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
 /// are not take no memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Scoreboard {
-    words: &'static [AtomicU32],
+    words: &'static [AtomicU64],
+    start: Instant,
 }
 
 impl Scoreboard {
@@ -47,7 +51,7 @@ impl Scoreboard {
     /// # Errors
     /// [`Error::System`] (`ENOMEM`).
     pub fn new() -> Result<Self> {
-        const BYTES: NonZeroUsize = NonZeroUsize::new(WORDS * size_of::<AtomicU32>()).unwrap();
+        const BYTES: NonZeroUsize = NonZeroUsize::new(WORDS * size_of::<AtomicU64>()).unwrap();
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let page = unsafe {
             mmap_anonymous(
@@ -61,12 +65,29 @@ impl Scoreboard {
         // SAFETY: the mapping is as long as this slice, page-aligned, zeroed, never unmapped, and
         // only ever accessed through these atomics, for which every bit pattern is a value.
         let words = unsafe { std::slice::from_raw_parts(page.as_ptr().cast(), WORDS) };
-        Ok(Self { words })
+        Ok(Self {
+            words,
+            start: Instant::now(),
+        })
     }
 
     /// Says whether slot `index` serves a connection.
     pub fn set_busy(&self, index: usize, busy: bool) {
-        self.words[SLOTS + index].store(busy.into(), Ordering::Release);
+        let before = self.words[SLOTS + index].swap(busy.into(), Ordering::AcqRel);
+        if before != 0 && !busy {
+            let now = self.start.elapsed().as_millis() as u64;
+            self.words[SERVED].fetch_max(now, Ordering::AcqRel);
+        }
+    }
+
+    /// When a slot served last: now, if one does; when this board was made, if none ever did.
+    pub fn last_service(&self) -> Instant {
+        if self.count_busy() > 0 {
+            return Instant::now();
+        }
+        // Asked for after that, so that a service which ends meanwhile is not overlooked.
+        let served = self.words[SERVED].load(Ordering::Acquire);
+        self.start + Duration::from_millis(served)
     }
 
     /// Whether slot `index` serves a connection.
@@ -82,7 +103,7 @@ impl Scoreboard {
 
     /// Says how many places have been given to slots so far.
     pub fn set_places(&self, places: usize) {
-        self.words[PLACES].store(places as u32, Ordering::Release);
+        self.words[PLACES].store(places as u64, Ordering::Release);
     }
 
     /// Logs how many slots are busy, of how many.
@@ -98,7 +119,7 @@ impl Scoreboard {
 
     /// Says how many slots the pool is to have.
     pub fn set_size(&self, size: usize) {
-        self.words[SIZE].store(size as u32, Ordering::Release);
+        self.words[SIZE].store(size as u64, Ordering::Release);
     }
 
     /// How many slots the pool is to have.
@@ -108,7 +129,7 @@ impl Scoreboard {
 
     /// Says how urgent a stop is.
     pub fn set_urgency(&self, urgency: Urgency) {
-        self.words[URGENCY].store(urgency as u32, Ordering::Release);
+        self.words[URGENCY].store(urgency as u64, Ordering::Release);
     }
 
     /// How urgent a stop is.
@@ -138,5 +159,22 @@ mod tests {
         assert!(board.is_busy(1) && !board.is_busy(0));
         assert_eq!(board.count_busy(), 2);
         assert_eq!((board.urgency(), board.size()), (Urgency::Now, 7));
+    }
+
+    #[test]
+    fn the_end_of_a_service_is_remembered() {
+        let board = Scoreboard::new().unwrap();
+        board.set_places(1);
+        let start = board.last_service();
+        board.set_busy(0, false);
+        assert_eq!(board.last_service(), start);
+        board.set_busy(0, true);
+        let before = Instant::now();
+        assert!(board.last_service() >= before);
+        std::thread::sleep(Duration::from_millis(2));
+        board.set_busy(0, false);
+        let end = board.last_service();
+        assert!(end > start && end <= Instant::now());
+        assert_eq!(board.last_service(), end);
     }
 }

@@ -1,0 +1,237 @@
+//! One worker of a pool: a long-lived command that takes connections from the queue itself.
+//!
+//! It starts as a handler does, but for its standard input, which is the queue's read end, and for
+//! a signal that it gets when its pool dies.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::unistd::{Pid, execve, pipe2, setpgid};
+
+use crate::command::Command;
+use crate::handler::clean_environment;
+use crate::queue::Receiver;
+use crate::wait::{PollFlags, ready};
+use crate::{Error, Result, fork, inherited, signals};
+
+/// How long a worker that does not say when it is ready lives before it counts as started.
+pub const STARTED_AFTER: Duration = Duration::from_secs(1);
+/// Where a worker finds the queue.
+const QUEUE: RawFd = 0;
+
+/// The command of a pool's workers.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    command: Command,
+    environment: Vec<CString>,
+    /// The descriptor to which a worker writes a newline when it is ready, if it is to.
+    ready_fd: Option<RawFd>,
+}
+
+impl WorkerCommand {
+    /// Finds the command. With `ready_fd` a worker says when it is ready, by a newline on that
+    /// descriptor, as s6's services do.
+    ///
+    /// # Errors
+    /// Those of [`Command::find`]; [`Error::Usage`] if a process may not have such a descriptor.
+    pub fn find(words: &[OsString], ready_fd: Option<RawFd>) -> Result<Self> {
+        ready_fd.map_or(Ok(()), inherited::check_number)?;
+        Ok(Self {
+            command: Command::find(words)?,
+            environment: clean_environment(),
+            ready_fd,
+        })
+    }
+
+    /// Starts a worker, in a process group of its own, that serves `queue`. It is executing its
+    /// command when this returns.
+    ///
+    /// # Errors
+    /// [`Error::System`] for want of a process or of descriptors; [`Error::CommandNotFound`] or
+    /// [`Error::CommandNotExecutable`] if the command is gone by now.
+    pub fn start(&self, queue: &Receiver) -> Result<(Pid, Readiness)> {
+        let (failure, report) = pipe("start a worker")?;
+        let ready = self
+            .ready_fd
+            .map(|number| Ok((number, pipe("start a worker")?)));
+        let ready = ready.transpose()?;
+        let pid = fork::start(Signal::SIGTERM, || {
+            let ready = ready
+                .as_ref()
+                .map(|(number, (_, end))| (*number, end.as_fd()));
+            self.be_worker(queue, ready, &report)
+        })?;
+        drop(report);
+        if let Some(errno) = errno_of_exec(failure) {
+            return Err(self.command.error_of_start(errno));
+        }
+        Ok((
+            pid,
+            match ready {
+                Some((_, (end, _))) => Readiness::Awaited(end),
+                None => Readiness::Lives(Instant::now() + STARTED_AFTER),
+            },
+        ))
+    }
+
+    /// What a forked child does. Its status is of no interest: that exec failed, `report` says.
+    fn be_worker(
+        &self,
+        queue: &Receiver,
+        ready: Option<(RawFd, BorrowedFd<'_>)>,
+        report: &OwnedFd,
+    ) -> u8 {
+        // A copy, where the ready descriptor takes its number.
+        let in_the_way = ready.is_some_and(|(number, _)| number == report.as_raw_fd());
+        let copy = in_the_way.then(|| report.try_clone().ok()).flatten();
+        let Err(errno) = self.become_worker(queue, ready);
+        let report = copy.as_ref().unwrap_or(report).try_clone();
+        let _ = report.map(|report| File::from(report).write_all(&(errno as i32).to_ne_bytes()));
+        1
+    }
+
+    fn become_worker(
+        &self,
+        queue: &Receiver,
+        ready: Option<(RawFd, BorrowedFd<'_>)>,
+    ) -> Result<Infallible, Errno> {
+        let errno = |error: Error| error.errno().unwrap_or(Errno::EINVAL);
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+        inherited::place(queue.as_fd(), QUEUE).map_err(errno)?;
+        if let Some((number, end)) = ready {
+            inherited::place(end, number).map_err(errno)?;
+        }
+        // What the pool catches must end this process already before its program is executed.
+        signals::default(&[Signal::SIGTERM, Signal::SIGINT]).map_err(errno)?;
+        signals::default_ignored();
+        signals::set_mask(&SigSet::empty()).map_err(errno)?;
+        self.command
+            .attempt(|command| execve(command.path(), command.arguments(), &self.environment))
+    }
+}
+
+fn pipe(action: &str) -> Result<(OwnedFd, OwnedFd)> {
+    pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::system(action, errno))
+}
+
+/// Waits for a child's exec, which closes the pipe, or for the errno that it failed with.
+fn errno_of_exec(failure: OwnedFd) -> Option<Errno> {
+    let mut bytes = [0; size_of::<i32>()];
+    let read = File::from(failure).read_exact(&mut bytes);
+    read.is_ok()
+        .then(|| Errno::from_raw(i32::from_ne_bytes(bytes)))
+}
+
+/// Whether a worker has started.
+#[derive(Debug)]
+pub enum Readiness {
+    /// It has if it is still there then.
+    Lives(Instant),
+    /// It will write a newline to the other end of this pipe.
+    Awaited(OwnedFd),
+    /// It said so.
+    Said,
+    /// It never will: it closed its end of the pipe before.
+    Never,
+}
+
+impl Readiness {
+    /// Reads what the worker has said, without blocking.
+    pub fn hear(&mut self) {
+        let Readiness::Awaited(pipe) = self else {
+            return;
+        };
+        if ready(pipe.as_fd(), PollFlags::IN).is_empty() {
+            return;
+        }
+        let mut bytes = [0; 512];
+        *self = match rustix::io::read(&*pipe, &mut bytes) {
+            Ok(0) => Readiness::Never,
+            Ok(count) if bytes[..count].contains(&b'\n') => Readiness::Said,
+            _ => return,
+        };
+    }
+
+    /// Whether the worker counts as started.
+    pub fn is_started(&self) -> bool {
+        match self {
+            Readiness::Lives(from) => *from <= Instant::now(),
+            Readiness::Said => true,
+            Readiness::Awaited(_) | Readiness::Never => false,
+        }
+    }
+}
+
+/// A worker as its pool sees it. It is not reaped yet, so its number is nobody else's.
+#[derive(Debug)]
+pub struct Worker {
+    pid: Pid,
+    /// When it was started.
+    pub since: Instant,
+    /// Which of the queues that the pool had it serves.
+    pub generation: u64,
+    /// How many before it in its place ended too soon.
+    pub failures: u32,
+    /// Whether it has started.
+    pub readiness: Readiness,
+    /// A newer one is to take its place.
+    pub stale: bool,
+    leaving: Option<Leaving>,
+}
+
+/// How far the end of a worker has gone.
+#[derive(Clone, Copy, Debug)]
+enum Leaving {
+    /// It was asked to end, and is killed then.
+    Asked(Instant),
+    Killed,
+}
+
+impl Worker {
+    /// One that was just started.
+    pub fn new(pid: Pid, readiness: Readiness, generation: u64, failures: u32) -> Self {
+        Self {
+            pid,
+            since: Instant::now(),
+            generation,
+            failures,
+            readiness,
+            stale: false,
+            leaving: None,
+        }
+    }
+
+    /// Whether it was told to go, and does not count any more.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// When it is killed, if it was asked to end.
+    pub fn killed_at(&self) -> Option<Instant> {
+        match self.leaving {
+            Some(Leaving::Asked(at)) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Asks it to end, and gives it until `at`. Its children are its own affair while it is there.
+    pub fn ask_to_go(&mut self, at: Instant) {
+        let _ = kill(self.pid, Signal::SIGTERM);
+        // One that is stopped would not see it.
+        let _ = kill(self.pid, Signal::SIGCONT);
+        self.leaving = Some(Leaving::Asked(at));
+    }
+
+    /// Ends it now, with all that it started.
+    pub fn kill(&mut self) {
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        self.leaving = Some(Leaving::Killed);
+    }
+}

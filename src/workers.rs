@@ -1,0 +1,404 @@
+//! The workers of a pool: started, replaced when they end, exchanged for newer ones.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rustix::process::WaitStatus;
+
+use crate::Result;
+use crate::activity::Activity;
+use crate::crew::Crew;
+use crate::remains::Remains;
+use crate::report::Log;
+use crate::supply::Supply;
+use crate::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
+
+/// How long a worker's place stays empty after one that ended too soon. It doubles with each
+/// further one.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(30);
+
+/// A place for a worker that is to be started then.
+#[derive(Clone, Copy, Debug)]
+struct Vacancy {
+    at: Instant,
+    /// How many in this place ended too soon, one after another.
+    failures: u32,
+}
+
+impl Vacancy {
+    fn now(failures: u32) -> Self {
+        let at = Instant::now() + delay(failures);
+        Self { at, failures }
+    }
+}
+
+/// A number of workers. Each takes one connection after another from the queue.
+pub struct Workers {
+    command: WorkerCommand,
+    size: usize,
+    /// How long one may take to end that was asked to.
+    grace: Duration,
+    workers: BTreeMap<Pid, Worker>,
+    vacancies: Vec<Vacancy>,
+    /// They are being replaced by newer ones.
+    reloading: bool,
+    /// The newer one, until it has started: then an older one goes.
+    candidate: Option<Pid>,
+    remains: Vec<Remains>,
+    stopping: bool,
+    activity: Activity,
+    log: Log,
+}
+
+impl Workers {
+    /// As many as `size`. One that is asked to end has `grace` for that. They are started by
+    /// their [`crate::pool::Pool`].
+    pub fn new(command: WorkerCommand, size: usize, grace: Duration, log: Log) -> Self {
+        Self {
+            command,
+            size,
+            grace,
+            workers: BTreeMap::new(),
+            vacancies: Vec::new(),
+            reloading: false,
+            candidate: None,
+            remains: Vec::new(),
+            stopping: false,
+            activity: Activity::new(),
+            log,
+        }
+    }
+
+    /// Those that count.
+    fn staying(&self) -> impl Iterator<Item = (&Pid, &Worker)> {
+        let candidate = self.candidate;
+        self.workers
+            .iter()
+            .filter(move |(pid, worker)| !worker.is_leaving() && Some(**pid) != candidate)
+    }
+
+    /// Makes places, or takes some away, until there are as many as wanted.
+    fn balance(&mut self) {
+        let mut places = self.staying().count() + self.vacancies.len();
+        while places < self.size {
+            self.vacancies.push(Vacancy::now(0));
+            places += 1;
+        }
+        while places > self.size {
+            if self.vacancies.pop().is_none() {
+                let surplus = self.staying().min_by_key(|(_, worker)| {
+                    let started = worker.readiness.is_started();
+                    // An old one, or one that does not serve yet, or the last that came.
+                    (!worker.stale, started, std::cmp::Reverse(worker.since))
+                });
+                let Some((pid, _)) = surplus else { return };
+                self.ask_to_go(*pid);
+            }
+            places -= 1;
+        }
+    }
+
+    fn ask_to_go(&mut self, pid: Pid) {
+        if let Some(worker) = self.workers.get_mut(&pid) {
+            worker.ask_to_go(Instant::now() + self.grace);
+        }
+    }
+
+    /// Starts workers in the places whose time has come.
+    fn fill(&mut self, supply: &mut Supply) {
+        let now = Instant::now();
+        let (due, later) = self.vacancies.iter().partition(|vacancy| vacancy.at <= now);
+        self.vacancies = later;
+        let due: Vec<Vacancy> = due;
+        for vacancy in due {
+            if let Err(error) = self.start(supply, vacancy.failures) {
+                let next = Vacancy::now(vacancy.failures + 1);
+                let delay = seconds(delay(next.failures));
+                self.log.error(format_args!("{error}; next try in {delay}"));
+                self.vacancies.push(next);
+            }
+        }
+    }
+
+    /// Starts a worker. There must be a queue.
+    fn start(&mut self, supply: &Supply, failures: u32) -> Result<Option<Pid>> {
+        let Some(queue) = supply.queue() else {
+            return Ok(None);
+        };
+        let (pid, readiness) = self.command.start(queue)?;
+        self.log.detail(format_args!("worker {pid} was started"));
+        let worker = Worker::new(pid, readiness, supply.generation(), failures);
+        self.workers.insert(pid, worker);
+        Ok(Some(pid))
+    }
+
+    /// Goes on with a reload: starts the next one that is to take an older one's place.
+    fn roll(&mut self, supply: &Supply) {
+        if !self.reloading || self.candidate.is_some() {
+            return;
+        }
+        if !self.staying().any(|(_, worker)| worker.stale) {
+            self.reloading = false;
+            self.log.notice("reload: done");
+            return;
+        }
+        match self.start(supply, 0) {
+            Ok(candidate) => self.candidate = candidate,
+            Err(error) => self.give_up_reload(error),
+        }
+    }
+
+    /// Whoever was not replaced yet stays.
+    fn give_up_reload(&mut self, why: impl std::fmt::Display) {
+        self.reloading = false;
+        self.candidate = None;
+        self.workers
+            .values_mut()
+            .for_each(|worker| worker.stale = false);
+        self.log
+            .error(format_args!("reload: {why}; the old workers stay"));
+    }
+
+    /// Looks whether those that were started say that they are ready.
+    fn hear(&mut self) {
+        for (pid, worker) in &mut self.workers {
+            let before = std::mem::discriminant(&worker.readiness);
+            worker.readiness.hear();
+            if std::mem::discriminant(&worker.readiness) == before {
+                continue;
+            }
+            match worker.readiness {
+                Readiness::Never => self.log.error(format_args!(
+                    "worker {pid} closed its ready descriptor without a newline"
+                )),
+                _ => self.log.detail(format_args!("worker {pid} is ready")),
+            }
+        }
+        let Some((pid, candidate)) = self
+            .candidate
+            .and_then(|pid| self.workers.get_key_value(&pid))
+        else {
+            return;
+        };
+        let pid = *pid;
+        if candidate.readiness.is_started() {
+            // From now on it counts, and balance() sends an older one away.
+            self.candidate = None;
+        } else if matches!(candidate.readiness, Readiness::Never) {
+            self.give_up_reload(format_args!("worker {pid} does not say that it is ready"));
+            self.ask_to_go(pid);
+        }
+    }
+
+    /// Ends those whose time to end by themselves is over.
+    fn attend_leaving(&mut self) {
+        let now = Instant::now();
+        for (pid, worker) in &mut self.workers {
+            if worker.killed_at().is_some_and(|at| at <= now) {
+                let grace = seconds(self.grace);
+                self.log.notice(format_args!(
+                    "worker {pid} did not end within {grace}, and is killed"
+                ));
+                worker.kill();
+            }
+        }
+        self.remains.retain_mut(Remains::go_on);
+    }
+
+    /// When something is due by the clock.
+    fn deadline(&self, supply: &Supply) -> Option<Instant> {
+        let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
+        let vacancies = vacancies.filter(|_| supply.queue().is_some());
+        let candidate = self.candidate.and_then(|pid| self.workers.get(&pid));
+        let candidate = candidate.and_then(|worker| match worker.readiness {
+            Readiness::Lives(from) => Some(from),
+            _ => None,
+        });
+        let leaving = self.workers.values().filter_map(Worker::killed_at);
+        let remains = self.remains.iter().map(Remains::look);
+        let deadlines = vacancies.chain(candidate).chain(leaving).chain(remains);
+        deadlines.min()
+    }
+
+    /// One has ended that was not told to.
+    fn replace(&mut self, pid: Pid, worker: &Worker, status: WaitStatus) {
+        let lived = worker.since.elapsed() >= STARTED_AFTER;
+        let failures = match lived {
+            true => 0,
+            false => worker.failures + 1,
+        };
+        let when = match delay(failures) {
+            Duration::ZERO => "at once".to_owned(),
+            delay => format!("in {}", seconds(delay)),
+        };
+        let how = how(status);
+        self.log.notice(format_args!(
+            "worker {pid} {how}; the next one is started {when}"
+        ));
+        self.vacancies.push(Vacancy::now(failures));
+    }
+}
+
+impl Crew for Workers {
+    const RELOADING: &'static [Signal] = &[Signal::SIGHUP];
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn resize(&mut self, size: usize) {
+        self.size = size;
+        self.log.detail(format_args!("status: {size} workers"));
+    }
+
+    fn attend(&mut self, supply: &mut Supply) -> Option<Instant> {
+        self.hear();
+        self.attend_leaving();
+        if !self.stopping {
+            self.balance();
+            // Whoever was killed last left nothing behind, and nobody else looks.
+            if !self.vacancies.is_empty() && supply.queue().is_some_and(|queue| queue.is_at_end()) {
+                supply.queue_ended(supply.generation());
+            }
+            if supply.queue().is_some() {
+                self.fill(supply);
+                self.roll(supply);
+            }
+        }
+        self.deadline(supply)
+    }
+
+    fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        let pipes = self
+            .workers
+            .values()
+            .filter_map(|worker| match &worker.readiness {
+                Readiness::Awaited(pipe) => Some(pipe.as_fd()),
+                _ => None,
+            });
+        pipes.collect()
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus, supply: &mut Supply) {
+        let Some(worker) = self.workers.remove(&pid) else {
+            return;
+        };
+        let raw = status.as_raw();
+        self.log.detail(format_args!("end {pid} status {raw}"));
+        let now = Instant::now();
+        if let Some(mut remains) = Remains::leave(pid, now + self.grace) {
+            if worker.is_leaving() {
+                remains.ask_to_go(worker.killed_at().unwrap_or(now));
+            }
+            self.remains.push(remains);
+        }
+        let was_candidate = self.candidate == Some(pid);
+        if was_candidate {
+            self.candidate = None;
+        }
+        if worker.is_leaving() || self.stopping {
+            return;
+        }
+        // Who finds the end of the queue has ended well, however soon.
+        if supply.queue().is_some_and(|queue| queue.is_at_end()) {
+            supply.queue_ended(worker.generation);
+        }
+        let on_this_queue = supply.generation() == worker.generation && supply.queue().is_some();
+        match (was_candidate, on_this_queue) {
+            (true, true) => {
+                let how = how(status);
+                self.give_up_reload(format_args!("worker {pid} {how} before it had started"));
+            }
+            (false, true) => self.replace(pid, &worker, status),
+            // balance() makes a place for the next one, on the next queue.
+            (_, false) => {}
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.workers.is_empty() && self.remains.is_empty()
+    }
+
+    fn reload(&mut self) {
+        let count = self.staying().count();
+        self.log
+            .notice(format_args!("reload: {count} workers to replace"));
+        if let Some(candidate) = self.candidate.take() {
+            self.ask_to_go(candidate);
+        }
+        for worker in self.workers.values_mut() {
+            worker.stale = true;
+        }
+        // What made them fail may be what was changed.
+        self.vacancies
+            .iter_mut()
+            .for_each(|vacancy| *vacancy = Vacancy::now(0));
+        self.reloading = true;
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        self.stopping = true;
+        self.vacancies.clear();
+        self.candidate = None;
+        let at = Instant::now() + grace;
+        for worker in self.workers.values_mut() {
+            if !worker.is_leaving() {
+                worker.ask_to_go(at);
+            }
+        }
+        self.remains
+            .iter_mut()
+            .for_each(|remains| remains.ask_to_go(at));
+    }
+
+    fn stop_now(&mut self) {
+        self.workers.values_mut().for_each(Worker::kill);
+        self.remains.iter_mut().for_each(Remains::kill);
+    }
+
+    /// Of what workers serve nothing else can be seen than that they do something.
+    fn last_service(&mut self) -> Instant {
+        self.activity.look(self.workers.keys().copied())
+    }
+}
+
+/// How long to wait before the next one is started, after so many that ended too soon.
+fn delay(failures: u32) -> Duration {
+    match failures.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(before) => {
+            let factor = 2_u32.saturating_pow(before);
+            FIRST_DELAY.saturating_mul(factor).min(LAST_DELAY)
+        }
+    }
+}
+
+/// How a worker ended, in words.
+fn how(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (_, Some(signal)) => format!("was ended by signal {signal}"),
+        (Some(status), _) => format!("ended with status {status}"),
+        _ => "ended".to_owned(),
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_from_a_tenth_of_a_second_to_half_a_minute() {
+        let delays = (0..=10).map(|failures| delay(failures).as_millis());
+        let expected = [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000];
+        assert_eq!(delays.collect::<Vec<_>>(), expected);
+        assert_eq!(delay(u32::MAX), LAST_DELAY);
+    }
+}
