@@ -1,6 +1,7 @@
 //! The smallest worker: takes one connection after another and echoes what it says.
 //!
 //! ```text
+//! worker               for  fdpool 4 --worker -- worker: the queue is standard input
 //! worker PATH          for  fdaccept --bind PATH ADDRESS
 //! worker --bind PATH   for  fdaccept --connect PATH ADDRESS
 //! ```
@@ -22,13 +23,18 @@ fn main() -> Result<()> {
     // Of an abstract name's other side, this user and root are trusted.
     let trust = Trust::us_and(&[]);
     let queue = match &arguments[..] {
+        // fdpool has fetched the queue.
+        [] => Receiver::inherit(0)?,
         // fdaccept owns the name, and hands out the queue, which all its consumers share.
         [path] => Receiver::connect(&Name::parse(path)?, &trust)?,
         // This worker owns the name, and every message that is sent to it is a connection.
         [bind, path] if bind == "--bind" => Receiver::bind(&Name::parse(path)?, None, trust)?,
-        _ => return Err(Error::Usage("usage: worker [--bind] PATH".into())),
+        _ => return Err(Error::Usage("usage: worker [[--bind] PATH]".into())),
     };
-    // A signal breaks off the wait for a connection, but nothing that was taken.
+    // On TERM or INT the connection in hand is served, and no other one is taken. A flag that is
+    // looked at between two connections would be missed if the signal came after the look and before
+    // the wait. So the signal's handler puts /dev/null in the place of the queue: a receive that has
+    // not begun fails, one that waits is interrupted, and one that has its connection returns it.
     interrupt::break_off_on(&[Signal::SIGTERM, Signal::SIGINT])?;
     let _watch = interrupt::watch(queue.as_fd());
     loop {

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -27,7 +27,7 @@ use crate::message::{Info, MAX_PAYLOAD};
 use crate::name::{self, Name, OwnedName};
 use crate::trust::Trust;
 use crate::wait::{PollFd, PollFlags, ready, wait};
-use crate::{Error, Result};
+use crate::{Error, Result, inherited};
 
 /// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -297,6 +297,15 @@ impl Receiver {
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
         check_is_queue(socket.as_fd())?;
         Self::new(socket, Trust::everybody(), None)
+    }
+
+    /// The read end that this process was started with as descriptor `number`: 0 for a worker of
+    /// `fdpool --worker`. To be called before anything else uses that number.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is something else or not open; the text says what.
+    pub fn inherit(number: RawFd) -> Result<Self> {
+        Self::from_socket(inherited::claim(number)?)
     }
 
     /// Owns the datagram socket `name`, to which any number of senders send. `mode` is that of
