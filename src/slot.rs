@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, killpg};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{Pid, getppid, setpgid};
 use rustix::process::{self, WaitOptions};
 
 use crate::alarm::Alarm;
@@ -81,8 +81,13 @@ impl Slot<'_> {
     fn serve_all(&self, mut queue: Receiver) -> Result<End> {
         queue.leave_name();
         let mut clock = Clock::new()?;
-        // Meant for the pool, which sees to us.
+        // What is sent to the pool's group, as by a terminal, is the pool's affair: it would end a
+        // handler that is just being started. The kernel hangs up on a group without a parent in
+        // which somebody is stopped.
+        let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
         signals::ignore(&[
+            Signal::SIGHUP,
+            // Meant for the pool, which sees to us.
             Signal::SIGINT,
             Signal::SIGUSR1,
             Signal::SIGTTIN,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
-use nix::unistd::{Pid, execve, pipe2, setpgid};
+use nix::unistd::{Pid, execve, pipe2, setsid};
 
 use crate::command::Command;
 use crate::handler::clean_environment;
@@ -50,7 +50,7 @@ impl WorkerCommand {
         })
     }
 
-    /// Starts a worker, in a process group of its own, that serves `queue`. It is executing its
+    /// Starts a worker, in a process group and session of its own, that serves `queue`. It is executing its
     /// command when this returns.
     ///
     /// # Errors
@@ -103,7 +103,9 @@ impl WorkerCommand {
         ready: Option<(RawFd, BorrowedFd<'_>)>,
     ) -> Result<Infallible, Errno> {
         let errno = |error: Error| error.errno().unwrap_or(Errno::EINVAL);
-        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+        // A group of its own, and a session, since the kernel hangs up on a group in which somebody
+        // is stopped when its parent in the same session dies. TERM is what we promise then.
+        setsid()?;
         inherited::place(queue.as_fd(), QUEUE).map_err(errno)?;
         if let Some((number, end)) = ready {
             inherited::place(end, number).map_err(errno)?;

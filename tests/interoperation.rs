@@ -221,7 +221,7 @@ fn workers_that_stop_amid_the_work_lose_no_connection() {
                     });
                 }
                 // It has the queue, and is told to leave it amid the work.
-                until("a worker with a queue", || catches_term(&worker));
+                until("a worker with a queue", || minds_term(&worker));
                 worker.signal(Signal::SIGTERM);
                 worker.wait();
                 is_stopped.store(true, Ordering::SeqCst);
@@ -233,13 +233,18 @@ fn workers_that_stop_amid_the_work_lose_no_connection() {
     }
 }
 
-/// Whether a worker catches TERM, which it does once it has its queue.
-fn catches_term(worker: &Process) -> bool {
+/// Whether a worker catches TERM, or waits for it, which it does once it has its queue. Before it
+/// is the worker it may have more signals blocked, also as a shell that starts another program.
+fn minds_term(worker: &Process) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid()));
     let status = status.unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = u64::from_str_radix(caught.unwrap_or("0").trim(), 16).unwrap();
-    caught & (1 << (Signal::SIGTERM as u32 - 1)) != 0
+    let has = |set: &str, signal: Signal| {
+        let set = status.lines().find_map(|line| line.strip_prefix(set));
+        let set = u64::from_str_radix(set.unwrap_or("0").trim(), 16).unwrap();
+        set & (1 << (signal as u32 - 1)) != 0
+    };
+    let waits = has("SigBlk:", Signal::SIGTERM) && !has("SigBlk:", Signal::SIGCHLD);
+    waits || has("SigCgt:", Signal::SIGTERM)
 }
 
 #[test]
