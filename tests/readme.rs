@@ -157,15 +157,49 @@ readme! {
         assert_eq!(ask(port, "by name"), "by name");
     }
 
+    fn python_workers_serve_in_a_pool(terminal: [
+        "fdaccept 8888 | fdpool --worker 4 -- python3 examples/worker.py"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "by a worker"), "by a worker");
+    }
+
+    fn shell_scripts_are_workers(terminal: [
+        "fdaccept 8888 | fdpool --worker 4 -- sh -c 'while fdrecv -- cat || [ $? -ne 69 ]; do :; done'"
+    ]) {
+        let port = terminal.run(0).port();
+        for round in ["one", "two", "three"] {
+            assert_eq!(ask(port, round), round);
+        }
+    }
+
+    fn workers_say_that_they_are_ready_and_are_exchanged(terminal: [
+        "fdaccept --bind ./echo.queue 8888",
+        "fdpool --connect ./echo.queue --worker --ready-fd 3 4 -- sh -c 'echo >&3; exec python3 examples/worker.py'"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run(0).port();
+        let pool = terminal.run(1);
+        assert_eq!(ask(port, "old"), "old");
+        pool.signal_group(nix::sys::signal::Signal::SIGHUP);
+        pool.line("reload: done");
+        assert_eq!(ask(port, "new"), "new");
+    }
+
     fn a_python_worker_finds_the_queue_by_its_name(terminal: [
         "python3 examples/worker.py ./echo.queue"
     ]) {
         if peer("python3").is_none() {
             return;
         }
-        // Run from the directory of README, as it says.
-        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-        std::os::unix::fs::symlink(examples, terminal.dir().join("examples")).unwrap();
+        terminal.link_examples();
         let port = terminal.run_text("fdaccept --bind ./echo.queue 0").port();
         terminal.run(0);
         assert!(!ask(port, "hello\n").is_empty());
@@ -229,6 +263,26 @@ readme! {
         assert_eq!(ask(port, "as nobody"), "as nobody");
     }
 
+    fn a_pool_runs_behind_prlimit_and_nice(terminal: [
+        "fdaccept 8888 | prlimit --nofile=64 nice fdpool 4 -- cat"
+    ]) {
+        if peer("prlimit").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "limited"), "limited");
+    }
+
+    fn a_pool_runs_behind_s6_softlimit_and_env(terminal: [
+        r#"fdaccept 8888 | s6-softlimit -o 64 env -i PATH="$PATH" fdpool 4 -- cat"#
+    ]) {
+        if peer("s6-softlimit").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "limited"), "limited");
+    }
+
     fn handlers_run_behind_prlimit_and_nice(terminal: [
         "fdaccept 8888 | fdpool --timeout 60 4 -- prlimit --nofile=64 --cpu=10 nice cat"
     ]) {
@@ -246,17 +300,46 @@ fn every_line_of_readme_is_run_and_no_other() {
     let mut in_block = false;
     let mut found: Vec<&str> = Vec::new();
     for line in text.lines() {
-        if line.starts_with("```") {
-            in_block = !in_block;
-        } else if in_block {
-            found.push(line);
+        match line {
+            "```sh" => in_block = true,
+            "```" => in_block = false,
+            line if in_block => found.push(line),
+            _ => {}
         }
     }
     assert!(!in_block, "a code block is not closed");
+    // Others are files, of which each has a test below.
+    assert_eq!(
+        text.matches("\n```sh\n").count() + 1,
+        text.matches("\n```\n").count()
+    );
     let mut known = [RUN_BY_CI, RUN_HERE].concat();
     found.sort_unstable();
     known.sort_unstable();
     assert_eq!(found, known);
+}
+
+#[test]
+fn systemd_accepts_the_unit() {
+    let Some(analyze) = peer("systemd-analyze") else {
+        return;
+    };
+    let text = include_str!("../README.md");
+    let (_, unit) = text.split_once("\n```ini\n").unwrap();
+    let (unit, _) = unit.split_once("```\n").unwrap();
+    assert_eq!(unit.matches("/usr/local/bin/").count(), 2, "{unit}");
+    // The programs must be there: ours is where it was built, and the worker is any.
+    let unit = unit.replace("/usr/local/bin/worker", "/bin/cat");
+    let unit = unit.replace("/usr/local/bin", bin_dir().to_str().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("echo.service");
+    std::fs::write(&file, unit).unwrap();
+    let (status, stdout, stderr) = run(Command::new(analyze).arg("verify").arg(&file));
+    let ours: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.contains("echo.service"))
+        .collect();
+    assert_eq!((status, ours), (Some(0), Vec::new()), "{stdout}{stderr}");
 }
 
 /// Somebody who pastes lines, each in a window of its own, all in one new directory.
@@ -299,6 +382,12 @@ impl Terminal {
         shell.stdin(Stdio::null()).stdout(Stdio::null());
         self.processes.push(Process::start(&mut shell));
         self.processes.last_mut().unwrap()
+    }
+
+    /// Goes to the directory of README, as far as its lines need it.
+    fn link_examples(&self) {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        std::os::unix::fs::symlink(examples, self.dir().join("examples")).unwrap();
     }
 
     /// Copies the programs to where every user finds them. cp does it: a file that is open for
