@@ -23,6 +23,8 @@ use crate::{Error, Result, fork, inherited, signals};
 
 /// How long a worker that does not say when it is ready lives before it counts as started.
 pub const STARTED_AFTER: Duration = Duration::from_secs(1);
+/// One that ends closes its descriptors a moment before its end is seen.
+const CLOSING: Duration = Duration::from_millis(100);
 /// Where a worker finds the queue.
 const QUEUE: RawFd = 0;
 
@@ -140,22 +142,29 @@ pub enum Readiness {
     Awaited(OwnedFd),
     /// It said so.
     Said,
-    /// It never will: it closed its end of the pipe before.
+    /// It closed its end of the pipe before. If it is still there then, it never will say so.
+    Closed(Instant),
+    /// It never will.
     Never,
 }
 
 impl Readiness {
     /// Reads what the worker has said, without blocking.
     pub fn hear(&mut self) {
-        let Readiness::Awaited(pipe) = self else {
-            return;
+        let pipe = match self {
+            Readiness::Awaited(pipe) => pipe,
+            Readiness::Closed(at) if *at <= Instant::now() => {
+                *self = Readiness::Never;
+                return;
+            }
+            _ => return,
         };
         if ready(pipe.as_fd(), PollFlags::IN).is_empty() {
             return;
         }
         let mut bytes = [0; 512];
         *self = match rustix::io::read(&*pipe, &mut bytes) {
-            Ok(0) => Readiness::Never,
+            Ok(0) => Readiness::Closed(Instant::now() + CLOSING),
             Ok(count) if bytes[..count].contains(&b'\n') => Readiness::Said,
             _ => return,
         };
@@ -166,7 +175,16 @@ impl Readiness {
         match self {
             Readiness::Lives(from) => *from <= Instant::now(),
             Readiness::Said => true,
-            Readiness::Awaited(_) | Readiness::Never => false,
+            Readiness::Awaited(_) | Readiness::Closed(_) | Readiness::Never => false,
+        }
+    }
+
+    /// When it changes by the clock.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Readiness::Lives(at) => Some(*at).filter(|at| *at > Instant::now()),
+            Readiness::Closed(at) => Some(*at),
+            Readiness::Awaited(_) | Readiness::Said | Readiness::Never => None,
         }
     }
 }
@@ -226,8 +244,8 @@ impl Worker {
     /// Asks it to end, and gives it until `at`. Its children are its own affair while it is there.
     pub fn ask_to_go(&mut self, at: Instant) {
         let _ = kill(self.pid, Signal::SIGTERM);
-        // One that is stopped would not see it.
-        let _ = kill(self.pid, Signal::SIGCONT);
+        // One that is stopped would not see it, nor the end of a child that is.
+        let _ = killpg(self.pid, Signal::SIGCONT);
         self.leaving = Some(Leaving::Asked(at));
     }
 

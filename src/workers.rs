@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::process::WaitStatus;
@@ -58,6 +59,9 @@ impl Workers {
     /// As many as `size`. One that is asked to end has `grace` for that. They are started by
     /// their [`crate::pool::Pool`].
     pub fn new(command: WorkerCommand, size: usize, grace: Duration, log: Log) -> Self {
+        // What a worker leaves behind is ours to reap, so that its end is seen. Where that cannot
+        // be, whoever gets it does so.
+        let _ = set_child_subreaper(true);
         Self {
             command,
             size,
@@ -172,6 +176,7 @@ impl Workers {
                 continue;
             }
             match worker.readiness {
+                Readiness::Closed(_) => {}
                 Readiness::Never => self.log.error(format_args!(
                     "worker {pid} closed its ready descriptor without a newline"
                 )),
@@ -213,14 +218,11 @@ impl Workers {
     fn deadline(&self, supply: &Supply) -> Option<Instant> {
         let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
         let vacancies = vacancies.filter(|_| supply.queue().is_some());
-        let candidate = self.candidate.and_then(|pid| self.workers.get(&pid));
-        let candidate = candidate.and_then(|worker| match worker.readiness {
-            Readiness::Lives(from) => Some(from),
-            _ => None,
-        });
+        let workers = self.workers.values();
+        let readiness = workers.filter_map(|worker| worker.readiness.deadline());
         let leaving = self.workers.values().filter_map(Worker::killed_at);
         let remains = self.remains.iter().map(Remains::look);
-        let deadlines = vacancies.chain(candidate).chain(leaving).chain(remains);
+        let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
         deadlines.min()
     }
 
