@@ -31,7 +31,7 @@ pub enum Urgency {
 const URGENCY: usize = 0;
 const SIZE: usize = 1;
 const PLACES: usize = 2;
-/// Milliseconds from the start to the last end of a service.
+/// Microseconds from the start to the last end of a service.
 const SERVED: usize = 3;
 const SLOTS: usize = 4;
 /// Room for slots that still finish while others have taken over from them.
@@ -75,7 +75,7 @@ impl Scoreboard {
     pub fn set_busy(&self, index: usize, busy: bool) {
         let before = self.words[SLOTS + index].swap(busy.into(), Ordering::AcqRel);
         if before != 0 && !busy {
-            let now = self.start.elapsed().as_millis() as u64;
+            let now = self.start.elapsed().as_micros() as u64;
             self.words[SERVED].fetch_max(now, Ordering::AcqRel);
         }
     }
@@ -87,7 +87,7 @@ impl Scoreboard {
         }
         // Asked for after that, so that a service which ends meanwhile is not overlooked.
         let served = self.words[SERVED].load(Ordering::Acquire);
-        self.start + Duration::from_millis(served)
+        self.start + Duration::from_micros(served)
     }
 
     /// Whether slot `index` serves a connection.
