@@ -262,7 +262,9 @@ fn a_full_queue_of_a_consumers_own_name_loses_nothing() {
     let mut command = script("sh", "exec fdpool --bind ./q 1 -- cat");
     let pool = Process::start(command.current_dir(&dir));
     until("the name", || dir.path().join("q").exists());
-    pool.signal_group(Signal::SIGSTOP);
+    until("the slot", || children(pool.pid()).len() == 1);
+    let slot = children(pool.pid())[0];
+    kill(slot, Signal::SIGSTOP).unwrap();
     let mut command = script("sh", "exec fdaccept --connect ./q 127.0.0.1:0");
     let mut process = Process::start(command.current_dir(&dir));
     let port = process.port();
@@ -271,12 +273,8 @@ fn a_full_queue_of_a_consumers_own_name_loses_nothing() {
     // One more for the way to the consumer, which it opens only now.
     wait_until_full(process.pid(), idle + 1);
     are_idle(&[process.pid()]);
-    until("the slot to be stopped", || {
-        children(pool.pid())
-            .iter()
-            .all(|slot| state(*slot) == Some('T'))
-    });
-    pool.signal_group(Signal::SIGCONT);
+    assert_eq!(state(slot), Some('T'));
+    kill(slot, Signal::SIGCONT).unwrap();
     crowd.expect_served();
 }
 

@@ -500,7 +500,9 @@ fn after_a_worker_that_ended_too_soon_there_is_a_delay_that_doubles() {
             )
         })
         .collect();
-    assert_eq!(pool.stop().lines().collect::<Vec<_>>(), expected);
+    // One more may have ended by now.
+    let log = pool.stop();
+    assert_eq!(log.lines().take(4).collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -624,18 +626,15 @@ fn a_command_that_vanishes_while_the_pool_runs_is_tried_until_it_is_back() {
         assert_is_served(pool.client());
         let away = pool.file("away");
         std::fs::rename(&file, &away).unwrap();
-        let first = pool.worker();
-        kill(first, Signal::SIGKILL).unwrap();
+        killpg(pool.worker(), Signal::SIGKILL).unwrap();
         let client = pool.client();
-        let file_name = file.to_str().unwrap();
-        for delay in ["0.2", "0.4"] {
-            let line = pool.process.line(&format!("next try in {delay} s"));
-            let expected = format!(
-                "fdpool: cannot run {file_name}: No such file or directory; next try in {delay} s"
-            );
-            assert_eq!(line, expected);
-        }
-        // It is no child of the first worker that serves.
+        let line = pool.process.line("next try in 0.2 s");
+        let expected = format!(
+            "fdpool: cannot run {}: No such file or directory; next try in 0.2 s",
+            file.display()
+        );
+        assert_eq!(line, expected);
+        assert_waits(&client);
         std::fs::rename(&away, &file).unwrap();
         assert_is_served(&client);
         pool.stop();
@@ -826,7 +825,7 @@ fn a_new_worker_that_closes_its_ready_descriptor_without_a_newline_keeps_the_old
 
 #[test]
 fn a_worker_is_ready_when_the_newline_comes_whatever_came_before() {
-    let first = "printf 'not yet' >&3; sleep 0.2; printf ', but' >&3; sleep 0.2";
+    let first = "printf 'not yet' >&3; sleep 0.1; printf ', but' >&3; sleep 0.1";
     let mut pool = Pool::start(&["-v", "--ready-fd", "3", "1"], &ready_after(first));
     pool.process.line("is ready");
     let old = pool.worker();
@@ -935,7 +934,7 @@ fn an_old_worker_that_ignores_term_is_killed_after_the_grace_with_its_group() {
     // One that ignores it with its child, and one that dies of it and leaves such a child.
     for (end, status) in [("trap '' TERM", 9), ("trap - TERM", 15)] {
         let text = format!("{STUBBORN} & {end}; echo >&3; exec 3>&-; exec sleep 100");
-        let arguments = ["-v", "--grace", "0.3", "--ready-fd", "3", "1"];
+        let arguments = ["-v", "--grace", "0.2", "--ready-fd", "3", "1"];
         let mut pool = Pool::start(&arguments, &text);
         pool.process.line("is ready");
         let old = pool.worker();
@@ -944,10 +943,10 @@ fn an_old_worker_that_ignores_term_is_killed_after_the_grace_with_its_group() {
         pool.reload();
         pool.process.line(&format!("end {old} status {status}"));
         until_gone(child);
-        assert!(start.elapsed() >= Duration::from_millis(300));
+        assert!(start.elapsed() >= Duration::from_millis(200));
         until("another worker", || pool.worker() != old);
         let log = pool.stop();
-        let killed = format!("worker {old} did not end within 0.3 s, and is killed");
+        let killed = format!("worker {old} did not end within 0.2 s, and is killed");
         assert_eq!(log.contains(&killed), status == 9, "{log}");
     }
 }
