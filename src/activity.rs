@@ -50,7 +50,7 @@ fn processor_time(pid: Pid) -> Duration {
 
 /// The children of a process, each of whose threads can have some (proc_pid_task(5)). Where the
 /// kernel does not tell, none are seen.
-fn children(pid: Pid) -> Vec<Pid> {
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };

@@ -9,7 +9,8 @@ use rustix::process::WaitStatus;
 
 use crate::supply::Supply;
 
-/// The processes of a pool. None of the calls blocks.
+/// The processes of a pool. None of the calls waits for what one of them does, once it executes its
+/// program.
 pub(crate) trait Crew {
     /// The signals that the crew understands, besides those that every pool does.
     const RELOADING: &'static [Signal];
@@ -33,8 +34,8 @@ pub(crate) trait Crew {
     /// Whether nobody is there any more.
     fn is_gone(&self) -> bool;
 
-    /// Replaces everybody, without a gap.
-    fn reload(&mut self);
+    /// Replaces everybody, without a gap, when one of [`Crew::RELOADING`] comes.
+    fn reload(&mut self) {}
 
     /// Takes nothing more: who is idle ends at once, who serves has `grace` to finish.
     fn stop(&mut self, grace: Duration);

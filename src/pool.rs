@@ -42,9 +42,12 @@ pub struct Pool<C> {
     crew: C,
     options: Options,
     signals: Signals,
+    /// Since when it could have served.
+    since: Instant,
+    /// A signal said that it is to stop.
+    told: bool,
+    /// It takes nothing more, be it that it was told or that it was idle.
     stopping: bool,
-    /// When to look whether it is idle.
-    look: Option<Instant>,
     log: Log,
 }
 
@@ -71,8 +74,8 @@ impl<C: Crew> Pool<C> {
         let signals = Signals::new(&[&stopping[..], &later, &[Signal::SIGCHLD]].concat())?;
         // Also where it is ignored: a slot that is told to go while it starts must not miss it.
         signals::block(&[Signal::SIGTERM])?;
-        let stopping = interrupt::raised().is_some();
-        if stopping {
+        let told = interrupt::raised().is_some();
+        if told {
             supply.close();
         }
         Ok(Self {
@@ -80,8 +83,9 @@ impl<C: Crew> Pool<C> {
             crew,
             options,
             signals,
-            stopping,
-            look: None,
+            since: Instant::now(),
+            told,
+            stopping: told,
             log,
         })
     }
@@ -93,26 +97,25 @@ impl<C: Crew> Pool<C> {
     /// [`Error::System`] or [`Error::Peer`] if no queue can be had from the name.
     pub fn run(mut self) -> Result<u8> {
         loop {
+            let look = self.attend_idleness();
             let due = self.crew.attend(&mut self.supply);
             if self.crew.is_gone() && self.supply.has_ended() {
                 return Ok(0);
             }
-            self.wait(due)?;
+            self.wait([look, due, self.supply.deadline()])?;
             self.attend_signals();
             self.reap();
             self.supply.attend(&self.log)?;
-            self.attend_idleness();
         }
     }
 
     /// Waits until something is to be done.
-    fn wait(&self, due: Option<Instant>) -> Result<()> {
+    fn wait(&self, deadlines: [Option<Instant>; 3]) -> Result<()> {
         let watched = [Some(self.signals.as_fd()), self.supply.asked()];
         let watched = watched.into_iter().flatten().chain(self.crew.watched());
         let mut fds: Vec<_> = watched
             .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
             .collect();
-        let deadlines = [due, self.supply.deadline(), self.look];
         wait(&mut fds, deadlines.into_iter().flatten().min())
             .map_err(|errno| Error::system("wait for the pool's processes", errno))
     }
@@ -120,8 +123,7 @@ impl<C: Crew> Pool<C> {
     fn attend_signals(&mut self) {
         while let Some(signal) = self.signals.next() {
             match signal {
-                Signal::SIGTERM | Signal::SIGINT if self.stopping => self.crew.stop_now(),
-                Signal::SIGTERM | Signal::SIGINT => self.stop(),
+                Signal::SIGTERM | Signal::SIGINT => self.attend_stop(),
                 Signal::SIGTTIN | Signal::SIGUSR1 => self.resize(self.crew.size() + 1),
                 Signal::SIGTTOU => self.resize(self.crew.size() - 1),
                 Signal::SIGHUP if !self.stopping => self.crew.reload(),
@@ -134,10 +136,18 @@ impl<C: Crew> Pool<C> {
         self.crew.resize(size.clamp(1, MAX_SLOTS));
     }
 
-    /// The first signal: take nothing more, and time to finish.
+    /// The first signal is a stop, and a second one means now.
+    fn attend_stop(&mut self) {
+        if std::mem::replace(&mut self.told, true) {
+            self.crew.stop_now();
+        } else if !self.stopping {
+            self.stop();
+        }
+    }
+
+    /// Takes nothing more, and gives time to finish.
     fn stop(&mut self) {
         self.stopping = true;
-        self.look = None;
         self.supply.close();
         self.crew.stop(self.options.grace);
     }
@@ -156,23 +166,18 @@ impl<C: Crew> Pool<C> {
         }
     }
 
-    /// Stops when nothing was served for too long.
-    fn attend_idleness(&mut self) {
-        let Some(limit) = self.options.exit_idle.filter(|_| !self.stopping) else {
-            return;
-        };
+    /// Stops when nothing was served for too long. Returns when to look again.
+    fn attend_idleness(&mut self) -> Option<Instant> {
+        let limit = self.options.exit_idle.filter(|_| !self.stopping)?;
         let now = Instant::now();
-        if self.look.is_some_and(|look| now < look) {
-            return;
+        let end = self.crew.last_service().max(self.since) + limit;
+        if now < end {
+            return Some(end.min(now + limit / LOOKS));
         }
-        let end = self.crew.last_service() + limit;
-        if end <= now {
-            let seconds = limit.as_secs_f64();
-            self.log
-                .notice(format_args!("nothing was served for {seconds} s; stopping"));
-            self.stop();
-        } else {
-            self.look = Some(end.min(now + limit / LOOKS));
-        }
+        let seconds = limit.as_secs_f64();
+        self.log
+            .notice(format_args!("nothing was served for {seconds} s; stopping"));
+        self.stop();
+        None
     }
 }

@@ -6,6 +6,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::slot::KILL_AFTER;
+
 /// How often they are looked at, as nothing announces their end: those that were asked to end,
 /// and those that were not.
 const LOOK_SOON: Duration = Duration::from_millis(50);
@@ -26,9 +28,6 @@ enum Stage {
     Asked(Instant),
     Killed,
 }
-
-/// How long they have between TERM and KILL.
-const KILL_AFTER: Duration = crate::slot::KILL_AFTER;
 
 impl Remains {
     /// What is left of `group`, if there is something; it may go on until `at`.

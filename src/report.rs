@@ -86,10 +86,18 @@ impl Log {
             true => Duration::ZERO,
             false => PATIENCE,
         };
-        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-        let _ = wait(&mut fds, Some(Instant::now() + patience));
-        STUCK.store(fds[0].revents().is_empty(), Ordering::Relaxed);
-        if STUCK.load(Ordering::Relaxed) {
+        let until = Instant::now() + patience;
+        let is_stuck = loop {
+            let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+            let _ = wait(&mut fds, Some(until));
+            // A signal is no reason to lose a line.
+            match fds[0].revents().is_empty() {
+                true if Instant::now() < until => {}
+                is_stuck => break is_stuck,
+            }
+        };
+        STUCK.store(is_stuck, Ordering::Relaxed);
+        if is_stuck {
             return;
         }
         let _ = (&stderr).write_all(line.as_bytes());

@@ -217,8 +217,6 @@ impl Crew for Slots {
         self.children.is_empty()
     }
 
-    fn reload(&mut self) {}
-
     fn stop(&mut self, grace: Duration) {
         self.tell(Signal::SIGTERM);
         self.stop = Some(Stop::Grace(Instant::now() + grace));

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,14 @@ use crate::queue::Receiver;
 use crate::wait::{PollFlags, ready};
 use crate::{Error, Result, fork, inherited, signals};
 
+/// What fails where pipes cannot be had.
+const START: &str = "start a worker";
 /// How long a worker that does not say when it is ready lives before it counts as started.
 pub const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// One that ends closes its descriptors a moment before its end is seen.
 const CLOSING: Duration = Duration::from_millis(100);
+/// How long a worker that was killed may take to be gone.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 /// Where a worker finds the queue.
 const QUEUE: RawFd = 0;
 
@@ -59,46 +63,37 @@ impl WorkerCommand {
     /// [`Error::System`] for want of a process or of descriptors; [`Error::CommandNotFound`] or
     /// [`Error::CommandNotExecutable`] if the command is gone by now.
     pub fn start(&self, queue: &Receiver) -> Result<(Pid, Readiness)> {
-        let (failure, report) = pipe("start a worker")?;
-        let ready = self
-            .ready_fd
-            .map(|number| Ok((number, pipe("start a worker")?)));
-        let ready = ready.transpose()?;
+        let (failure, mut report) = pipe()?;
+        let ready = match self.ready_fd {
+            Some(number) => Some((number, pipe()?)),
+            None => None,
+        };
+        // The ready descriptor will take its number, so another one is needed.
+        if self.ready_fd == Some(report.as_raw_fd()) {
+            report = report
+                .try_clone()
+                .map_err(|error| Error::io(START, error))?;
+        }
         let pid = fork::start(Signal::SIGTERM, || {
-            let ready = ready
-                .as_ref()
-                .map(|(number, (_, end))| (*number, end.as_fd()));
-            self.be_worker(queue, ready, &report)
+            let ready = ready.as_ref();
+            let ready = ready.map(|(number, (_, end))| (*number, end.as_fd()));
+            let Err(errno) = self.become_worker(queue, ready);
+            let _ = rustix::io::write(&report, &(errno as i32).to_ne_bytes());
+            // Of no interest beside that.
+            1
         })?;
         drop(report);
         if let Some(errno) = errno_of_exec(failure) {
             return Err(self.command.error_of_start(errno));
         }
-        Ok((
-            pid,
-            match ready {
-                Some((_, (end, _))) => Readiness::Awaited(end),
-                None => Readiness::Lives(Instant::now() + STARTED_AFTER),
-            },
-        ))
+        let readiness = match ready {
+            Some((_, (end, _))) => Readiness::Awaited(end),
+            None => Readiness::Lives(Instant::now() + STARTED_AFTER),
+        };
+        Ok((pid, readiness))
     }
 
-    /// What a forked child does. Its status is of no interest: that exec failed, `report` says.
-    fn be_worker(
-        &self,
-        queue: &Receiver,
-        ready: Option<(RawFd, BorrowedFd<'_>)>,
-        report: &OwnedFd,
-    ) -> u8 {
-        // A copy, where the ready descriptor takes its number.
-        let in_the_way = ready.is_some_and(|(number, _)| number == report.as_raw_fd());
-        let copy = in_the_way.then(|| report.try_clone().ok()).flatten();
-        let Err(errno) = self.become_worker(queue, ready);
-        let report = copy.as_ref().unwrap_or(report).try_clone();
-        let _ = report.map(|report| File::from(report).write_all(&(errno as i32).to_ne_bytes()));
-        1
-    }
-
+    /// What a forked child does.
     fn become_worker(
         &self,
         queue: &Receiver,
@@ -121,8 +116,8 @@ impl WorkerCommand {
     }
 }
 
-fn pipe(action: &str) -> Result<(OwnedFd, OwnedFd)> {
-    pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::system(action, errno))
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::system(START, errno))
 }
 
 /// Waits for a child's exec, which closes the pipe, or for the errno that it failed with.
@@ -179,11 +174,10 @@ impl Readiness {
         }
     }
 
-    /// When it changes by the clock.
+    /// When it changes by the clock, or has changed.
     pub fn deadline(&self) -> Option<Instant> {
         match self {
-            Readiness::Lives(at) => Some(*at).filter(|at| *at > Instant::now()),
-            Readiness::Closed(at) => Some(*at),
+            Readiness::Lives(at) | Readiness::Closed(at) => Some(*at),
             Readiness::Awaited(_) | Readiness::Said | Readiness::Never => None,
         }
     }
@@ -211,7 +205,17 @@ pub struct Worker {
 enum Leaving {
     /// It was asked to end, and is killed then.
     Asked(Instant),
-    Killed,
+    /// It was killed, and is given up then: it may be another user's by now.
+    Killed(Instant),
+}
+
+/// What is due of a worker that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// To kill it.
+    Kill,
+    /// To give it up.
+    GiveUp,
 }
 
 impl Worker {
@@ -241,6 +245,24 @@ impl Worker {
         }
     }
 
+    /// When something is due of it.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.leaving {
+            Some(Leaving::Asked(at) | Leaving::Killed(at)) => Some(at),
+            None => None,
+        }
+    }
+
+    /// What is due of it by the clock.
+    pub fn due(&self) -> Option<Due> {
+        let now = Instant::now();
+        match self.leaving {
+            Some(Leaving::Asked(at)) if at <= now => Some(Due::Kill),
+            Some(Leaving::Killed(at)) if at <= now => Some(Due::GiveUp),
+            _ => None,
+        }
+    }
+
     /// Asks it to end, and gives it until `at`. Its children are its own affair while it is there.
     pub fn ask_to_go(&mut self, at: Instant) {
         let _ = kill(self.pid, Signal::SIGTERM);
@@ -252,6 +274,8 @@ impl Worker {
     /// Ends it now, with all that it started.
     pub fn kill(&mut self) {
         let _ = killpg(self.pid, Signal::SIGKILL);
-        self.leaving = Some(Leaving::Killed);
+        if !matches!(self.leaving, Some(Leaving::Killed(_))) {
+            self.leaving = Some(Leaving::Killed(Instant::now() + GIVE_UP_AFTER));
+        }
     }
 }

@@ -6,21 +6,24 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 use rustix::process::WaitStatus;
 
-use crate::Result;
-use crate::activity::Activity;
+use crate::activity::{self, Activity};
 use crate::crew::Crew;
+use crate::queue::Receiver;
 use crate::remains::Remains;
 use crate::report::Log;
 use crate::supply::Supply;
-use crate::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
+use crate::worker::{Due, Readiness, STARTED_AFTER, Worker, WorkerCommand};
+use crate::{Error, Result};
 
 /// How long a worker's place stays empty after one that ended too soon. It doubles with each
 /// further one.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(30);
+/// How many that leave there may be for each place when a newer one is started in a reload.
+const MOST_LEAVING: usize = 4;
 
 /// A place for a worker that is to be started then.
 #[derive(Clone, Copy, Debug)]
@@ -113,35 +116,40 @@ impl Workers {
     }
 
     /// Starts workers in the places whose time has come.
-    fn fill(&mut self, supply: &mut Supply) {
+    fn fill(&mut self, queue: &Receiver, generation: u64) {
         let now = Instant::now();
-        let (due, later) = self.vacancies.iter().partition(|vacancy| vacancy.at <= now);
+        let vacancies = std::mem::take(&mut self.vacancies);
+        let (due, later): (Vec<_>, Vec<_>) = vacancies.into_iter().partition(|v| v.at <= now);
         self.vacancies = later;
-        let due: Vec<Vacancy> = due;
-        for vacancy in due {
-            if let Err(error) = self.start(supply, vacancy.failures) {
-                let next = Vacancy::now(vacancy.failures + 1);
-                let delay = seconds(delay(next.failures));
-                self.log.error(format_args!("{error}; next try in {delay}"));
-                self.vacancies.push(next);
+        let mut due = due.into_iter();
+        for vacancy in due.by_ref() {
+            let Err(error) = self.start(queue, generation, vacancy.failures) else {
+                continue;
+            };
+            let next = Vacancy::now(vacancy.failures + 1);
+            let delay = seconds(delay(next.failures));
+            self.log.error(format_args!("{error}; next try in {delay}"));
+            self.vacancies.push(next);
+            if matches!(error, Error::System { .. }) {
+                // Processes or descriptors are short, for all of them.
+                let at = next.at;
+                let rest = due.map(|vacancy| Vacancy { at, ..vacancy });
+                self.vacancies.extend(rest);
+                return;
             }
         }
     }
 
-    /// Starts a worker. There must be a queue.
-    fn start(&mut self, supply: &Supply, failures: u32) -> Result<Option<Pid>> {
-        let Some(queue) = supply.queue() else {
-            return Ok(None);
-        };
+    fn start(&mut self, queue: &Receiver, generation: u64, failures: u32) -> Result<Pid> {
         let (pid, readiness) = self.command.start(queue)?;
         self.log.detail(format_args!("worker {pid} was started"));
-        let worker = Worker::new(pid, readiness, supply.generation(), failures);
+        let worker = Worker::new(pid, readiness, generation, failures);
         self.workers.insert(pid, worker);
-        Ok(Some(pid))
+        Ok(pid)
     }
 
     /// Goes on with a reload: starts the next one that is to take an older one's place.
-    fn roll(&mut self, supply: &Supply) {
+    fn roll(&mut self, queue: &Receiver, generation: u64) {
         if !self.reloading || self.candidate.is_some() {
             return;
         }
@@ -150,8 +158,13 @@ impl Workers {
             self.log.notice("reload: done");
             return;
         }
-        match self.start(supply, 0) {
-            Ok(candidate) => self.candidate = candidate,
+        // Who reloads faster than workers can end must not fill the machine with them.
+        let leaving = self.workers.values().filter(|worker| worker.is_leaving());
+        if leaving.count() >= MOST_LEAVING * self.size {
+            return;
+        }
+        match self.start(queue, generation, 0) {
+            Ok(pid) => self.candidate = Some(pid),
             Err(error) => self.give_up_reload(error),
         }
     }
@@ -201,16 +214,25 @@ impl Workers {
 
     /// Ends those whose time to end by themselves is over.
     fn attend_leaving(&mut self) {
-        let now = Instant::now();
-        for (pid, worker) in &mut self.workers {
-            if worker.killed_at().is_some_and(|at| at <= now) {
-                let grace = seconds(self.grace);
-                self.log.notice(format_args!(
-                    "worker {pid} did not end within {grace}, and is killed"
-                ));
-                worker.kill();
+        let (log, grace) = (self.log, seconds(self.grace));
+        self.workers.retain(|pid, worker| {
+            match worker.due() {
+                Some(Due::Kill) => {
+                    log.notice(format_args!(
+                        "worker {pid} did not end within {grace}, and is killed"
+                    ));
+                    worker.kill();
+                }
+                Some(Due::GiveUp) => {
+                    log.error(format_args!(
+                        "worker {pid} cannot be ended, and is left alone"
+                    ));
+                    return false;
+                }
+                None => {}
             }
-        }
+            true
+        });
         self.remains.retain_mut(Remains::go_on);
     }
 
@@ -218,9 +240,13 @@ impl Workers {
     fn deadline(&self, supply: &Supply) -> Option<Instant> {
         let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
         let vacancies = vacancies.filter(|_| supply.queue().is_some());
-        let workers = self.workers.values();
-        let readiness = workers.filter_map(|worker| worker.readiness.deadline());
-        let leaving = self.workers.values().filter_map(Worker::killed_at);
+        let readiness = self.workers.iter().filter_map(|(pid, worker)| {
+            // When others have started matters to nobody.
+            let matters =
+                Some(*pid) == self.candidate || matches!(worker.readiness, Readiness::Closed(_));
+            worker.readiness.deadline().filter(|_| matters)
+        });
+        let leaving = self.workers.values().filter_map(Worker::deadline);
         let remains = self.remains.iter().map(Remains::look);
         let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
         deadlines.min()
@@ -262,13 +288,14 @@ impl Crew for Workers {
         self.attend_leaving();
         if !self.stopping {
             self.balance();
-            // Whoever was killed last left nothing behind, and nobody else looks.
-            if !self.vacancies.is_empty() && supply.queue().is_some_and(|queue| queue.is_at_end()) {
+            // Nobody is started for a queue that has ended, which nobody may have said.
+            let is_due = !self.vacancies.is_empty() || self.reloading;
+            if is_due && supply.queue().is_some_and(Receiver::is_at_end) {
                 supply.queue_ended(supply.generation());
             }
-            if supply.queue().is_some() {
-                self.fill(supply);
-                self.roll(supply);
+            if let Some(queue) = supply.queue() {
+                self.fill(queue, supply.generation());
+                self.roll(queue, supply.generation());
             }
         }
         self.deadline(supply)
@@ -306,7 +333,7 @@ impl Crew for Workers {
             return;
         }
         // Who finds the end of the queue has ended well, however soon.
-        if supply.queue().is_some_and(|queue| queue.is_at_end()) {
+        if supply.queue().is_some_and(Receiver::is_at_end) {
             supply.queue_ended(worker.generation);
         }
         let on_this_queue = supply.generation() == worker.generation && supply.queue().is_some();
@@ -364,7 +391,10 @@ impl Crew for Workers {
 
     /// Of what workers serve nothing else can be seen than that they do something.
     fn last_service(&mut self) -> Instant {
-        self.activity.look(self.workers.keys().copied())
+        // What they have left behind is a child of ours.
+        let orphans = activity::children(getpid());
+        let workers = self.workers.keys().copied();
+        self.activity.look(workers.chain(orphans))
     }
 }
 

@@ -16,7 +16,8 @@ use fdtools::rendezvous::Rendezvous;
 use fdtools::scoreboard::MAX_SLOTS;
 use fdtools::source::Source;
 use fdtools::worker::WorkerCommand;
-use fdtools::{Error, Result, inherited, report};
+use fdtools::{Error, Result, inherited, report, signals};
+use nix::sys::signal::Signal;
 
 const PROGRAM: &str = "fdpool";
 const USAGE: &str = "fdpool [OPTIONS] N [--] COMMAND [ARG]...";
@@ -55,7 +56,7 @@ struct Arguments {
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
     timeout: Option<Duration>,
 
-    /// On TERM or INT, time for handlers or workers to finish
+    /// Time to finish for handlers on TERM or INT, and for workers that are to go
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     grace: Duration,
 
@@ -89,6 +90,8 @@ fn run_slots(arguments: &Arguments) -> Result<u8> {
 }
 
 fn run_workers(arguments: &Arguments) -> Result<u8> {
+    // One that comes before the pool can reload waits for it.
+    signals::block(&[Signal::SIGHUP])?;
     let log = arguments.log.log(PROGRAM);
     let command = WorkerCommand::find(&arguments.command, arguments.ready_fd)?;
     let rendezvous = arguments.queue.rendezvous();
