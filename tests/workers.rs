@@ -905,6 +905,71 @@ fn many_reloads_at_once_end_with_new_workers() {
 }
 
 #[test]
+fn reloads_that_come_faster_than_workers_end_start_no_more_than_a_few() {
+    let mut pool = Pool::start(
+        &["--grace", "100000", "2"],
+        "trap '' TERM; while :; do sleep 1; done",
+    );
+    pool.until_workers(2);
+    let mut most = 0;
+    for _ in 0..500 {
+        pool.process.signal(Signal::SIGHUP);
+        pool.process.line("to replace");
+        most = most.max(pool.workers().len());
+    }
+    // Four that leave for each place, those that stay, and a candidate.
+    assert!((3..=8 + 2 + 1).contains(&most), "{most} workers");
+    pool.process.signal(Signal::SIGTERM);
+    pool.process.signal(Signal::SIGINT);
+    assert_ends_well(&mut pool.process);
+}
+
+#[test]
+fn a_worker_of_another_user_that_cannot_be_ended_is_given_up() {
+    if !root() {
+        return;
+    }
+    let Some(setpriv) = peer("setpriv") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let copy = "chmod 755 . && cp \"$0\" ./fdpool && chmod 755 ./fdpool";
+    let mut copy = script("sh", copy);
+    copy.current_dir(&dir).arg(bin_dir().join("fdpool"));
+    assert!(run(&mut copy).0 == Some(0));
+    // The pool may become somebody else, but not signal them.
+    let capabilities = "-all,+setuid,+setgid";
+    let mut command = Command::new(&setpriv);
+    command.args(["--reuid=65533", "--regid=65533", "--clear-groups"]);
+    command.args(["--inh-caps", capabilities, "--ambient-caps", capabilities]);
+    command.args([
+        "./fdpool",
+        "--grace",
+        "0.1",
+        "--queue-fd",
+        "0",
+        "--worker",
+        "1",
+        "--",
+    ]);
+    command
+        .arg(&setpriv)
+        .args(["--reuid=65532", "sleep", "1000"]);
+    let (_write_end, read_end) = socket_pair(SockType::SeqPacket);
+    let mut pool = Process::start(command.current_dir(&dir).stdin(read_end));
+    let is_another = |pid: &Pid| status_field(*pid, "Uid").starts_with("65532");
+    let worker = eventually("the worker", || {
+        children(pool.pid()).into_iter().find(is_another)
+    });
+    pool.signal(Signal::SIGTERM);
+    pool.line(&format!(
+        "worker {worker} cannot be ended, and is left alone"
+    ));
+    assert_eq!(pool.wait().code(), Some(0));
+    kill(worker, Signal::SIGKILL).unwrap();
+}
+
+#[test]
 fn a_reload_starts_a_worker_whose_place_waits_and_its_delay_begins_anew() {
     let mut pool = Pool::start(&["1"], "exit 1");
     pool.process.line("in 0.8 s");
