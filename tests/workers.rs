@@ -586,7 +586,7 @@ fn what_a_worker_left_behind_may_finish() {
 }
 
 #[test]
-fn what_a_worker_left_behind_gets_term_after_the_grace_and_kill_5_seconds_later() {
+fn a_child_that_a_worker_left_behind_gets_term_after_the_grace_and_kill_5_seconds_later() {
     let text = "if mkdir \"$DIR/first\"; then \
         (trap 'echo term 0 >>\"$DIR/log\"' TERM; while :; do sleep 0.05; done) & \
         echo child $! >>\"$DIR/log\"; exit; fi 2>/dev/null; exec sleep 100";
