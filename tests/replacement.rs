@@ -446,6 +446,12 @@ fn kill_beside_a_new_pool(crew: &Crew) {
     acceptor.finish();
 }
 
+/// How many sockets a process has open.
+fn sockets(pid: Pid) -> usize {
+    let open = descriptors(pid).into_iter();
+    open.filter(|(_, what)| what.starts_with("socket:")).count()
+}
+
 fn kill_while_connections_wait(crew: &Crew) {
     let acceptor = Acceptor::start();
     let mut pool = acceptor.full_pool(crew, 2);
@@ -453,7 +459,14 @@ fn kill_while_connections_wait(crew: &Crew) {
     clients.iter_mut().for_each(Client::assert_is_served);
     let busy = until_busy(&pool, 2);
     let crowd = acceptor.crowd(5);
+    let before: Vec<_> = busy.iter().map(|member| sockets(*member)).collect();
     slay(&mut pool);
+    // They have TERM at once, but may take a moment to mind it.
+    for (member, before) in busy.iter().zip(before) {
+        until("who is busy to leave the queue", || {
+            sockets(*member) < before
+        });
+    }
     clients.iter_mut().for_each(Client::assert_is_served);
     clients.into_iter().for_each(Client::finish);
     for member in busy {
