@@ -8,7 +8,7 @@
 PATH may be @name, in the abstract namespace. fdtools(7) has what is left out here: who may be on
 the other side of an @name, and what the message says of the client.
 """
-import os, select, signal, socket, sys, threading
+import os, select, signal, socket, stat, sys, threading
 
 
 def echo(connection):
@@ -18,6 +18,10 @@ def echo(connection):
             client.sendall(data)
     finally:
         client.detach()
+
+
+def is_pipe(descriptor):
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
 name = sys.argv[-1]
@@ -57,18 +61,21 @@ end = select.poll()
 end.register(queue, select.POLLRDHUP)
 while True:
     try:
-        payload, descriptors, flags, _ = socket.recv_fds(queue, 4096, 1)
+        payload, descriptors, flags, _ = socket.recv_fds(queue, 4096, 2)
     except ConnectionResetError:
         continue  # not the end
     except OSError:
         break  # told to stop
     if descriptors:
         try:
-            if not flags & socket.MSG_CTRUNC:  # one descriptor is a connection, more are not
+            # A pipe beside it is its lease, which is kept open while it is served.
+            lease = descriptors[1:]
+            if not flags & socket.MSG_CTRUNC and all(map(is_pipe, lease)):
                 echo(descriptors[0])
         except OSError:
             pass  # the client has gone, which is no reason to end
-        os.close(descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
     elif not payload and end.poll(0):
         break  # an empty message is the end only if the other side has hung up
 if sys.argv[1:2] == ["--bind"] and not name.startswith("@"):

@@ -39,7 +39,12 @@ fn main() -> Result<()> {
     let _watch = interrupt::watch(queue.as_fd());
     loop {
         match queue.receive()? {
-            Received::Connection { descriptor, .. } => {
+            // The lease, where there is one, is to live as long as the connection is served.
+            Received::Connection {
+                descriptor,
+                lease: _lease,
+                ..
+            } => {
                 let client = File::from(descriptor);
                 // That the client has gone is no reason to end.
                 let _ = io::copy(&mut &client, &mut &client);

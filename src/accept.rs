@@ -13,8 +13,9 @@ use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with, getsockname};
 
 use crate::alarm::Alarm;
 use crate::chain::Chain;
-use crate::connection;
+use crate::client::Client;
 use crate::error::to_nix;
+use crate::guard::Guard;
 use crate::listener::Listener;
 use crate::message::Info;
 use crate::queue::RETRY;
@@ -22,7 +23,7 @@ use crate::report::Log;
 use crate::signals::{Signals, not_ignored};
 use crate::sink::{Passed, Sink, Untaken};
 use crate::wait::{PollFd, PollFlags, wait};
-use crate::{Error, Result};
+use crate::{Error, Result, connection, message};
 
 /// How long nothing is accepted when descriptors or memory are short.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -39,10 +40,14 @@ const LINGER: Duration = Duration::from_millis(5);
 /// How long an accept may block that another process was faster at.
 const BLOCKED: Duration = Duration::from_millis(50);
 
-/// The signals that the loop takes over; of those that stop it, the ones that are not ignored.
-pub fn signals() -> Vec<Signal> {
+/// The signals that the loop takes over; of those that stop it, the ones that are not ignored. HUP
+/// only where it has something to `reload`.
+pub fn signals(reload: bool) -> Vec<Signal> {
     let mut signals = not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
-    signals.push(Signal::SIGCHLD);
+    signals.extend([Signal::SIGCHLD, Signal::SIGUSR1]);
+    if reload {
+        signals.push(Signal::SIGHUP);
+    }
     signals
 }
 
@@ -84,6 +89,7 @@ fn classify(errno: Errno) -> Class {
 /// A connection that is accepted and not in the queue yet.
 struct InHand {
     connection: OwnedFd,
+    lease: Option<OwnedFd>,
     payload: Vec<u8>,
 }
 
@@ -108,6 +114,7 @@ struct Place {
 /// Everything that the accept loop works with.
 pub struct Acceptor {
     places: Vec<Place>,
+    guard: Guard,
     sink: Sink,
     chain: Option<Chain>,
     signals: Signals,
@@ -134,13 +141,14 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// A loop from `listeners` to `sink`; `chain` is the command that reads it, if it is one of
+    /// A loop from `listeners` past `guard` to `sink`; `chain` is the command that reads it, if it is one of
     /// ours. `grace` is how long what was accepted is waited for after a stop.
     ///
     /// # Errors
     /// [`Error::System`] if there is no timer to be had.
     pub fn new(
         listeners: Vec<Listener>,
+        guard: Guard,
         sink: Sink,
         chain: Option<Chain>,
         signals: Signals,
@@ -150,6 +158,7 @@ impl Acceptor {
         let place = |listener| Place { listener, left: 0 };
         Ok(Self {
             places: listeners.into_iter().map(place).collect(),
+            guard,
             sink,
             chain,
             signals,
@@ -215,6 +224,7 @@ impl Acceptor {
             if ready.sink {
                 self.attend_sink()?;
             }
+            self.guard.attend();
             self.attend_clock();
             self.pass()?;
             self.accept(&ready.listeners)?;
@@ -226,6 +236,7 @@ impl Acceptor {
     fn wait(&self) -> Result<Ready> {
         let now = Instant::now();
         let listening = self.is_accepting(now);
+        let shut_until = self.guard.shut_until(now);
         let for_room = self.in_hand.is_some() && self.retry_at.is_none();
         let mut fds = vec![PollFd::from_borrowed_fd(
             self.signals.as_fd(),
@@ -236,6 +247,9 @@ impl Acceptor {
             fds.extend(self.sink.watch(for_room));
         }
         let sinks = fds.len();
+        let guards = self.guard.descriptors();
+        fds.extend(guards.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let guards = fds.len();
         if listening {
             let places = self.places.iter();
             fds.extend(places.map(|p| PollFd::from_borrowed_fd(p.listener.as_fd(), PollFlags::IN)));
@@ -243,7 +257,10 @@ impl Acceptor {
         // A last order is taken without waiting for it.
         let until = match self.stage {
             Stage::LastOrders if listening => Some(now),
-            _ => self.next_deadline(),
+            _ => [self.next_deadline(), shut_until]
+                .into_iter()
+                .flatten()
+                .min(),
         };
         wait(&mut fds, until).map_err(|errno| Error::system("wait for connections", errno))?;
         let is_ready = |fd: &PollFd| !fd.revents().is_empty();
@@ -252,7 +269,7 @@ impl Acceptor {
             signals: is_ready(&fds[0]),
             sink: fds[1..sinks].iter().any(is_ready)
                 || self.sink.deadline().is_some_and(|at| at <= now),
-            listeners: fds[sinks..].iter().map(is_ready).collect(),
+            listeners: fds[guards..].iter().map(is_ready).collect(),
         })
     }
 
@@ -262,16 +279,29 @@ impl Acceptor {
             _ => None,
         };
         let sink = (!self.gone).then(|| self.sink.deadline()).flatten();
-        [self.paused_until, self.retry_at, self.deadline, sink, look]
-            .into_iter()
-            .flatten()
-            .min()
+        let guard = self.guard.deadline();
+        [
+            self.paused_until,
+            self.retry_at,
+            self.deadline,
+            sink,
+            look,
+            guard,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn is_accepting(&self, now: Instant) -> bool {
         self.stage != Stage::Closed
-            && self.in_hand.is_none()
             && self.paused_until.is_none_or(|until| until <= now)
+            && self.may_accept(now)
+    }
+
+    /// Whether there is room for one more, here and in service.
+    fn may_accept(&self, now: Instant) -> bool {
+        self.in_hand.is_none() && !self.guard.is_full() && self.guard.shut_until(now).is_none()
     }
 
     /// Accepts what waits at the listeners that are ready, and passes it on.
@@ -282,17 +312,20 @@ impl Acceptor {
         }
         for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
             for _ in 0..TURN {
-                if self.in_hand.is_some() || self.places[index].is_finished(self.stage) {
+                if !self.may_accept(Instant::now()) || self.places[index].is_finished(self.stage) {
                     break;
                 }
                 match self.accept_one(index) {
                     Ok((connection, remote)) => {
                         self.places[index].left = self.places[index].left.saturating_sub(1);
-                        self.take_in_hand(index, connection, remote);
+                        self.receive(index, connection, remote);
                         self.pass()?;
                     }
                     Err(errno) => match classify(errno) {
-                        Class::Retry => {}
+                        Class::Retry => {
+                            let is_clients = errno != Errno::INTR;
+                            self.guard.counters.failed += u64::from(is_clients);
+                        }
                         Class::Nobody => {
                             self.places[index].left = 0;
                             break;
@@ -324,6 +357,9 @@ impl Acceptor {
     }
 
     fn accept_one(&mut self, index: usize) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
+        self.guard
+            .prepare()
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
         let listener = &self.places[index].listener;
         let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC);
         if !listener.is_inherited() {
@@ -337,19 +373,37 @@ impl Acceptor {
         })
     }
 
-    fn take_in_hand(&mut self, index: usize, connection: OwnedFd, remote: Option<SocketAddrAny>) {
+    /// One was accepted: it is taken in hand, or turned away.
+    fn receive(&mut self, index: usize, connection: OwnedFd, remote: Option<SocketAddrAny>) {
+        let client = Client::of(connection.as_fd(), remote.as_ref());
         let listener = &self.places[index].listener;
-        let info = describe(connection.as_fd(), remote, listener.local());
-        if self.log.is_verbose() {
-            let client = info.client();
-            self.log
-                .detail(format_args!("accepted {client} on {listener}"));
+        match self.guard.judge(connection.as_fd(), &client) {
+            Ok(entry) => {
+                let mut info = describe(connection.as_fd(), client, listener.local());
+                if let Some(number) = entry.number {
+                    info.set(message::TCP_CONN_NUM, number.to_string());
+                }
+                if self.log.is_verbose() {
+                    let client = info.client();
+                    self.log
+                        .detail(format_args!("accepted {client} on {listener}"));
+                }
+                self.in_hand = Some(InHand {
+                    connection,
+                    lease: entry.lease,
+                    payload: info.encode(),
+                });
+            }
+            Err(why) => {
+                if self.log.is_verbose() {
+                    let info = describe(connection.as_fd(), client, listener.local());
+                    let client = info.client();
+                    self.log
+                        .detail(format_args!("refused {client} on {listener}: {why}"));
+                }
+                self.guard.refuse(connection, why);
+            }
         }
-        let payload = info.encode();
-        self.in_hand = Some(InHand {
-            connection,
-            payload,
-        });
     }
 
     /// Puts what is in hand into the queue, if there is room.
@@ -361,12 +415,14 @@ impl Acceptor {
             return Ok(());
         }
         self.retry_at = None;
+        let lease = hand.lease.as_ref().map(AsFd::as_fd);
         match self
             .sink
-            .pass(hand.connection.as_fd(), &hand.payload, &self.log)?
+            .pass(hand.connection.as_fd(), lease, &hand.payload, &self.log)?
         {
             // Our copy is closed, so that the client sees the end when its handler ends.
             Passed::Done => {
+                self.guard.counters.passed += 1;
                 self.in_hand = None;
                 self.retry_after = RETRY;
             }
@@ -382,6 +438,7 @@ impl Acceptor {
 
     fn pause(&mut self, errno: Errno) {
         let now = Instant::now();
+        self.guard.is_short();
         self.paused_until = Some(now + PAUSE);
         // One that comes and goes is said once.
         if self.short_at.is_none_or(|at| now - at > SAME_SHORTAGE) {
@@ -414,14 +471,35 @@ impl Acceptor {
 
     fn attend_signals(&mut self) {
         while let Some(signal) = self.signals.next() {
-            if signal == Signal::SIGCHLD {
-                continue;
+            match signal {
+                Signal::SIGCHLD => continue,
+                Signal::SIGUSR1 => {
+                    self.say_counters();
+                    continue;
+                }
+                Signal::SIGHUP => {
+                    self.reload();
+                    continue;
+                }
+                _ => {}
             }
             if self.deadline.is_none() && !self.at_once {
                 self.stop();
             } else {
                 self.stop_at_once();
             }
+        }
+    }
+
+    fn say_counters(&self) {
+        let untaken = self.sink.untaken();
+        self.log.notice(self.guard.counters.line(untaken));
+    }
+
+    fn reload(&mut self) {
+        match self.guard.reload() {
+            Ok(()) => self.log.notice("rules: read again"),
+            Err(error) => self.log.error(format_args!("{error}; the old rules stay")),
         }
     }
 
@@ -515,6 +593,10 @@ impl Acceptor {
     /// Gives up the queue, and says how many connections were accepted in vain. Whether there are
     /// any.
     fn say_untaken(self) -> bool {
+        // Without a guard they tell nothing that is not known.
+        if self.guard.is_on_duty() {
+            self.say_counters();
+        }
         let in_hand = usize::from(self.in_hand.is_some());
         match self.sink.give_up() {
             Untaken::Exactly(0) | Untaken::Unknown if in_hand == 0 => return false,
@@ -548,21 +630,16 @@ impl Place {
 }
 
 /// What is known of a connection that was just accepted.
-fn describe(
-    connection: BorrowedFd<'_>,
-    remote: Option<SocketAddrAny>,
-    local: Option<SocketAddr>,
-) -> Info {
+fn describe(connection: BorrowedFd<'_>, client: Client, local: Option<SocketAddr>) -> Info {
     // A listener with one address saves asking each connection for it; and accept told the
     // client's, also if it is gone by now.
-    let remote = remote.and_then(|remote| SocketAddr::try_from(remote).ok());
     let own = || SocketAddr::try_from(getsockname(connection).ok()?).ok();
-    match remote {
-        Some(remote) => match local.or_else(own) {
+    match client {
+        Client::Address(remote) => match local.or_else(own) {
             Some(local) => Info::tcp(remote, local),
             None => Info::new(),
         },
-        None => connection::ask(connection),
+        Client::User { .. } | Client::Unknown => connection::ask(connection),
     }
 }
 

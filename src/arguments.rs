@@ -47,6 +47,11 @@ impl QueueArguments {
         self.mode
     }
 
+    /// The users that `--allow-uid` names.
+    pub fn allow_uid(&self) -> &[u32] {
+        &self.allow_uid
+    }
+
     /// Where the other side is.
     pub fn rendezvous(&self) -> Rendezvous {
         Rendezvous {

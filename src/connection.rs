@@ -20,6 +20,8 @@ use crate::message::{self, Info, UnixPeer};
 pub struct Connection {
     /// The connection itself, or whatever else the sender passed.
     pub descriptor: OwnedFd,
+    /// What tells the sender that it is in service, where the sender counts.
+    pub lease: Option<OwnedFd>,
     /// What is known of it.
     pub info: Info,
 }
@@ -27,10 +29,14 @@ pub struct Connection {
 impl Connection {
     /// A connection with what its message said of it. Where that is nothing, the descriptor is
     /// asked itself.
-    pub fn new(descriptor: OwnedFd, told: Option<Info>) -> Self {
+    pub fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
         let info = told.filter(|info| info.get(message::PROTO).is_some());
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
-        Self { descriptor, info }
+        Self {
+            descriptor,
+            lease,
+            info,
+        }
     }
 }
 

@@ -34,6 +34,17 @@ pub enum Placement {
 /// The descriptor of [`Placement::Activation`] (`SD_LISTEN_FDS_START`).
 const ACTIVATION: RawFd = 3;
 
+impl Placement {
+    /// The last descriptor that the connection has.
+    fn number(self) -> RawFd {
+        match self {
+            Placement::Standard => 1,
+            Placement::Descriptor(number) => number,
+            Placement::Activation => ACTIVATION,
+        }
+    }
+}
+
 /// A command that serves connections, one each time it is started.
 #[derive(Clone, Debug)]
 pub struct Handler {
@@ -98,6 +109,10 @@ impl Handler {
             }
             _ => self.environment_for(&connection.info, &[]),
         };
+        if let Some(lease) = &connection.lease {
+            // Nobody is left to hold it but the command.
+            inherited::leave_open(lease.as_fd(), placement.number())?;
+        }
         match placement {
             Placement::Standard => {
                 inherited::place(socket, 0)?;

@@ -134,3 +134,17 @@ pub(crate) fn place(descriptor: BorrowedFd<'_>, number: RawFd) -> Result<()> {
         .map(drop)
         .map_err(failed)
 }
+
+/// Leaves `descriptor` open across exec, or a copy of it if its number is `taken` for another one.
+///
+/// # Errors
+/// [`Error::System`] if there is no number for a copy.
+pub(crate) fn leave_open(descriptor: BorrowedFd<'_>, taken: RawFd) -> Result<()> {
+    let action = match descriptor.as_raw_fd() == taken {
+        true => FcntlArg::F_DUPFD(FIRST),
+        false => FcntlArg::F_SETFD(FdFlag::empty()),
+    };
+    fcntl(descriptor, action)
+        .map(drop)
+        .map_err(|errno| Error::system("keep a descriptor open", errno))
+}

@@ -23,7 +23,7 @@
 //! drop(connection);
 //!
 //! match receiver.receive()? {
-//!     Received::Connection { descriptor, info } => {
+//!     Received::Connection { descriptor, info, .. } => {
 //!         let served = TcpStream::from(descriptor);
 //!         assert_eq!(served.peer_addr()?, client.local_addr()?);
 //!         assert_eq!(info.unwrap().client(), "127.0.0.1");
@@ -106,6 +106,9 @@
 //!
 //! - [`address`]: where to listen, as users spell it; [`listener`]: listening sockets, made or
 //!   inherited; [`sockopt`]: their options
+//! - [`guard`]: who gets from a listener to the sink: [`access`] rules, what is in service
+//!   ([`lease`]), the [`rate`]; [`client`]: who a client is, `peer_groups` on a Unix socket;
+//!   [`farewell`]: those that are turned away; [`counters`]; [`guard_arguments`]: the options for it
 //! - [`accept`]: the loop from listeners to a sink; [`sink`]: where an acceptor puts connections;
 //!   `ballast`: room for the queue itself where too much is on its way
 //! - [`chain`]: the command of `fdaccept ADDRESS -- COMMAND`
@@ -132,28 +135,37 @@
 //!   same program; `diag`: who owns a datagram socket
 
 pub mod accept;
+pub mod access;
 mod activity;
 pub mod address;
 pub mod alarm;
 pub mod arguments;
 mod ballast;
 pub mod chain;
+pub mod client;
 pub mod command;
 pub mod connection;
+pub mod counters;
 mod crew;
 pub mod descriptor;
 mod diag;
 pub mod error;
+pub mod farewell;
 mod fork;
+pub mod guard;
+pub mod guard_arguments;
 pub mod handler;
 pub mod inherited;
 pub mod interrupt;
+pub mod lease;
 pub mod limit;
 pub mod listener;
 pub mod message;
 pub mod name;
+mod peer_groups;
 pub mod pool;
 pub mod queue;
+pub mod rate;
 mod remains;
 pub mod rendezvous;
 pub mod report;

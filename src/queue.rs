@@ -15,6 +15,7 @@ use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, setsockopt, shutdown, socket,
     socketpair, sockopt,
 };
+use nix::sys::stat::{SFlag, fstat};
 use rustix::io::ioctl_fionread;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -209,12 +210,22 @@ impl Sender {
         }
     }
 
-    /// As [`Sender::send`], with a payload made before, and without blocking.
+    /// As [`Sender::send`], with a payload made before, without blocking, and with a lease if
+    /// there is one: what its receiver keeps open while the connection is in service.
     ///
     /// # Errors
     /// The errno of sendmsg(2), `EAGAIN` if the queue is full.
-    pub fn try_send(&self, connection: impl AsFd, payload: &[u8]) -> Result<(), Errno> {
-        send(&self.socket, payload, &[connection.as_fd()], false)
+    pub fn try_send(
+        &self,
+        connection: impl AsFd,
+        lease: Option<BorrowedFd<'_>>,
+        payload: &[u8],
+    ) -> Result<(), Errno> {
+        let connection = connection.as_fd();
+        match lease {
+            Some(lease) => send(&self.socket, payload, &[connection, lease], false),
+            None => send(&self.socket, payload, &[connection], false),
+        }
     }
 }
 
@@ -231,6 +242,9 @@ pub enum Received {
     Connection {
         /// The connection itself, close-on-exec.
         descriptor: OwnedFd,
+        /// What tells the sender that the connection is in service, to be kept open for as long as
+        /// it is; `None` if the sender does not count.
+        lease: Option<OwnedFd>,
         /// What its message said of it; `None` for a message that is not understood.
         info: Option<Info>,
     },
@@ -248,7 +262,7 @@ pub enum Refusal {
     /// It carried none.
     #[error("a message came without a descriptor")]
     NoDescriptor,
-    /// It carried this many, where one is a connection.
+    /// It carried this many, where one is a connection, and a second one a lease.
     #[error("a message came with {0} descriptors instead of one")]
     TooManyDescriptors(usize),
     /// The kernel had to drop some of its descriptors.
@@ -409,6 +423,13 @@ impl Receiver {
 
     /// Decides what a message is, and closes all of one that is refused.
     fn judge(&self, mut message: Message) -> Received {
+        let info = match message.payload_cut {
+            true => None,
+            false => Info::decode(&message.payload),
+        };
+        // Who knows of leases says what it sends, and a lease is the end of a pipe.
+        let has_lease = info.is_some()
+            && matches!(&message.descriptors[..], [_, lease] if is_pipe(lease.as_fd()));
         let refusal = match message.sender {
             Some(uid) if !self.trust.allows(uid) => Some(Refusal::Sender(uid)),
             None if self.trust.is_limited() => Some(Refusal::UnknownSender),
@@ -416,20 +437,21 @@ impl Receiver {
             _ => match message.descriptors.len() {
                 0 => Some(Refusal::NoDescriptor),
                 1 => None,
+                2 if has_lease => None,
                 count => Some(Refusal::TooManyDescriptors(count)),
             },
         };
         if let Some(refusal) = refusal {
             return Received::Refused(refusal);
         }
-        match message.descriptors.pop() {
-            Some(descriptor) => Received::Connection {
+        let mut descriptors = message.descriptors.drain(..);
+        match (descriptors.next(), descriptors.next()) {
+            (Some(descriptor), lease) => Received::Connection {
                 descriptor,
-                info: (!message.payload_cut)
-                    .then(|| Info::decode(&message.payload))
-                    .flatten(),
+                lease,
+                info,
             },
-            None => Received::Refused(Refusal::NoDescriptor),
+            (None, _) => Received::Refused(Refusal::NoDescriptor),
         }
     }
 
@@ -616,6 +638,12 @@ pub(crate) fn close_unread(descriptor: OwnedFd) {
             open.append(&mut message.descriptors);
         }
     }
+}
+
+/// Whether `descriptor` is an end of a pipe.
+fn is_pipe(descriptor: BorrowedFd<'_>) -> bool {
+    let mode = fstat(descriptor).map(|stat| SFlag::from_bits_truncate(stat.st_mode));
+    mode.is_ok_and(|mode| mode & SFlag::S_IFMT == SFlag::S_IFIFO)
 }
 
 /// Blocks until `socket` is ready or a signal comes.

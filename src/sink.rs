@@ -177,13 +177,14 @@ impl Sink {
         }
     }
 
-    /// Passes `connection` on, without blocking.
+    /// Passes `connection` on, with its lease if it has one, without blocking.
     ///
     /// # Errors
     /// [`Error::System`] if it never will be possible, also later.
     pub fn pass(
         &mut self,
         connection: BorrowedFd<'_>,
+        lease: Option<BorrowedFd<'_>>,
         payload: &[u8],
         log: &Log,
     ) -> Result<Passed> {
@@ -202,7 +203,7 @@ impl Sink {
             // The next consumer comes before the next connection.
             return Ok(Passed::Later);
         }
-        match sender.try_send(connection, payload) {
+        match sender.try_send(connection, lease, payload) {
             Ok(()) => {
                 match &mut self.way {
                     Way::Tickets { own, .. } | Way::Named { own, .. } => {
@@ -336,6 +337,14 @@ impl Sink {
         match &self.way {
             Way::Tickets { own, .. } | Way::Named { own, .. } => own.untaken() == 0,
             _ => true,
+        }
+    }
+
+    /// How many connections nobody has taken, where that can be told.
+    pub fn untaken(&self) -> Option<usize> {
+        match &self.way {
+            Way::Tickets { own, .. } | Way::Named { own, .. } => Some(own.untaken()),
+            _ => None,
         }
     }
 

@@ -101,9 +101,13 @@ impl Slot<'_> {
         signals::set_mask(&clock.signals)?;
         loop {
             match queue.receive()? {
-                Received::Connection { descriptor, info } => {
+                Received::Connection {
+                    descriptor,
+                    lease,
+                    info,
+                } => {
                     self.scoreboard.set_busy(self.index, true);
-                    self.serve(Connection::new(descriptor, info), &mut clock);
+                    self.serve(Connection::new(descriptor, lease, info), &mut clock);
                     self.scoreboard.set_busy(self.index, false);
                     self.scoreboard.log_status(&self.log);
                 }
@@ -123,9 +127,14 @@ impl Slot<'_> {
             let client = connection.info.client();
             self.log.detail(format_args!("pid {pid} from {client}"));
         }
-        // The handler is to be alone with it, so that its end is what the client sees.
-        drop(connection);
+        let Connection {
+            descriptor, lease, ..
+        } = connection;
+        // The handler is to be alone with it, so that its end is what the client sees. The lease
+        // is ours, and counts until the handler has ended, whatever that closes or leaves behind.
+        drop(descriptor);
         let status = self.wait_for(pid, clock);
+        drop(lease);
         self.log.detail(format_args!("end {pid} status {status}"));
     }
 

@@ -287,6 +287,25 @@ readme! {
         assert_eq!(ask(port, "limited"), "limited");
     }
 
+    fn limits_let_connections_in(terminal: [
+        "fdaccept --max 100 --max-per-source 10 8888 | fdpool 200 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "one of few"), "one of few");
+    }
+
+    fn rules_let_some_in(terminal: [
+        "fdaccept --allow 127.0.0.0/8 --allow ::1 --deny 127.0.0.66 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "from here"), "from here");
+    }
+
+    fn a_rate_lets_connections_in(terminal: ["fdaccept --rate 50/1 8888 | fdpool 4 -- cat"]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "in time"), "in time");
+    }
+
     fn handlers_run_behind_prlimit_and_nice(terminal: [
         "fdaccept 8888 | fdpool --timeout 60 4 -- prlimit --nofile=64 --cpu=10 nice cat"
     ]) {

@@ -11,6 +11,8 @@ use fdtools::address::Address;
 use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_seconds};
 use fdtools::chain::Chain;
 use fdtools::command::Command;
+use fdtools::guard::Guard;
+use fdtools::guard_arguments::GuardArguments;
 use fdtools::limit::Limit;
 use fdtools::listener::{self, Listener};
 use fdtools::report;
@@ -50,6 +52,9 @@ struct Arguments {
     #[arg(short = 'o', long = "option", value_name = "NAME[=VALUE]", value_parser = SocketOption::parse)]
     options: Vec<SocketOption>,
 
+    #[command(flatten)]
+    guard: GuardArguments,
+
     /// On TERM or INT, time for what was accepted to be taken
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     grace: Duration,
@@ -75,9 +80,10 @@ fn run() -> Result<u8> {
         Some(_) => Sink::chain().map(|(sink, read_end)| (sink, Some(read_end)))?,
         None => (Sink::open(&arguments.queue.rendezvous())?, None),
     };
+    let guard = Guard::new(arguments.guard.options(arguments.queue.allow_uid())?)?;
     // Looking up a host may take long; until it is over a signal simply ends us.
     let listeners = open_listeners(&arguments)?;
-    let signals = Signals::new(&accept::signals())?;
+    let signals = Signals::new(&accept::signals(arguments.guard.has_rules()))?;
     for listener in &listeners {
         log.notice(format_args!("listening on {listener}"));
     }
@@ -88,7 +94,7 @@ fn run() -> Result<u8> {
         }
         None => None,
     };
-    Acceptor::new(listeners, sink, chain, signals, arguments.grace, log)?.run()
+    Acceptor::new(listeners, guard, sink, chain, signals, arguments.grace, log)?.run()
 }
 
 /// The command of the chain form, found before anything is bound for it.

@@ -121,9 +121,11 @@ fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
     let _watch = interrupt::watch(queue.as_fd());
     loop {
         match queue.receive()? {
-            Received::Connection { descriptor, info } => {
-                return Ok(Some(Connection::new(descriptor, info)));
-            }
+            Received::Connection {
+                descriptor,
+                lease,
+                info,
+            } => return Ok(Some(Connection::new(descriptor, lease, info))),
             Received::Refused(why) => log.error(why),
             Received::End | Received::BrokenOff => return Ok(None),
         }

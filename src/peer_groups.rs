@@ -1,0 +1,38 @@
+//! The groups of who is on the other side of a Unix socket.
+#![allow(unsafe_code)] // one getsockopt of variable length, which no library has
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc;
+
+/// More groups than a user can have (`NGROUPS_MAX`).
+const MOST: usize = 65536;
+
+/// The supplementary groups that the other side had when it connected (`SO_PEERGROUPS`); none if
+/// the kernel does not tell.
+pub(crate) fn of(socket: BorrowedFd<'_>) -> Vec<u32> {
+    let mut groups = vec![0_u32; 64];
+    loop {
+        let mut length = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes, which is what there is room for.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &mut length,
+            )
+        };
+        let count = length as usize / size_of::<u32>();
+        if result == 0 {
+            groups.truncate(count);
+            return groups;
+        }
+        // Where there is too little room it says how much is needed.
+        if nix::errno::Errno::last() != nix::errno::Errno::ERANGE || count > MOST {
+            return Vec::new();
+        }
+        groups.resize(count.max(groups.len() + 1), 0);
+    }
+}
