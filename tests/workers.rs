@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -186,13 +187,17 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Where a test fails, a worker that ignores TERM is not to outlive it.
     fn drop(&mut self) {
-        if self.process.is_running() {
-            self.process.signal(Signal::SIGSTOP);
-            for worker in self.workers() {
-                let _ = killpg(worker, Signal::SIGKILL);
-            }
+        end_workers(&mut self.process);
+    }
+}
+
+/// Where a test fails, no worker is to outlive it, nor what it has started.
+fn end_workers(pool: &mut Process) {
+    if pool.is_running() {
+        pool.signal(Signal::SIGSTOP);
+        for worker in workers(pool) {
+            let _ = killpg(worker, Signal::SIGKILL);
         }
     }
 }
@@ -319,14 +324,36 @@ fn fdaccept(arguments: &[&str]) -> Process {
     Process::start(program("fdaccept").args(arguments))
 }
 
-fn fdpool(arguments: &[&str], worker: &[impl AsRef<OsStr>]) -> Process {
+fn fdpool(arguments: &[&str], worker: &[impl AsRef<OsStr>]) -> Started {
     let mut command = program("fdpool");
-    Process::start(
-        command
-            .args(arguments)
-            .args(["--worker", "--"])
-            .args(worker),
-    )
+    command
+        .args(arguments)
+        .args(["--worker", "--"])
+        .args(worker);
+    Started(Process::start(&mut command))
+}
+
+/// A pool whose queue comes from elsewhere.
+struct Started(Process);
+
+impl Deref for Started {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.0
+    }
+}
+
+impl DerefMut for Started {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.0
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        end_workers(self);
+    }
 }
 
 /// Expects that two workers serve.

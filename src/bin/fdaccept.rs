@@ -25,6 +25,8 @@ const PROGRAM: &str = "fdaccept";
 const USAGE: &str = "fdaccept [OPTIONS] ADDRESS... [-- COMMAND [ARG]...]";
 const ADDRESSES: &str = "\
 Where to listen: PORT, IP:PORT, [IP]:PORT, HOST:PORT, /PATH, @NAME, vsock:CID:PORT or fd:N";
+const ALLOW_UID: &str = "\
+Also trust UID at the other side of an @NAME; of clients of Unix sockets let UID in (repeatable)";
 const SINKS: &str = "\
 Without COMMAND, --bind, --connect or --queue-fd the queue is standard output: a
 pipe or a Unix socket, as in 'fdaccept 8888 | fdpool 4 -- cat'. Without ADDRESS,
@@ -33,6 +35,7 @@ the listeners of LISTEN_FDS are used.";
 /// Listen, accept, and pass each connection into a queue.
 #[derive(Parser)]
 #[command(name = PROGRAM, version, override_usage = USAGE, after_help = after_help())]
+#[command(mut_arg("allow_uid", |arg| arg.help(ALLOW_UID)))]
 struct Arguments {
     #[arg(value_name = "ADDRESS", help = ADDRESSES)]
     addresses: Vec<OsString>,
