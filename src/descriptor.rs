@@ -7,7 +7,7 @@ use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt,
     sockopt,
 };
-use nix::sys::stat::{SFlag, fstat, makedev};
+use nix::sys::stat::{FileStat, SFlag, fstat, makedev};
 
 /// The facts about a socket that decide what it can be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +22,20 @@ pub struct SocketFacts {
     pub connected: bool,
 }
 
+/// The type of the file that `stat` is about (`S_IFIFO`, `S_IFSOCK` and so on of inode(7)); no
+/// bits for what has none, as epoll and its like.
+pub fn type_of(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+/// The type of the file that is open at `fd`, as [`type_of`]; `None` if it cannot be examined.
+pub fn file_type(fd: BorrowedFd<'_>) -> Option<SFlag> {
+    fstat(fd).ok().map(|stat| type_of(&stat))
+}
+
 /// Asks the kernel about a socket; `None` if `fd` is no socket.
 pub fn socket_facts(fd: BorrowedFd<'_>) -> Option<SocketFacts> {
-    let stat = fstat(fd).ok()?;
-    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
+    if file_type(fd) != Some(SFlag::S_IFSOCK) {
         return None;
     }
     Some(SocketFacts {
@@ -45,7 +55,7 @@ pub fn describe(fd: BorrowedFd<'_>) -> String {
         return "something that cannot be examined".into();
     };
     let null = makedev(1, 3); // null(4)
-    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+    match type_of(&stat) {
         SFlag::S_IFIFO => "a pipe".into(),
         SFlag::S_IFREG => "a regular file".into(),
         SFlag::S_IFDIR => "a directory".into(),

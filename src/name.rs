@@ -17,6 +17,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, umask};
 use nix::unistd::unlink;
 
+use crate::descriptor::type_of;
 use crate::{Error, Result};
 
 /// The longest path or abstract name in bytes: `sun_path` of unix(7) has 108, one of which is a NUL.
@@ -148,11 +149,6 @@ type FileId = (u64, u64);
 /// Which file `stat` is about.
 fn file_id(stat: &FileStat) -> FileId {
     (stat.st_dev, stat.st_ino)
-}
-
-/// Whether `stat` is about a file of `kind`.
-fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
 }
 
 /// The right to a name that a socket was bound to.
@@ -301,7 +297,7 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
         }
         let opened =
             fstat(&fd).map_err(|errno| Error::system(format!("examine {shown}"), errno))?;
-        if !is_kind(&opened, SFlag::S_IFREG) {
+        if type_of(&opened) != SFlag::S_IFREG {
             return Err(not_plain("a special file"));
         }
         let id = file_id(&opened);
@@ -325,7 +321,7 @@ fn flock_now(fd: &OwnedFd) -> nix::Result<()> {
 
 /// Whether `path` is a symbolic link.
 fn is_symlink(path: &Path) -> bool {
-    lstat(path).is_ok_and(|stat| is_kind(&stat, SFlag::S_IFLNK))
+    lstat(path).is_ok_and(|stat| type_of(&stat) == SFlag::S_IFLNK)
 }
 
 /// Binds `socket` to a path whose lock is held, and returns which file it now is.
@@ -348,7 +344,7 @@ fn bind_locked(
             Err(Errno::ENOENT) => continue,
             Err(errno) => return Err(failed(errno)),
         };
-        if !is_kind(&found, SFlag::S_IFSOCK) {
+        if type_of(&found) != SFlag::S_IFSOCK {
             return Err(Error::Usage(format!(
                 "cannot bind {name}: {name} exists and is not a socket"
             )));

@@ -15,14 +15,14 @@ use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, setsockopt, shutdown, socket,
     socketpair, sockopt,
 };
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 use rustix::io::ioctl_fionread;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, accept_with, recvmsg, sendmsg,
 };
 
-use crate::descriptor::{describe, socket_facts};
+use crate::descriptor::{describe, file_type, socket_facts};
 use crate::error::to_nix;
 use crate::message::{Info, MAX_PAYLOAD};
 use crate::name::{self, Name, OwnedName};
@@ -642,8 +642,7 @@ pub(crate) fn close_unread(descriptor: OwnedFd) {
 
 /// Whether `descriptor` is an end of a pipe.
 fn is_pipe(descriptor: BorrowedFd<'_>) -> bool {
-    let mode = fstat(descriptor).map(|stat| SFlag::from_bits_truncate(stat.st_mode));
-    mode.is_ok_and(|mode| mode & SFlag::S_IFMT == SFlag::S_IFIFO)
+    file_type(descriptor) == Some(SFlag::S_IFIFO)
 }
 
 /// Blocks until `socket` is ready or a signal comes.

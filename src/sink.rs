@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::ballast::Ballast;
-use crate::descriptor::describe;
+use crate::descriptor::{describe, file_type};
 use crate::name::{self, Name, OwnedName};
 use crate::queue::{self, Sender, close_unread, hand_over, is_passing};
 use crate::rendezvous::Rendezvous;
@@ -149,9 +149,8 @@ impl Sink {
                 "descriptor {number} is {what}, which carries no connections"
             )),
         };
-        let mode = fstat(&descriptor).map(|stat| SFlag::from_bits_truncate(stat.st_mode));
-        match mode.map(|mode| mode & SFlag::S_IFMT) {
-            Ok(SFlag::S_IFIFO) => {
+        match file_type(descriptor.as_fd()) {
+            Some(SFlag::S_IFIFO) => {
                 let (sender, own) = OwnQueue::new()?;
                 fcntl(&descriptor, FcntlArg::F_SETPIPE_SZ(ONE_PAGE))
                     .map_err(|errno| Error::system("make the pipe one page long", errno))?;
@@ -164,7 +163,7 @@ impl Sink {
                     },
                 })
             }
-            Ok(SFlag::S_IFSOCK) => match Sender::from_socket(descriptor) {
+            Some(SFlag::S_IFSOCK) => match Sender::from_socket(descriptor) {
                 Ok(sender) => Ok(Self {
                     sender: Some(sender),
                     way: Way::Straight {

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 
-use crate::descriptor::describe;
+use crate::descriptor::{describe, file_type};
 use crate::name::Name;
 use crate::queue::{Receiver, Visit, is_absent};
 use crate::rendezvous::Rendezvous;
@@ -69,10 +69,9 @@ impl Source {
                 describe(descriptor.as_fd())
             ),
         };
-        let mode = fstat(&descriptor).map(|stat| SFlag::from_bits_truncate(stat.st_mode));
-        match mode.map(|mode| mode & SFlag::S_IFMT) {
-            Ok(SFlag::S_IFIFO) => Ok(Source::Tickets(descriptor)),
-            Ok(SFlag::S_IFSOCK) => {
+        match file_type(descriptor.as_fd()) {
+            Some(SFlag::S_IFIFO) => Ok(Source::Tickets(descriptor)),
+            Some(SFlag::S_IFSOCK) => {
                 let problem = what();
                 match Receiver::from_socket(descriptor) {
                     Err(Error::Usage(_)) => Err(Error::Usage(problem)),
