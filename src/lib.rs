@@ -121,8 +121,9 @@
 //!   it asks of those who serve, which are one of the following
 //! - `slots`: forked loops, seen from their parent; `slot`: one of them; [`scoreboard`]: what they
 //!   share
-//! - `workers`: programs that take connections themselves; [`worker`]: starting one; `remains`: what
-//!   one has left behind; `activity`: whether they do something
+//! - `workers`: programs that take connections themselves; [`worker`]: starting one; `activity`:
+//!   whether they do something
+//! - `ending`: the end of a process group, be it a handler's or what a worker has left behind
 //!
 //! A process and its surroundings:
 //!
@@ -149,6 +150,7 @@ pub mod counters;
 mod crew;
 pub mod descriptor;
 mod diag;
+mod ending;
 pub mod error;
 pub mod farewell;
 mod fork;
@@ -166,7 +168,6 @@ mod peer_groups;
 pub mod pool;
 pub mod queue;
 pub mod rate;
-mod remains;
 pub mod rendezvous;
 pub mod report;
 pub mod scoreboard;

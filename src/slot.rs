@@ -7,13 +7,13 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid, setpgid};
 use rustix::process::{self, WaitOptions};
 
 use crate::alarm::Alarm;
 use crate::connection::Connection;
+use crate::ending::{Ending, KILL_AFTER};
 use crate::handler::Handler;
 use crate::interrupt;
 use crate::queue::{Received, Receiver};
@@ -21,10 +21,6 @@ use crate::report::Log;
 use crate::scoreboard::{Scoreboard, Urgency};
 use crate::{Result, signals};
 
-/// How long a handler has between TERM and KILL.
-pub const KILL_AFTER: Duration = Duration::from_secs(5);
-/// How often what is left of a handler's process group is looked at, which nothing announces.
-const LOOK: Duration = Duration::from_millis(50);
 /// How long to wait before a handler is started again that could not be.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -168,76 +164,29 @@ impl Slot<'_> {
     /// Waits for a handler and, where there is a reason to, ends it with its process group. Returns
     /// its raw status, as tcpserver logs it.
     fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
-        let mut ending = Ending {
-            group: pid,
-            stage: Stage::Running,
-            deadline: self.timeout.map(|timeout| Instant::now() + timeout),
-        };
+        let mut ending = Ending::new(pid, self.timeout.map(|timeout| Instant::now() + timeout));
         loop {
-            ending.go_on(self.scoreboard.urgency());
-            clock.wait(ending.deadline);
+            self.go_on(&mut ending);
+            clock.wait(ending.deadline());
             if let Some(status) = reap(pid) {
-                self.wait_for_group(&mut ending, clock);
+                // A group that was asked to end keeps its time for that also without it.
+                while ending.is_asked() && ending.is_there() {
+                    self.go_on(&mut ending);
+                    clock.wait(Some(ending.look()));
+                }
                 return status;
             }
         }
     }
 
-    /// A group that was asked to end keeps its time for that also when its first process is gone.
-    fn wait_for_group(&self, ending: &mut Ending, clock: &mut Clock) {
-        while ending.stage == Stage::Asked && killpg(ending.group, None) != Err(Errno::ESRCH) {
-            ending.go_on(self.scoreboard.urgency());
-            clock.wait(Some(Instant::now() + LOOK));
+    /// Goes on with the end of a handler by how urgent it is, and by the clock.
+    fn go_on(&self, ending: &mut Ending) {
+        match self.scoreboard.urgency() {
+            Urgency::None => {}
+            Urgency::End => ending.ask_to_go(Instant::now() + KILL_AFTER),
+            Urgency::Now => ending.kill(),
         }
-    }
-}
-
-/// How far the end of a handler's process group has gone.
-struct Ending {
-    group: Pid,
-    stage: Stage,
-    /// When it goes on.
-    deadline: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Running,
-    /// It got TERM.
-    Asked,
-    /// It got KILL.
-    Killed,
-}
-
-impl Ending {
-    /// Sends what is due by the clock and by how urgent it is.
-    fn go_on(&mut self, urgency: Urgency) {
-        let now = Instant::now();
-        let due = self.deadline.is_some_and(|at| at <= now);
-        match self.stage {
-            Stage::Killed => {}
-            _ if urgency == Urgency::Now => self.kill(),
-            Stage::Running if due || urgency == Urgency::End => {
-                self.signal(Signal::SIGTERM);
-                // One that is stopped would not see it.
-                self.signal(Signal::SIGCONT);
-                self.stage = Stage::Asked;
-                self.deadline = Some(now + KILL_AFTER);
-            }
-            Stage::Asked if due => self.kill(),
-            _ => {}
-        }
-    }
-
-    fn kill(&mut self) {
-        self.signal(Signal::SIGKILL);
-        self.stage = Stage::Killed;
-        self.deadline = None;
-    }
-
-    fn signal(&self, signal: Signal) {
-        // Its number is not reused while one of the group is there, be it as a zombie.
-        let _ = killpg(self.group, signal);
+        ending.go_on();
     }
 }
 

@@ -9,10 +9,11 @@ use nix::unistd::Pid;
 use rustix::process::WaitStatus;
 
 use crate::crew::Crew;
+use crate::ending::KILL_AFTER;
 use crate::handler::Handler;
 use crate::report::{CLOSED, Log};
 use crate::scoreboard::{Scoreboard, Urgency};
-use crate::slot::{KILL_AFTER, Slot, URGENT};
+use crate::slot::{Slot, URGENT};
 use crate::supply::Supply;
 use crate::{Result, fork};
 

@@ -11,8 +11,8 @@ use rustix::process::WaitStatus;
 
 use crate::activity::{self, Activity};
 use crate::crew::Crew;
+use crate::ending::Ending;
 use crate::queue::Receiver;
-use crate::remains::Remains;
 use crate::report::Log;
 use crate::supply::Supply;
 use crate::worker::{Due, Readiness, STARTED_AFTER, Worker, WorkerCommand};
@@ -52,7 +52,8 @@ pub struct Workers {
     reloading: bool,
     /// The newer one, until it has started: then an older one goes.
     candidate: Option<Pid>,
-    remains: Vec<Remains>,
+    /// Groups whose worker has ended, and left others.
+    remains: Vec<Ending>,
     stopping: bool,
     activity: Activity,
     log: Log,
@@ -233,7 +234,12 @@ impl Workers {
             }
             true
         });
-        self.remains.retain_mut(Remains::go_on);
+        self.remains.retain_mut(|remains| {
+            remains.is_there() && {
+                remains.go_on();
+                !remains.is_killed()
+            }
+        });
     }
 
     /// When something is due by the clock.
@@ -247,7 +253,7 @@ impl Workers {
             worker.readiness.deadline().filter(|_| matters)
         });
         let leaving = self.workers.values().filter_map(Worker::deadline);
-        let remains = self.remains.iter().map(Remains::look);
+        let remains = self.remains.iter().map(Ending::look);
         let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
         deadlines.min()
     }
@@ -319,7 +325,8 @@ impl Crew for Workers {
         let raw = status.as_raw();
         self.log.detail(format_args!("end {pid} status {raw}"));
         let now = Instant::now();
-        if let Some(mut remains) = Remains::leave(pid, now + self.grace) {
+        let mut remains = Ending::new(pid, Some(now + self.grace));
+        if remains.is_there() {
             if worker.is_leaving() {
                 remains.ask_to_go(worker.killed_at().unwrap_or(now));
             }
@@ -386,7 +393,7 @@ impl Crew for Workers {
 
     fn stop_now(&mut self) {
         self.workers.values_mut().for_each(Worker::kill);
-        self.remains.iter_mut().for_each(Remains::kill);
+        self.remains.iter_mut().for_each(Ending::kill);
     }
 
     /// Of what workers serve nothing else can be seen than that they do something.
