@@ -56,8 +56,8 @@ impl WorkerCommand {
         })
     }
 
-    /// Starts a worker, in a process group and session of its own, that serves `queue`. It is executing its
-    /// command when this returns.
+    /// Starts a worker, in a process group and session of its own, that serves `queue`. It is
+    /// executing its command when this returns.
     ///
     /// # Errors
     /// [`Error::System`] for want of a process or of descriptors; [`Error::CommandNotFound`] or
@@ -144,25 +144,14 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// Reads what the worker has said, without blocking.
-    pub fn hear(&mut self) {
-        let pipe = match self {
-            Readiness::Awaited(pipe) => pipe,
-            Readiness::Closed(at) if *at <= Instant::now() => {
-                *self = Readiness::Never;
-                return;
-            }
-            _ => return,
+    /// Reads what the worker has said, without blocking. Returns whether it changed.
+    pub fn hear(&mut self) -> bool {
+        let heard = match self {
+            Readiness::Awaited(pipe) => read_readiness(pipe),
+            Readiness::Closed(at) if *at <= Instant::now() => Some(Readiness::Never),
+            _ => None,
         };
-        if ready(pipe.as_fd(), PollFlags::IN).is_empty() {
-            return;
-        }
-        let mut bytes = [0; 512];
-        *self = match rustix::io::read(&*pipe, &mut bytes) {
-            Ok(0) => Readiness::Closed(Instant::now() + CLOSING),
-            Ok(count) if bytes[..count].contains(&b'\n') => Readiness::Said,
-            _ => return,
-        };
+        heard.map(|heard| *self = heard).is_some()
     }
 
     /// Whether the worker counts as started.
@@ -180,6 +169,19 @@ impl Readiness {
             Readiness::Lives(at) | Readiness::Closed(at) => Some(*at),
             Readiness::Awaited(_) | Readiness::Said | Readiness::Never => None,
         }
+    }
+}
+
+/// What a worker has said, if it has said something.
+fn read_readiness(pipe: &OwnedFd) -> Option<Readiness> {
+    if ready(pipe.as_fd(), PollFlags::IN).is_empty() {
+        return None;
+    }
+    let mut bytes = [0; 512];
+    match rustix::io::read(pipe, &mut bytes) {
+        Ok(0) => Some(Readiness::Closed(Instant::now() + CLOSING)),
+        Ok(count) if bytes[..count].contains(&b'\n') => Some(Readiness::Said),
+        _ => None,
     }
 }
 

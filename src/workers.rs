@@ -54,7 +54,6 @@ pub struct Workers {
     candidate: Option<Pid>,
     /// Groups whose worker has ended, and left others.
     remains: Vec<Ending>,
-    stopping: bool,
     activity: Activity,
     log: Log,
 }
@@ -75,7 +74,6 @@ impl Workers {
             reloading: false,
             candidate: None,
             remains: Vec::new(),
-            stopping: false,
             activity: Activity::new(),
             log,
         }
@@ -184,9 +182,7 @@ impl Workers {
     /// Looks whether those that were started say that they are ready.
     fn hear(&mut self) {
         for (pid, worker) in &mut self.workers {
-            let before = std::mem::discriminant(&worker.readiness);
-            worker.readiness.hear();
-            if std::mem::discriminant(&worker.readiness) == before {
+            if !worker.readiness.hear() {
                 continue;
             }
             match worker.readiness {
@@ -292,17 +288,15 @@ impl Crew for Workers {
     fn attend(&mut self, supply: &mut Supply) -> Option<Instant> {
         self.hear();
         self.attend_leaving();
-        if !self.stopping {
-            self.balance();
-            // Nobody is started for a queue that has ended, which nobody may have said.
-            let is_due = !self.vacancies.is_empty() || self.reloading;
-            if is_due && supply.queue().is_some_and(Receiver::is_at_end) {
-                supply.queue_ended(supply.generation());
-            }
-            if let Some(queue) = supply.queue() {
-                self.fill(queue, supply.generation());
-                self.roll(queue, supply.generation());
-            }
+        self.balance();
+        // Nobody is started for a queue that has ended, which nobody may have said.
+        let is_due = !self.vacancies.is_empty() || self.reloading;
+        if is_due && supply.queue().is_some_and(Receiver::is_at_end) {
+            supply.queue_ended(supply.generation());
+        }
+        if let Some(queue) = supply.queue() {
+            self.fill(queue, supply.generation());
+            self.roll(queue, supply.generation());
         }
         self.deadline(supply)
     }
@@ -336,7 +330,7 @@ impl Crew for Workers {
         if was_candidate {
             self.candidate = None;
         }
-        if worker.is_leaving() || self.stopping {
+        if worker.is_leaving() {
             return;
         }
         // Who finds the end of the queue has ended well, however soon.
@@ -377,8 +371,6 @@ impl Crew for Workers {
     }
 
     fn stop(&mut self, grace: Duration) {
-        self.stopping = true;
-        self.vacancies.clear();
         self.candidate = None;
         let at = Instant::now() + grace;
         for worker in self.workers.values_mut() {
