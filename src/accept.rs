@@ -141,8 +141,8 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// A loop from `listeners` past `guard` to `sink`; `chain` is the command that reads it, if it is one of
-    /// ours. `grace` is how long what was accepted is waited for after a stop.
+    /// A loop from `listeners` past `guard` to `sink`; `chain` is the command that reads it, if it
+    /// is one of ours. `grace` is how long what was accepted is waited for after a stop.
     ///
     /// # Errors
     /// [`Error::System`] if there is no timer to be had.
@@ -236,7 +236,6 @@ impl Acceptor {
     fn wait(&self) -> Result<Ready> {
         let now = Instant::now();
         let listening = self.is_accepting(now);
-        let shut_until = self.guard.shut_until(now);
         let for_room = self.in_hand.is_some() && self.retry_at.is_none();
         let mut fds = vec![PollFd::from_borrowed_fd(
             self.signals.as_fd(),
@@ -257,10 +256,7 @@ impl Acceptor {
         // A last order is taken without waiting for it.
         let until = match self.stage {
             Stage::LastOrders if listening => Some(now),
-            _ => [self.next_deadline(), shut_until]
-                .into_iter()
-                .flatten()
-                .min(),
+            _ => self.next_deadline(now),
         };
         wait(&mut fds, until).map_err(|errno| Error::system("wait for connections", errno))?;
         let is_ready = |fd: &PollFd| !fd.revents().is_empty();
@@ -273,13 +269,13 @@ impl Acceptor {
         })
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let look = match self.stage {
-            Stage::Closed if self.chain.is_none() => Some(Instant::now() + LOOK),
+            Stage::Closed if self.chain.is_none() => Some(now + LOOK),
             _ => None,
         };
         let sink = (!self.gone).then(|| self.sink.deadline()).flatten();
-        let guard = self.guard.deadline();
+        let guard = self.guard.deadline(now);
         [
             self.paused_until,
             self.retry_at,
@@ -472,21 +468,11 @@ impl Acceptor {
     fn attend_signals(&mut self) {
         while let Some(signal) = self.signals.next() {
             match signal {
-                Signal::SIGCHLD => continue,
-                Signal::SIGUSR1 => {
-                    self.say_counters();
-                    continue;
-                }
-                Signal::SIGHUP => {
-                    self.reload();
-                    continue;
-                }
-                _ => {}
-            }
-            if self.deadline.is_none() && !self.at_once {
-                self.stop();
-            } else {
-                self.stop_at_once();
+                Signal::SIGCHLD => {}
+                Signal::SIGUSR1 => self.say_counters(),
+                Signal::SIGHUP => self.reload(),
+                _ if self.deadline.is_none() && !self.at_once => self.stop(),
+                _ => self.stop_at_once(),
             }
         }
     }
@@ -639,7 +625,8 @@ fn describe(connection: BorrowedFd<'_>, client: Client, local: Option<SocketAddr
             Some(local) => Info::tcp(remote, local),
             None => Info::new(),
         },
-        Client::User { .. } | Client::Unknown => connection::ask(connection),
+        Client::User { uid, gid, pid } => connection::unix(connection, Some((uid, gid, pid))),
+        Client::Unknown => connection::ask(connection),
     }
 }
 

@@ -111,8 +111,9 @@ impl Access {
 
     /// Whether a Unix client may connect: if no user and no group is named, or one of its own is.
     pub fn allows_user(&self, uid: u32, gids: &[u32]) -> bool {
-        let anybody = self.uids.is_empty() && self.gids.is_empty();
-        anybody || self.uids.contains(&uid) || gids.iter().any(|gid| self.gids.contains(gid))
+        !self.asks_users()
+            || self.uids.contains(&uid)
+            || gids.iter().any(|gid| self.gids.contains(gid))
     }
 
     /// Whether Unix clients are asked who they are.

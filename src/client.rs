@@ -18,6 +18,8 @@ pub enum Client {
         uid: u32,
         /// Its effective gid.
         gid: u32,
+        /// Its process id; 0 if it has none here, being in another namespace.
+        pid: u32,
     },
     /// Over something else, or gone before it could be asked.
     Unknown,
@@ -26,18 +28,18 @@ pub enum Client {
 impl Client {
     /// Who is at the other end of `connection`; `remote` is what accept(2) said.
     pub fn of(connection: BorrowedFd<'_>, remote: Option<&SocketAddrAny>) -> Self {
-        match remote {
-            Some(remote) if remote.address_family() != AddressFamily::UNIX => {
-                let address = SocketAddr::try_from(remote.clone());
-                return address.map_or(Client::Unknown, Client::Address);
-            }
-            // One that has bound its socket to no name.
-            _ => {}
+        // A Unix client that has bound its socket to no name has no address.
+        if let Some(remote) = remote
+            && remote.address_family() != AddressFamily::UNIX
+        {
+            let address = SocketAddr::try_from(remote.clone());
+            return address.map_or(Client::Unknown, Client::Address);
         }
         match getsockopt(&connection, sockopt::PeerCredentials) {
             Ok(peer) => Client::User {
                 uid: peer.uid(),
                 gid: peer.gid(),
+                pid: peer.pid() as u32,
             },
             Err(_) => Client::Unknown,
         }

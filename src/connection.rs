@@ -47,7 +47,11 @@ pub fn ask(descriptor: BorrowedFd<'_>) -> Info {
         return Info::new();
     };
     match (facts.family, facts.kind) {
-        (Some(AddressFamily::Unix), _) => ask_unix(descriptor),
+        (Some(AddressFamily::Unix), _) => {
+            let peer = getsockopt(&descriptor, sockopt::PeerCredentials).ok();
+            let credentials = peer.map(|peer| (peer.uid(), peer.gid(), peer.pid() as u32));
+            unix(descriptor, credentials)
+        }
         (_, Some(SockType::Stream)) => ask_tcp(descriptor).unwrap_or_default(),
         _ => Info::new(),
     }
@@ -61,12 +65,12 @@ fn ask_tcp(descriptor: BorrowedFd<'_>) -> Option<Info> {
     Some(Info::tcp(remote, SocketAddr::try_from(local).ok()?))
 }
 
-/// What a Unix socket tells of itself: who is there, and the names of both ends.
-fn ask_unix(descriptor: BorrowedFd<'_>) -> Info {
+/// What is known of a Unix socket: the uid, gid and pid of who is there, and the names of both
+/// ends, which it tells itself.
+pub(crate) fn unix(descriptor: BorrowedFd<'_>, credentials: Option<(u32, u32, u32)>) -> Info {
     let (local, remote) = unix_names(descriptor);
-    let peer = getsockopt(&descriptor, sockopt::PeerCredentials).ok();
     Info::unix(UnixPeer {
-        credentials: peer.map(|peer| (peer.uid(), peer.gid(), peer.pid() as u32)),
+        credentials,
         remote_path: remote.as_deref(),
         local_path: local.as_deref(),
     })

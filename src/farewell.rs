@@ -5,12 +5,12 @@
 //! short time and in a small number.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
-use std::os::fd::AsRawFd;
 
 /// How long a client is listened to.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -70,8 +70,8 @@ fn has_ended(connection: BorrowedFd<'_>) -> bool {
     for _ in 0..TURN {
         match recv(connection.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return true,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return errno != nix::errno::Errno::EAGAIN,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return errno != Errno::EAGAIN,
         }
     }
     false

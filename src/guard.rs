@@ -1,7 +1,10 @@
 //! Who gets from a listener to the queue: access rules, limits and the rate, all together.
 
-use std::net::IpAddr;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -12,7 +15,7 @@ use crate::counters::{Counters, Refusal};
 use crate::farewell::{Farewells, reset};
 use crate::lease::Leases;
 use crate::rate::Rate;
-use crate::{Error, Result};
+use crate::{Error, Result, peer_groups};
 
 /// The most bytes that a client is told that is turned away: they fit into any socket's buffer.
 const MOST_WORDS: u64 = 4096;
@@ -33,19 +36,19 @@ impl WhenFull {
     ///
     /// # Errors
     /// [`Error::System`] if the file cannot be read; [`Error::Usage`] if it is too long.
-    pub fn parse(text: &std::ffi::OsStr) -> Result<Self> {
-        use std::io::Read;
+    pub fn parse(text: &OsStr) -> Result<Self> {
         match text.to_str() {
             Some("wait") => return Ok(WhenFull::Wait),
             Some("close") => return Ok(WhenFull::Close),
             _ => {}
         }
-        let shown = std::path::Path::new(text).display();
+        let shown = Path::new(text).display();
         let failed = |error| Error::io(format!("read {shown}"), error);
-        let file = std::fs::File::open(text).map_err(failed)?;
+        let file = File::open(text).map_err(failed)?;
         let mut words = Vec::new();
-        let mut file = file.take(MOST_WORDS + 1);
-        file.read_to_end(&mut words).map_err(failed)?;
+        file.take(MOST_WORDS + 1)
+            .read_to_end(&mut words)
+            .map_err(failed)?;
         match words.len() as u64 > MOST_WORDS {
             true => Err(Error::Usage(format!(
                 "{shown} has more than {MOST_WORDS} bytes"
@@ -185,9 +188,9 @@ impl Guard {
     fn is_allowed(&self, connection: BorrowedFd<'_>, client: &Client) -> bool {
         let access = &self.options.access;
         match client {
-            Client::Address(address) => access.allows(IpAddr::to_canonical(&address.ip())),
-            Client::User { uid, gid } if access.asks_users() => {
-                let mut gids = crate::peer_groups::of(connection);
+            Client::Address(address) => access.allows(address.ip()),
+            Client::User { uid, gid, .. } if access.asks_users() => {
+                let mut gids = peer_groups::of(connection);
                 gids.push(*gid);
                 access.allows_user(*uid, &gids)
             }
@@ -232,8 +235,9 @@ impl Guard {
         leases.chain(self.farewells.descriptors())
     }
 
-    /// When it has, though nothing is readable.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.farewells.deadline()
+    /// When it has, though nothing is readable, or the rate lets the next one in.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let deadlines = [self.farewells.deadline(), self.shut_until(now)];
+        deadlines.into_iter().flatten().min()
     }
 }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use rustix::event::{Timespec, epoll};
+use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::client::Origin;
 use crate::error::to_nix;
@@ -88,10 +89,8 @@ impl Leases {
 
     fn try_to_prepare(&mut self) -> Result<(), Errno> {
         while self.reserve.len() < RESERVE {
-            let copy = self.epoll.try_clone();
-            let errno =
-                |error: std::io::Error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw);
-            self.reserve.push(copy.map_err(errno)?);
+            let copy = fcntl_dupfd_cloexec(&self.epoll, 0).map_err(to_nix)?;
+            self.reserve.push(copy);
         }
         if self.spare.is_some() {
             return Ok(());
