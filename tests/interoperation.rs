@@ -63,19 +63,9 @@ fn tcp_connection() -> (TcpStream, TcpStream, u16, u16) {
 
 /// The examples that can be run here: the command line of each.
 fn workers() -> Vec<Vec<PathBuf>> {
-    let mut workers = Vec::new();
-    if let Some(python) = peer("python3") {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
-        workers.push(vec![python, source]);
-    }
-    // `cargo test` builds it, `cargo test --test` does not.
-    let compiled = bin_dir().join("examples/worker");
-    if compiled.is_file() {
-        workers.push(vec![compiled]);
-    } else {
-        skip("examples/worker.rs is not built");
-    }
-    workers
+    let python = python_worker().map(Vec::from);
+    let rust = rust_worker().map(|compiled| vec![compiled]);
+    [python, rust].into_iter().flatten().collect()
 }
 
 fn start_worker(worker: &[PathBuf], arguments: &[&str]) -> Process {

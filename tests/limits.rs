@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, conn
 use nix::unistd::{Pid, pipe};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use support::{
-    DEADLINE, Names, Process, cpu_time, descriptors, eventually, is_alive, peer, program,
-    read_line, root, script, skip, socket_pair, until,
+    DEADLINE, Names, Process, cpu_time, descriptors, eventually, is_alive, is_answered, peer,
+    program, python, python_worker, read_line, root, rust_worker, script, skip, socket_pair, until,
 };
 
 /// A handler that tells its process id and the count of its client, and then gives back what it
@@ -213,14 +213,6 @@ fn nothing_comes(receiver: &Receiver) {
     stays("no connection comes", || try_take(receiver).is_none());
 }
 
-/// Whether the other side has sent something or ended.
-fn is_answered(stream: &TcpStream) -> bool {
-    stream.set_nonblocking(true).unwrap();
-    let peeked = stream.peek(&mut [0]);
-    stream.set_nonblocking(false).unwrap();
-    peeked.is_ok()
-}
-
 #[track_caller]
 fn is_left_waiting(stream: &TcpStream) {
     stays("the client waits", || !is_answered(stream));
@@ -268,16 +260,6 @@ fn further_descriptors(pid: Pid) -> Vec<(i32, String)> {
 
 fn is_pipe(descriptor: &(i32, String)) -> bool {
     descriptor.1.starts_with("pipe:")
-}
-
-/// The interpreter itself: what comes first on the path may be a script that looks for it.
-fn python() -> Option<PathBuf> {
-    let mut command = Command::new(peer("python3")?);
-    let output = command
-        .args(["-c", "import sys; print(sys.executable)"])
-        .output();
-    let path = String::from_utf8(output.unwrap().stdout).unwrap();
-    Some(PathBuf::from(path.trim_end()))
 }
 
 /// The number of descriptors of a process, once it does not change any more.
@@ -1000,23 +982,21 @@ fn assert_worker_holds_its_lease(command: impl Fn(&str) -> Command) {
 
 #[test]
 fn the_example_of_a_worker_in_python_holds_the_lease() {
-    let Some(python) = python() else {
+    let Some([python, source]) = python_worker() else {
         return;
     };
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/worker.py");
     assert_worker_holds_its_lease(|path| {
         let mut command = Command::new(&python);
-        command.args([source, path]).stdin(Stdio::null());
+        command.arg(&source).arg(path).stdin(Stdio::null());
         command
     });
 }
 
 #[test]
 fn the_example_of_a_worker_in_rust_holds_the_lease() {
-    let worker = support::bin_dir().join("examples/worker");
-    if !worker.is_file() {
-        return skip("the examples are not built");
-    }
+    let Some(worker) = rust_worker() else {
+        return;
+    };
     assert_worker_holds_its_lease(|path| {
         let mut command = Command::new(&worker);
         command.arg(path).stdin(Stdio::null());
@@ -1026,10 +1006,9 @@ fn the_example_of_a_worker_in_rust_holds_the_lease() {
 
 #[test]
 fn a_worker_of_a_pool_holds_the_lease() {
-    let Some(python) = python() else {
+    let Some([python, source]) = python_worker() else {
         return;
     };
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/worker.py");
     let acceptor = Acceptor::start(&["--max", "1"]);
     let mut command = program("fdpool");
     command.args(["--connect", &acceptor.names.path(), "--worker", "2", "--"]);

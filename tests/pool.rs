@@ -111,12 +111,8 @@ impl Client {
         assert_eq!(self.rest(), "");
     }
 
-    /// Whether the other side has sent something or ended.
     fn is_answered(&self) -> bool {
-        self.0.set_nonblocking(true).unwrap();
-        let peeked = self.0.peek(&mut [0]);
-        self.0.set_nonblocking(false).unwrap();
-        peeked.is_ok()
+        support::is_answered(&self.0)
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -37,20 +37,14 @@ impl Crew {
         }
     }
 
-    /// The example in Rust. `cargo test` builds it, `cargo test --test` does not.
+    /// The example in Rust.
     fn rust() -> Option<Self> {
-        let compiled = bin_dir().join("examples/worker");
-        if !compiled.is_file() {
-            skip("examples/worker.rs is not built");
-            return None;
-        }
-        Some(Self::workers(vec![compiled], 25))
+        Some(Self::workers(vec![rust_worker()?], 25))
     }
 
     /// The example in Python, which takes its time to start.
     fn python() -> Option<Self> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
-        Some(Self::workers(vec![peer("python3")?, source], 3))
+        Some(Self::workers(python_worker()?.into(), 3))
     }
 
     /// A loop in the shell. On TERM it loses what it has in hand.
@@ -276,12 +270,8 @@ impl Client {
         assert_eq!(self.rest(), "");
     }
 
-    /// Whether the other side has sent something or ended.
     fn is_answered(&self) -> bool {
-        self.0.set_nonblocking(true).unwrap();
-        let peeked = self.0.peek(&mut [0]);
-        self.0.set_nonblocking(false).unwrap();
-        peeked.is_ok()
+        support::is_answered(&self.0)
     }
 }
 

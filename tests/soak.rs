@@ -149,38 +149,32 @@ fn commands(kind: Kind) -> Vec<(Vec<String>, Vec<String>)> {
         return vec![(Vec::new(), words("cat"))];
     }
     let mut commands = Vec::new();
-    let compiled = compiled_worker();
-    if compiled.is_file() {
-        let worker = compiled.to_str().unwrap().to_owned();
+    build_worker();
+    if let Some(worker) = rust_worker() {
+        let worker = worker.to_str().unwrap().to_owned();
         commands.push((words("--worker"), vec![worker.clone()]));
         // The same, which also says that it is ready.
         let says_so = ["sh", "-c", "echo >&3; exec 3>&-; exec \"$0\"", &worker];
         let says_so = says_so.map(str::to_owned).to_vec();
         commands.push((words("--worker --ready-fd 3"), says_so));
-    } else {
-        skip("examples/worker.rs is not built");
     }
-    if peer("python3").is_some() {
-        // The interpreter itself, without what may be around it.
-        let mut python = script("sh", "exec python3 -c 'import sys; print(sys.executable)'");
-        let (_, python, _) = run(&mut python);
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
-        let source = source.to_str().unwrap().to_owned();
-        commands.push((words("--worker"), vec![python.trim().to_owned(), source]));
+    if let Some(python) = python_worker() {
+        let python = python.map(|path| path.to_str().unwrap().to_owned());
+        commands.push((words("--worker"), python.to_vec()));
     }
     commands
 }
 
-/// The example, which `cargo test` builds and `cargo test --test` does not.
-fn compiled_worker() -> PathBuf {
+/// Builds the example, which `cargo test` does and `cargo test --test` does not.
+fn build_worker() {
     let bin_dir = bin_dir();
-    let worker = bin_dir.join("examples/worker");
     let profile = match bin_dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
         Some(other) => other,
-        None => return worker,
+        None => return,
     };
-    if let Some(cargo) = std::env::var_os("CARGO").filter(|_| !worker.is_file()) {
+    let is_built = bin_dir.join("examples/worker").is_file();
+    if let Some(cargo) = std::env::var_os("CARGO").filter(|_| !is_built) {
         let mut build = Command::new(cargo);
         build.args([
             "build",
@@ -192,10 +186,9 @@ fn compiled_worker() -> PathBuf {
         ]);
         build.arg("--target-dir").arg(bin_dir.parent().unwrap());
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // However long that takes; whether it is there then is seen below.
+        // However long that takes; whether it is there then is seen by who wants it.
         let _ = build.status();
     }
-    worker
 }
 
 /// A connection, or the try to have one, that gave the client no answer.

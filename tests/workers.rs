@@ -13,7 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -269,40 +268,18 @@ fn assert_waits(mut client: &UnixStream) {
     assert_eq!(read.unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
-/// The worker of examples/ in Rust, if it is built, which `cargo test` does.
-fn rust_example() -> Option<String> {
-    let compiled = bin_dir().join("examples/worker");
-    if !compiled.is_file() {
-        skip("examples/worker.rs is not built");
-        return None;
-    }
-    Some(compiled.to_str().unwrap().to_owned())
+fn word(path: PathBuf) -> String {
+    path.into_os_string().into_string().unwrap()
 }
 
-/// The interpreter itself: what comes first on the path may be a script that looks for it.
-fn python() -> Option<PathBuf> {
-    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let find = || {
-        let mut command = Command::new(peer("python3")?);
-        let output = command
-            .args(["-c", "import sys; print(sys.executable)"])
-            .output();
-        let path = String::from_utf8(output.unwrap().stdout).unwrap();
-        Some(PathBuf::from(path.trim_end()))
-    };
-    FOUND.get_or_init(find).clone()
+/// The worker of examples/ in Rust.
+fn rust_example() -> Option<String> {
+    rust_worker().map(word)
 }
 
 /// The one in Python, as a command line.
 fn python_example() -> Option<Vec<String>> {
-    let python = python()?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
-    let words = [python, source].into_iter();
-    Some(
-        words
-            .map(|path| path.to_str().unwrap().to_owned())
-            .collect(),
-    )
+    python_worker().map(|words| words.map(word).to_vec())
 }
 
 /// The workers that can be run here: the script, and the two examples.

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -63,6 +64,37 @@ pub fn peer(name: &str) -> Option<PathBuf> {
         skip(&format!("{name} is not installed"));
     }
     found
+}
+
+/// The Python interpreter itself, if it is installed: what comes first on the path may be a script
+/// that looks for it.
+pub fn python() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let mut command = Command::new(peer("python3")?);
+        let output = command
+            .args(["-c", "import sys; print(sys.executable)"])
+            .output();
+        let path = String::from_utf8(output.unwrap().stdout).unwrap();
+        Some(PathBuf::from(path.trim_end()))
+    };
+    FOUND.get_or_init(find).clone()
+}
+
+/// The worker of examples/ in Python, as a command line.
+pub fn python_worker() -> Option<[PathBuf; 2]> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
+    Some([python()?, source])
+}
+
+/// The one in Rust. `cargo test` builds it, `cargo test --test` does not.
+pub fn rust_worker() -> Option<PathBuf> {
+    let compiled = bin_dir().join("examples/worker");
+    if !compiled.is_file() {
+        skip("examples/worker.rs is not built");
+        return None;
+    }
+    Some(compiled)
 }
 
 /// Whether the test runs as root, which it needs. Handled as [`peer`] is.
@@ -272,6 +304,14 @@ pub fn try_exchange(port: u16, request: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
+}
+
+/// Whether the other side has sent something or ended.
+pub fn is_answered(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let peeked = stream.peek(&mut [0]);
+    stream.set_nonblocking(false).unwrap();
+    peeked.is_ok()
 }
 
 /// What a process has open: `(number, what)`, as /proc says it.
