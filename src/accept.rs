@@ -3,33 +3,33 @@
 //! Backpressure is not polling the listeners. One connection at most is in hand: accepted, and
 //! not in the queue yet.
 
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::io::Errno;
-use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with, getsockname};
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 
 use crate::alarm::Alarm;
+use crate::arrival::Arrival;
+use crate::awaited_headers::AwaitedHeaders;
 use crate::chain::Chain;
-use crate::client::Client;
-use crate::error::to_nix;
+use crate::counters::Refusal;
+use crate::error::{to_nix, to_rustix};
 use crate::guard::Guard;
 use crate::listener::Listener;
-use crate::message::Info;
 use crate::queue::RETRY;
 use crate::report::Log;
 use crate::signals::{Signals, not_ignored};
 use crate::sink::{Passed, Sink, Untaken};
 use crate::wait::{PollFd, PollFlags, wait};
-use crate::{Error, Result, connection, message};
+use crate::{Error, Result, message};
 
 /// How long nothing is accepted when descriptors or memory are short.
 const PAUSE: Duration = Duration::from_millis(250);
 /// A shortage that is over for less than this was not over.
 const SAME_SHORTAGE: Duration = Duration::from_secs(60);
-/// While the queue is emptied: how often to look, since nothing announces that it is empty.
+/// How often to look where nothing tells that the queue is empty, or has room.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a TERM that was not to wait a command is ended.
 const KILL_AFTER: Duration = Duration::from_secs(5);
@@ -111,9 +111,30 @@ struct Place {
     left: usize,
 }
 
+/// What the accept loop is given to work with.
+pub struct Parts {
+    /// Where connections come from.
+    pub listeners: Vec<Listener>,
+    /// Where a proxy must say first whom it speaks for.
+    pub headers: Option<AwaitedHeaders>,
+    /// Who decides which are let in.
+    pub guard: Guard,
+    /// Where they go.
+    pub sink: Sink,
+    /// The command that reads the sink, if it is one of ours.
+    pub chain: Option<Chain>,
+    /// Those of [`signals`].
+    pub signals: Signals,
+    /// How long what was accepted is waited for after a stop.
+    pub grace: Duration,
+    /// Where things are said.
+    pub log: Log,
+}
+
 /// Everything that the accept loop works with.
 pub struct Acceptor {
     places: Vec<Place>,
+    headers: Option<AwaitedHeaders>,
     guard: Guard,
     sink: Sink,
     chain: Option<Chain>,
@@ -141,29 +162,21 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// A loop from `listeners` past `guard` to `sink`; `chain` is the command that reads it, if it
-    /// is one of ours. `grace` is how long what was accepted is waited for after a stop.
+    /// The loop, not running yet.
     ///
     /// # Errors
     /// [`Error::System`] if there is no timer to be had.
-    pub fn new(
-        listeners: Vec<Listener>,
-        guard: Guard,
-        sink: Sink,
-        chain: Option<Chain>,
-        signals: Signals,
-        grace: Duration,
-        log: Log,
-    ) -> Result<Self> {
+    pub fn new(parts: Parts) -> Result<Self> {
         let place = |listener| Place { listener, left: 0 };
         Ok(Self {
-            places: listeners.into_iter().map(place).collect(),
-            guard,
-            sink,
-            chain,
-            signals,
-            grace,
-            log,
+            places: parts.listeners.into_iter().map(place).collect(),
+            headers: parts.headers,
+            guard: parts.guard,
+            sink: parts.sink,
+            chain: parts.chain,
+            signals: parts.signals,
+            grace: parts.grace,
+            log: parts.log,
             alarm: Alarm::breaking_off()?,
             stage: Stage::Open,
             in_hand: None,
@@ -225,15 +238,17 @@ impl Acceptor {
                 self.attend_sink()?;
             }
             self.guard.attend();
+            self.attend_headers();
             self.attend_clock();
             self.pass()?;
+            self.let_in_complete()?;
             self.accept(&ready.listeners)?;
             self.close_when_done();
         }
     }
 
     /// Waits until something is to be done.
-    fn wait(&self) -> Result<Ready> {
+    fn wait(&mut self) -> Result<Ready> {
         let now = Instant::now();
         let listening = self.is_accepting(now);
         let for_room = self.in_hand.is_some() && self.retry_at.is_none();
@@ -246,7 +261,8 @@ impl Acceptor {
             fds.extend(self.sink.watch(for_room));
         }
         let sinks = fds.len();
-        let guards = self.guard.descriptors();
+        let headers = self.headers.iter().map(AsFd::as_fd);
+        let guards = self.guard.descriptors().chain(headers);
         fds.extend(guards.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let guards = fds.len();
         if listening {
@@ -254,9 +270,10 @@ impl Acceptor {
             fds.extend(places.map(|p| PollFd::from_borrowed_fd(p.listener.as_fd(), PollFlags::IN)));
         }
         // A last order is taken without waiting for it.
-        let until = match self.stage {
-            Stage::LastOrders if listening => Some(now),
-            _ => self.next_deadline(now),
+        let is_last = |place: &Place| self.stage == Stage::LastOrders && place.left > 0;
+        let until = match listening && self.places.iter().any(is_last) {
+            true => Some(now),
+            false => self.next_deadline(now),
         };
         wait(&mut fds, until).map_err(|errno| Error::system("wait for connections", errno))?;
         let is_ready = |fd: &PollFd| !fd.revents().is_empty();
@@ -270,12 +287,13 @@ impl Acceptor {
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let look = match self.stage {
-            Stage::Closed if self.chain.is_none() => Some(now + LOOK),
-            _ => None,
-        };
+        let is_emptied = self.stage == Stage::Closed && self.chain.is_none();
+        let looks = is_emptied || self.sink.is_room_untold();
+        let look = looks.then(|| now + LOOK);
         let sink = (!self.gone).then(|| self.sink.deadline()).flatten();
         let guard = self.guard.deadline(now);
+        let headers = self.headers.as_ref();
+        let header = headers.and_then(AwaitedHeaders::deadline);
         [
             self.paused_until,
             self.retry_at,
@@ -283,21 +301,31 @@ impl Acceptor {
             sink,
             look,
             guard,
+            header,
         ]
         .into_iter()
         .flatten()
         .min()
     }
 
-    fn is_accepting(&self, now: Instant) -> bool {
+    fn is_accepting(&mut self, now: Instant) -> bool {
         self.stage != Stage::Closed
             && self.paused_until.is_none_or(|until| until <= now)
             && self.may_accept(now)
     }
 
     /// Whether there is room for one more, here and in service.
-    fn may_accept(&self, now: Instant) -> bool {
-        self.in_hand.is_none() && !self.guard.is_full() && self.guard.shut_until(now).is_none()
+    fn may_accept(&mut self, now: Instant) -> bool {
+        self.complete_headers() == 0 && self.guard.shut_until(now).is_none() && self.may_let_in()
+    }
+
+    /// The same for one that was accepted already.
+    fn may_let_in(&mut self) -> bool {
+        self.in_hand.is_none() && !self.guard.is_full() && self.sink.has_room()
+    }
+
+    fn complete_headers(&self) -> usize {
+        self.headers.as_ref().map_or(0, AwaitedHeaders::complete)
     }
 
     /// Accepts what waits at the listeners that are ready, and passes it on.
@@ -314,8 +342,10 @@ impl Acceptor {
                 match self.accept_one(index) {
                     Ok((connection, remote)) => {
                         self.places[index].left = self.places[index].left.saturating_sub(1);
-                        self.receive(index, connection, remote);
-                        self.pass()?;
+                        self.guard.count();
+                        let listener = &self.places[index].listener;
+                        let arrival = Arrival::new(connection, remote.as_ref(), listener);
+                        self.receive(arrival)?;
                     }
                     Err(errno) => match classify(errno) {
                         Class::Retry => {
@@ -326,8 +356,9 @@ impl Acceptor {
                             self.places[index].left = 0;
                             break;
                         }
+                        Class::Pause if self.give_up_header() => {}
                         Class::Pause => {
-                            self.pause(errno);
+                            self.pause(to_nix(errno));
                             return Ok(());
                         }
                         Class::Fatal => {
@@ -353,9 +384,7 @@ impl Acceptor {
     }
 
     fn accept_one(&mut self, index: usize) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
-        self.guard
-            .prepare()
-            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+        self.guard.prepare().map_err(to_rustix)?;
         let listener = &self.places[index].listener;
         let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC);
         if !listener.is_inherited() {
@@ -369,37 +398,83 @@ impl Acceptor {
         })
     }
 
-    /// One was accepted: it is taken in hand, or turned away.
-    fn receive(&mut self, index: usize, connection: OwnedFd, remote: Option<SocketAddrAny>) {
-        let client = Client::of(connection.as_fd(), remote.as_ref());
-        let listener = &self.places[index].listener;
-        match self.guard.judge(connection.as_fd(), &client) {
-            Ok(entry) => {
-                let mut info = describe(connection.as_fd(), client, listener.local());
-                if let Some(number) = entry.number {
-                    info.set(message::TCP_CONN_NUM, number.to_string());
-                }
-                if self.log.is_verbose() {
-                    let client = info.client();
-                    self.log
-                        .detail(format_args!("accepted {client} on {listener}"));
-                }
-                self.in_hand = Some(InHand {
-                    connection,
-                    lease: entry.lease,
-                    payload: info.encode(),
-                });
+    /// One was accepted: it is let in, or first must say whom it speaks for.
+    fn receive(&mut self, arrival: Arrival) -> Result<()> {
+        let Some(headers) = &mut self.headers else {
+            self.let_in(arrival);
+            return self.pass();
+        };
+        if let Some((refused, why)) = headers.expect(arrival, Instant::now()) {
+            self.turn_away(refused, why);
+        }
+        self.let_in_complete()
+    }
+
+    /// Lets those in that have said whom they speak for, as long as there is room.
+    fn let_in_complete(&mut self) -> Result<()> {
+        while self.complete_headers() > 0 && self.paused_until.is_none() && self.may_let_in() {
+            if let Err(errno) = self.guard.prepare() {
+                self.pause(errno);
+                break;
             }
-            Err(why) => {
-                if self.log.is_verbose() {
-                    let info = describe(connection.as_fd(), client, listener.local());
-                    let client = info.client();
-                    self.log
-                        .detail(format_args!("refused {client} on {listener}: {why}"));
-                }
-                self.guard.refuse(connection, why);
+            let complete = self.headers.as_mut().and_then(AwaitedHeaders::take);
+            if let Some(arrival) = complete {
+                self.let_in(arrival);
+                self.pass()?;
             }
         }
+        Ok(())
+    }
+
+    /// Takes one in hand, or turns it away.
+    fn let_in(&mut self, arrival: Arrival) {
+        let connection = arrival.connection.as_fd();
+        let entry = match self.guard.judge(connection, &arrival.client) {
+            Ok(entry) => entry,
+            Err(why) => return self.turn_away(arrival, why),
+        };
+        let mut info = arrival.info();
+        if let Some(number) = entry.number {
+            info.set(message::TCP_CONN_NUM, number.to_string());
+        }
+        if self.log.is_verbose() {
+            let (client, listener) = (info.client(), &arrival.listener);
+            self.log
+                .detail(format_args!("accepted {client} on {listener}"));
+        }
+        self.in_hand = Some(InHand {
+            connection: arrival.connection,
+            lease: entry.lease,
+            payload: info.encode(),
+        });
+    }
+
+    fn turn_away(&mut self, arrival: Arrival, why: Refusal) {
+        if self.log.is_verbose() {
+            let (client, listener) = (arrival.info().client(), &arrival.listener);
+            self.log
+                .detail(format_args!("refused {client} on {listener}: {why}"));
+        }
+        self.guard.refuse(arrival.connection, why);
+    }
+
+    fn attend_headers(&mut self) {
+        let headers = self.headers.as_mut();
+        let refused = headers.map(|headers| headers.attend(Instant::now()));
+        for (arrival, why) in refused.into_iter().flatten() {
+            self.turn_away(arrival, why);
+        }
+    }
+
+    /// Descriptors are short: gives one up that has waited longest for its header. False if there
+    /// is none.
+    fn give_up_header(&mut self) -> bool {
+        let headers = self.headers.as_mut();
+        let Some((arrival, why)) = headers.and_then(AwaitedHeaders::give_up_oldest) else {
+            return false;
+        };
+        self.turn_away(arrival, why);
+        true
     }
 
     /// Puts what is in hand into the queue, if there is room.
@@ -432,13 +507,13 @@ impl Acceptor {
         Ok(())
     }
 
-    fn pause(&mut self, errno: Errno) {
+    fn pause(&mut self, errno: nix::errno::Errno) {
         let now = Instant::now();
         self.guard.is_short();
         self.paused_until = Some(now + PAUSE);
         // One that comes and goes is said once.
         if self.short_at.is_none_or(|at| now - at > SAME_SHORTAGE) {
-            let cause = to_nix(errno).desc();
+            let cause = errno.desc();
             self.log.error(format_args!(
                 "cannot accept: {cause}; connections wait until it can"
             ));
@@ -477,9 +552,9 @@ impl Acceptor {
         }
     }
 
-    fn say_counters(&self) {
-        let untaken = self.sink.untaken();
-        self.log.notice(self.guard.counters.line(untaken));
+    fn say_counters(&mut self) {
+        let taken = self.sink.taken();
+        self.log.notice(self.guard.counters.line(Some(taken)));
     }
 
     fn reload(&mut self) {
@@ -539,6 +614,7 @@ impl Acceptor {
         let stage = self.stage;
         if stage == Stage::LastOrders
             && self.in_hand.is_none()
+            && self.headers.as_ref().is_none_or(AwaitedHeaders::is_empty)
             && self.places.iter().all(|place| place.is_finished(stage))
         {
             self.close();
@@ -549,6 +625,9 @@ impl Acceptor {
     fn close(&mut self) {
         self.stage = Stage::Closed;
         self.places.clear();
+        if let Some(headers) = &mut self.headers {
+            headers.give_up();
+        }
         if self.sink.is_chain() && !self.gone {
             self.sink.close();
         }
@@ -576,26 +655,22 @@ impl Acceptor {
         }
     }
 
-    /// Gives up the queue, and says how many connections were accepted in vain. Whether there are
-    /// any.
-    fn say_untaken(self) -> bool {
-        // Without a guard they tell nothing that is not known.
-        if self.guard.is_on_duty() {
-            self.say_counters();
-        }
-        let in_hand = usize::from(self.in_hand.is_some());
-        match self.sink.give_up() {
-            Untaken::Exactly(0) | Untaken::Unknown if in_hand == 0 => return false,
+    /// Gives up the queue, and says what became of connections. Whether some were accepted in vain.
+    fn say_untaken(mut self) -> bool {
+        let in_hand = usize::from(self.in_hand.is_some()) + self.complete_headers();
+        let taken = self.sink.taken();
+        let untaken = self.sink.give_up();
+        let taken = (untaken != Untaken::Some).then_some(taken);
+        self.log.notice(self.guard.counters.line(taken));
+        match untaken {
+            Untaken::Some => self.log.error("connections were accepted and not taken"),
             Untaken::Exactly(in_queue) => match in_queue + in_hand {
+                0 => return false,
                 1 => self.log.error("1 connection was accepted and not taken"),
                 count => self.log.error(format_args!(
                     "{count} connections were accepted and not taken"
                 )),
             },
-            Untaken::Unknown => self
-                .log
-                .error("at least 1 connection was accepted and not taken"),
-            Untaken::Some => self.log.error("connections were accepted and not taken"),
         }
         true
     }
@@ -612,21 +687,6 @@ struct Ready {
 impl Place {
     fn is_finished(&self, stage: Stage) -> bool {
         stage == Stage::LastOrders && self.left == 0
-    }
-}
-
-/// What is known of a connection that was just accepted.
-fn describe(connection: BorrowedFd<'_>, client: Client, local: Option<SocketAddr>) -> Info {
-    // A listener with one address saves asking each connection for it; and accept told the
-    // client's, also if it is gone by now.
-    let own = || SocketAddr::try_from(getsockname(connection).ok()?).ok();
-    match client {
-        Client::Address(remote) => match local.or_else(own) {
-            Some(local) => Info::tcp(remote, local),
-            None => Info::new(),
-        },
-        Client::User { uid, gid, pid } => connection::unix(connection, Some((uid, gid, pid))),
-        Client::Unknown => connection::ask(connection),
     }
 }
 

@@ -11,10 +11,19 @@ pub enum Refusal {
     /// There are too many, of all clients or of this one.
     #[error("too many connections")]
     Limit,
+    /// What it said first is no PROXY header, or it ended before that was complete.
+    #[error("no PROXY header")]
+    BadHeader,
+    /// Its PROXY header was not complete in time.
+    #[error("its PROXY header is late")]
+    LateHeader,
+    /// Too many others had not said their PROXY header either.
+    #[error("too many PROXY headers are awaited")]
+    Crowd,
 }
 
 /// Numbers since the start.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Accepted from a listener.
     pub accepted: u64,
@@ -26,6 +35,8 @@ pub struct Counters {
     pub by_limit: u64,
     /// How often the rate was reached, and further ones had to wait.
     pub by_rate: u64,
+    /// Closed for want of a PROXY header.
+    pub bad_header: u64,
     /// Failed while they were accepted: the client was gone.
     pub failed: u64,
 }
@@ -36,13 +47,12 @@ impl Counters {
         match why {
             Refusal::Rule => self.by_rule += 1,
             Refusal::Limit => self.by_limit += 1,
+            Refusal::BadHeader | Refusal::LateHeader | Refusal::Crowd => self.bad_header += 1,
         }
     }
 
-    /// All of them in words, with how many of those that were passed nobody has taken, if that is
-    /// known.
-    pub fn line(&self, untaken: Option<usize>) -> impl fmt::Display {
-        let taken = untaken.map(|untaken| self.passed.saturating_sub(untaken as u64));
+    /// All of them in words, with how many connections consumers have taken, if that is known.
+    pub fn line(&self, taken: Option<u64>) -> impl fmt::Display + use<> {
         Line(*self, taken)
     }
 }
@@ -62,8 +72,12 @@ impl fmt::Display for Line {
         }
         write!(
             f,
-            ", refused by rule {}, by limit {}, held up by rate {}, failed {}",
-            counters.by_rule, counters.by_limit, counters.by_rate, counters.failed
+            ", refused by rule {}, by limit {}, held up by rate {}, bad header {}, failed {}",
+            counters.by_rule,
+            counters.by_limit,
+            counters.by_rate,
+            counters.bad_header,
+            counters.failed
         )
     }
 }
@@ -82,8 +96,9 @@ mod tests {
         counters.refused(Refusal::Rule);
         counters.refused(Refusal::Limit);
         counters.refused(Refusal::Limit);
-        let rest = "refused by rule 1, by limit 2, held up by rate 0, failed 0";
-        let line = counters.line(Some(2)).to_string();
+        counters.refused(Refusal::LateHeader);
+        let rest = "refused by rule 1, by limit 2, held up by rate 0, bad header 1, failed 0";
+        let line = counters.line(Some(3)).to_string();
         assert_eq!(line, format!("accepted 9, passed 5, taken 3, {rest}"));
         let line = counters.line(None).to_string();
         assert_eq!(line, format!("accepted 9, passed 5, {rest}"));

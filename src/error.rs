@@ -85,3 +85,8 @@ impl Error {
 pub(crate) fn to_nix(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
 }
+
+/// And the other way round.
+pub(crate) fn to_rustix(errno: Errno) -> rustix::io::Errno {
+    rustix::io::Errno::from_raw_os_error(errno as i32)
+}

@@ -152,17 +152,21 @@ impl Guard {
         rate.and_then(|rate| rate.full_until(now))
     }
 
-    /// One was accepted. Decides whether it is let in.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn judge(&mut self, connection: BorrowedFd<'_>, client: &Client) -> Result<Entry, Refusal> {
+    /// One was accepted.
+    pub fn count(&mut self) {
         self.counters.accepted += 1;
         if let Some(rate) = &mut self.options.rate {
             let now = Instant::now();
             rate.count(now);
             self.counters.by_rate += u64::from(rate.full_until(now).is_some());
         }
+    }
+
+    /// Decides whether one is let in.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn judge(&mut self, connection: BorrowedFd<'_>, client: &Client) -> Result<Entry, Refusal> {
         if !self.is_allowed(connection, client) {
             return Err(Refusal::Rule);
         }
@@ -204,13 +208,10 @@ impl Guard {
         self.counters.refused(why);
         match (&self.options.when_full, why) {
             (Some(WhenFull::Say(words)), Refusal::Limit) => self.farewells.say(connection, words),
-            _ => reset(connection),
+            (_, Refusal::Rule | Refusal::Limit) => reset(connection),
+            // Its proxy is an honest one, if a slow one.
+            _ => drop(connection),
         }
-    }
-
-    /// Whether anything at all is limited.
-    pub fn is_on_duty(&self) -> bool {
-        self.leases.is_some() || self.options.rate.is_some() || self.options.access.has_rules()
     }
 
     /// Does what is due.

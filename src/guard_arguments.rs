@@ -2,13 +2,18 @@
 
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
 
 use crate::access::{Access, Verdict, parse_net};
+use crate::arguments::parse_timeout;
+use crate::awaited_headers::{self, AwaitedHeaders};
 use crate::client::SourcePrefix;
 use crate::guard::{Options, WhenFull};
+use crate::listener::{Kind, Listener};
+use crate::proxy_header::Version;
 use crate::rate::Rate;
 use crate::{Error, Result};
 
@@ -50,12 +55,50 @@ pub struct GuardArguments {
     /// What becomes of clients that are too many: wait, close, or a FILE that is sent to them
     #[arg(long, value_name = "wait|close|FILE")]
     when_full: Option<OsString>,
+
+    /// Expect a PROXY header on each connection: the client that it names is the client
+    #[arg(long, value_name = "v1|v2|any", requires = "proxy_from", value_parser = Version::parse)]
+    proxy_protocol: Option<Version>,
+
+    /// Who may say such a header; nobody else may connect (repeatable)
+    #[arg(long, value_name = "CIDR", requires = "proxy_protocol", value_parser = parse_net)]
+    proxy_from: Vec<IpNet>,
+
+    /// How long a header may take [default: 5]
+    #[arg(long, value_name = "SECONDS", requires = "proxy_protocol", value_parser = parse_timeout)]
+    proxy_timeout: Option<Duration>,
 }
+
+/// How long a header may take by default.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl GuardArguments {
     /// Whether there are rules to be read again.
     pub fn has_rules(&self) -> bool {
         self.rules.is_some()
+    }
+
+    /// The headers that are to be waited for, if any are.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if one of `listeners` is none that proxies connect to; [`Error::System`]
+    /// (`EMFILE` and the like).
+    pub fn awaited_headers(&self, listeners: &[Listener]) -> Result<Option<AwaitedHeaders>> {
+        let Some(version) = self.proxy_protocol else {
+            return Ok(None);
+        };
+        let is_other = |listener: &&Listener| listener.kind() != Kind::Tcp;
+        if let Some(other) = listeners.iter().find(is_other) {
+            return Err(Error::Usage(format!(
+                "--proxy-protocol is for TCP alone, which {other} is not"
+            )));
+        }
+        AwaitedHeaders::new(awaited_headers::Options {
+            version,
+            from: self.proxy_from.clone(),
+            timeout: self.proxy_timeout.unwrap_or(PROXY_TIMEOUT),
+        })
+        .map(Some)
     }
 
     /// What the command line says, with the users that may connect to Unix sockets.

@@ -100,17 +100,20 @@
 //! - [`message`]: what a message says of its connection, to bytes and back
 //! - [`connection`]: a connection with what is known of it
 //! - [`name`]: names of Unix sockets and who owns them; [`trust`]: who may be on the other side
-//! - [`ticket`]: the read end through a pipe
 //!
 //! Who accepts:
 //!
 //! - [`address`]: where to listen, as users spell it; [`listener`]: listening sockets, made or
 //!   inherited; [`sockopt`]: their options
+//! - [`arrival`]: a connection that was just accepted; [`proxy_header`] and [`awaited_headers`]: whom
+//!   a proxy speaks for
 //! - [`guard`]: who gets from a listener to the sink: [`access`] rules, what is in service
 //!   ([`lease`]), the [`rate`]; [`client`]: who a client is, `peer_groups` on a Unix socket;
 //!   [`farewell`]: those that are turned away; [`counters`]; [`guard_arguments`]: the options for it
 //! - [`accept`]: the loop from listeners to a sink; [`sink`]: where an acceptor puts connections;
-//!   `ballast`: room for the queue itself where too much is on its way
+//!   `unread`: how many of them nobody has taken
+//! - `own_queue`: a queue of ours, which consumers fetch; `named_door`: at a name; [`ticket`]: through
+//!   a pipe; `ballast`: room for the queue itself where too much is on its way
 //! - [`chain`]: the command of `fdaccept ADDRESS -- COMMAND`
 //!
 //! Who serves:
@@ -141,6 +144,8 @@ mod activity;
 pub mod address;
 pub mod alarm;
 pub mod arguments;
+pub mod arrival;
+pub mod awaited_headers;
 mod ballast;
 pub mod chain;
 pub mod client;
@@ -164,8 +169,11 @@ pub mod limit;
 pub mod listener;
 pub mod message;
 pub mod name;
+mod named_door;
+mod own_queue;
 mod peer_groups;
 pub mod pool;
+pub mod proxy_header;
 pub mod queue;
 pub mod rate;
 pub mod rendezvous;
@@ -180,6 +188,7 @@ pub mod source;
 mod supply;
 pub mod ticket;
 pub mod trust;
+mod unread;
 pub mod wait;
 pub mod worker;
 mod workers;

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nametoindex};
@@ -61,7 +62,7 @@ pub struct Listener {
     /// Before `fd`, so that the path is gone before the socket is.
     _name: Option<OwnedName>,
     fd: OwnedFd,
-    shown: String,
+    shown: Rc<str>,
     kind: Kind,
     inherited: bool,
     local: Option<SocketAddr>,
@@ -71,6 +72,11 @@ impl Listener {
     /// What it speaks.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The address really bound, as it is displayed.
+    pub fn shown(&self) -> Rc<str> {
+        Rc::clone(&self.shown)
     }
 
     /// Whether it was open before this program started. It then may be shared with others, so it was
@@ -339,7 +345,7 @@ fn finish(fd: OwnedFd, kind: Kind, name: Option<OwnedName>) -> Result<Listener> 
     Ok(Listener {
         _name: name,
         fd,
-        shown,
+        shown: shown.into(),
         kind,
         inherited: false,
         local,

@@ -150,7 +150,10 @@ pub fn pair() -> Result<(Sender, Receiver)> {
 }
 
 /// As [`pair`], for one who only passes the read end on.
-pub(crate) fn ends() -> Result<(Sender, OwnedFd)> {
+///
+/// # Errors
+/// [`Error::System`] (`EMFILE` and the like).
+pub fn ends() -> Result<(Sender, OwnedFd)> {
     let (write_end, read_end) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,

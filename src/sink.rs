@@ -1,38 +1,30 @@
 //! Where an acceptor puts connections: its side of a queue, however it was made.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::sys::stat::SFlag;
-use rustix::net::{SocketFlags, accept_with};
 
-use crate::ballast::Ballast;
 use crate::descriptor::{describe, file_type};
-use crate::name::{self, Name, OwnedName};
-use crate::queue::{self, Sender, close_unread, hand_over, is_passing};
+use crate::name::Name;
+use crate::named_door::NamedDoor;
+use crate::own_queue::OwnQueue;
+use crate::queue::{Sender, is_passing};
 use crate::rendezvous::Rendezvous;
 use crate::report::Log;
 use crate::ticket::Door;
 use crate::trust::Trust;
+use crate::unread::{Receipts, Unread, is_told_of, waiting};
 use crate::wait::{PollFd, PollFlags, ready};
 use crate::{Error, Result, inherited};
 
-/// How long a door stays shut when descriptors are short.
-const PAUSE: Duration = Duration::from_millis(250);
-/// Consumers that are let in before something else has its turn.
-const TURN: usize = 16;
-/// Refusals that are logged, each once.
-const REFUSALS: usize = 64;
 /// The size of a pipe with tickets: one page, so that it has room for exactly one.
 const ONE_PAGE: i32 = 4096;
-/// Messages whose lengths are remembered: more than a queue holds.
-const REMEMBERED: usize = 4096;
 
 /// What became of a connection that was to be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,16 +44,22 @@ pub enum Passed {
 pub enum Untaken {
     /// This many; 0 is how it should be.
     Exactly(usize),
-    /// Some: the queue was somebody else's, and its read end is gone.
+    /// Some: somebody else had the read end, and is gone.
     Some,
-    /// Nobody knows: the queue was closed for a command to finish.
-    Unknown,
 }
 
 /// Where connections go.
 pub struct Sink {
     sender: Option<Sender>,
+    unread: Unread,
+    limit: Option<QueueLimit>,
     way: Way,
+}
+
+/// How many may be in the queue.
+struct QueueLimit {
+    most: usize,
+    receipts: Receipts,
 }
 
 /// How the read end reaches consumers.
@@ -90,33 +88,38 @@ enum Way {
 }
 
 impl Sink {
-    /// A queue for a command that will have the read end, which is returned, as its standard
-    /// input.
-    ///
-    /// # Errors
-    /// [`Error::System`] (`EMFILE` and the like).
-    pub fn chain() -> Result<(Self, OwnedFd)> {
-        let (sender, read_end) = queue::ends()?;
-        let sink = Self {
-            sender: Some(sender),
-            way: Way::Chain,
-        };
-        Ok((sink, read_end))
+    /// Into the write end of a queue whose read end a command has as its standard input.
+    pub fn chain(sender: Sender) -> Self {
+        Self::new(Some(sender), Way::Chain)
     }
 
-    /// The sink that the options name, or else the one that standard output is.
+    fn new(sender: Option<Sender>, way: Way) -> Self {
+        let unread = sender
+            .as_ref()
+            .map(|sender| Unread::left_in(sender.as_fd()));
+        Self {
+            sender,
+            unread: unread.unwrap_or_default(),
+            limit: None,
+            way,
+        }
+    }
+
+    /// The sink that the options name, or else the one that standard output is. `queue` makes the
+    /// queue where it is to be ours, or finds the one that is there from before.
     ///
     /// # Errors
     /// [`Error::Usage`] if that is nothing which can carry connections; those of [`name::bind`].
-    pub fn open(options: &Rendezvous) -> Result<Self> {
+    pub fn open(
+        options: &Rendezvous,
+        queue: impl FnOnce() -> Result<(Sender, OwnedFd)>,
+    ) -> Result<Self> {
         let trust = Trust::us_and(&options.allow_uid);
         if let Some(name) = &options.bind {
-            let (sender, own) = OwnQueue::new()?;
+            let (sender, read_end) = queue()?;
+            let own = OwnQueue::new(read_end)?;
             let door = NamedDoor::open(&Name::parse(name)?, options.mode, trust)?;
-            return Ok(Self {
-                sender: Some(sender),
-                way: Way::Named { door, own },
-            });
+            return Ok(Self::new(Some(sender), Way::Named { door, own }));
         }
         if let Some(name) = &options.connect {
             let name = Name::parse(name)?;
@@ -125,19 +128,20 @@ impl Sink {
                 Err(error) if !is_passing(&error) => return Err(error),
                 _ => {}
             }
-            return Ok(Self {
-                sender: None,
-                way: Way::Remote {
-                    name,
-                    trust,
-                    problem: None,
-                },
-            });
+            let way = Way::Remote {
+                name,
+                trust,
+                problem: None,
+            };
+            return Ok(Self::new(None, way));
         }
-        Self::from_descriptor(options.queue_fd)
+        Self::from_descriptor(options.queue_fd, queue)
     }
 
-    fn from_descriptor(queue_fd: Option<RawFd>) -> Result<Self> {
+    fn from_descriptor(
+        queue_fd: Option<RawFd>,
+        queue: impl FnOnce() -> Result<(Sender, OwnedFd)>,
+    ) -> Result<Self> {
         let descriptor = inherited::claim(queue_fd.unwrap_or(1))?;
         let what = describe(descriptor.as_fd());
         let problem = || match queue_fd {
@@ -151,29 +155,50 @@ impl Sink {
         };
         match file_type(descriptor.as_fd()) {
             Some(SFlag::S_IFIFO) => {
-                let (sender, own) = OwnQueue::new()?;
+                let (sender, read_end) = queue()?;
                 fcntl(&descriptor, FcntlArg::F_SETPIPE_SZ(ONE_PAGE))
                     .map_err(|errno| Error::system("make the pipe one page long", errno))?;
-                Ok(Self {
-                    sender: Some(sender),
-                    way: Way::Tickets {
-                        pipe: File::from(descriptor),
-                        door: Door::open()?,
-                        own,
-                    },
-                })
+                let way = Way::Tickets {
+                    pipe: File::from(descriptor),
+                    door: Door::open()?,
+                    own: OwnQueue::new(read_end)?,
+                };
+                Ok(Self::new(Some(sender), way))
             }
             Some(SFlag::S_IFSOCK) => match Sender::from_socket(descriptor) {
-                Ok(sender) => Ok(Self {
-                    sender: Some(sender),
-                    way: Way::Straight {
-                        is_output: queue_fd.is_none(),
-                    },
-                }),
+                Ok(sender) => {
+                    let is_output = queue_fd.is_none();
+                    Ok(Self::new(Some(sender), Way::Straight { is_output }))
+                }
                 Err(_) => Err(problem()),
             },
             _ => Err(problem()),
         }
+    }
+
+    /// From now on at most `most` connections wait in the queue.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE` and the like).
+    pub fn limit(&mut self, most: usize) -> Result<()> {
+        let receipts = Receipts::new()?;
+        if let Some(sender) = &self.sender {
+            receipts.watch(sender)?;
+        }
+        self.limit = Some(QueueLimit { most, receipts });
+        Ok(())
+    }
+
+    /// Whether one more may wait in the queue.
+    pub fn has_room(&mut self) -> bool {
+        let most = self.limit.as_ref().map(|limit| limit.most);
+        most.is_none_or(|most| self.untaken() < most)
+    }
+
+    /// Whether nothing tells when there is room again, so that it must be looked for.
+    pub fn is_room_untold(&self) -> bool {
+        let sender = self.sender.as_ref().filter(|_| self.limit.is_some());
+        sender.is_some_and(|sender| !is_told_of(sender.as_fd()))
     }
 
     /// Passes `connection` on, with its lease if it has one, without blocking.
@@ -197,19 +222,16 @@ impl Sink {
             return Ok(Passed::Gone);
         };
         if let Way::Tickets { own, .. } | Way::Named { own, .. } = &mut self.way
-            && own.ballast.fill() == Err(Errno::ETOOMANYREFS)
+            && own.fill_ballast() == Err(Errno::ETOOMANYREFS)
         {
             // The next consumer comes before the next connection.
             return Ok(Passed::Later);
         }
         match sender.try_send(connection, lease, payload) {
             Ok(()) => {
-                match &mut self.way {
-                    Way::Tickets { own, .. } | Way::Named { own, .. } => {
-                        own.remember(payload.len());
-                    }
-                    Way::Remote { problem, .. } => *problem = None,
-                    Way::Chain | Way::Straight { .. } => {}
+                self.unread.remember(payload.len());
+                if let Way::Remote { problem, .. } = &mut self.way {
+                    *problem = None;
                 }
                 Ok(Passed::Done)
             }
@@ -231,7 +253,12 @@ impl Sink {
     /// Opens the way to a consumer's name.
     fn connect(&mut self) -> Result<()> {
         if let Way::Remote { name, trust, .. } = &self.way {
-            self.sender = Some(Sender::connect(name, trust)?);
+            let sender = Sender::connect(name, trust)?;
+            if let Some(limit) = &self.limit {
+                limit.receipts.watch(&sender)?;
+            }
+            self.unread.start_anew();
+            self.sender = Some(sender);
         }
         Ok(())
     }
@@ -258,6 +285,8 @@ impl Sink {
             };
             fds.push(PollFd::from_borrowed_fd(sender.as_fd(), room));
         }
+        let receipts = self.limit.iter().map(|limit| limit.receipts.as_fd());
+        fds.extend(receipts.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         match &self.way {
             Way::Tickets { pipe, door, .. } => {
                 let room = match door.is_ticket_due() {
@@ -268,11 +297,9 @@ impl Sink {
                 let doors = door.descriptors();
                 fds.extend(doors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
-            Way::Named { door, .. } if door.shut_until.is_none() => {
-                fds.push(PollFd::from_borrowed_fd(
-                    door.listener.as_fd(),
-                    PollFlags::IN,
-                ));
+            Way::Named { door, .. } => {
+                let doors = door.descriptor().into_iter();
+                fds.extend(doors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
             _ => {}
         }
@@ -283,7 +310,7 @@ impl Sink {
     pub fn deadline(&self) -> Option<Instant> {
         match &self.way {
             Way::Tickets { door, .. } => door.deadline(),
-            Way::Named { door, .. } => door.shut_until,
+            Way::Named { door, .. } => door.deadline(),
             _ => None,
         }
     }
@@ -294,6 +321,9 @@ impl Sink {
     /// [`Error::Peer`] if a consumer has shut down the queue that all share; [`Error::System`] if
     /// the kernel has no random bytes for a ticket.
     pub fn attend(&mut self, log: &Log) -> Result<bool> {
+        if let Some(limit) = &self.limit {
+            limit.receipts.forget();
+        }
         let is_hung_up = self
             .sender
             .as_ref()
@@ -325,48 +355,55 @@ impl Sink {
         matches!(self.way, Way::Straight { is_output: false })
     }
 
-    /// Closes the write end: who reads the rest of the queue then finds its end.
+    /// Closes the queue: who reads the rest of it then finds its end.
     pub fn close(&mut self) {
-        self.sender = None;
+        // As a close does, but what is taken still can be told.
+        if let Some(sender) = &self.sender {
+            let _ = shutdown(sender.as_fd().as_raw_fd(), Shutdown::Both);
+        }
     }
 
     /// Whether everything that had to be taken from us before we may end has been taken. What was
     /// passed straight on is the consumer's already.
     pub fn is_taken(&self) -> bool {
-        match &self.way {
-            Way::Tickets { own, .. } | Way::Named { own, .. } => own.untaken() == 0,
-            _ => true,
-        }
+        let own = matches!(self.way, Way::Tickets { .. } | Way::Named { .. });
+        let sender = self.sender.as_ref().filter(|_| own);
+        sender.is_none_or(|sender| waiting(sender.as_fd()) == 0)
     }
 
-    /// How many connections nobody has taken, where that can be told.
-    pub fn untaken(&self) -> Option<usize> {
-        match &self.way {
-            Way::Tickets { own, .. } | Way::Named { own, .. } => Some(own.untaken()),
-            _ => None,
-        }
+    /// How many connections wait in the queue.
+    fn untaken(&mut self) -> usize {
+        let sender = self.sender.as_ref();
+        sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
+    }
+
+    /// How many consumers have taken.
+    pub fn taken(&mut self) -> u64 {
+        self.unread.sent() - self.untaken() as u64
     }
 
     /// Gives up the queue. Returns what nobody can take any more; what a consumer still can take
     /// it will.
-    pub fn give_up(self) -> Untaken {
-        match (self.way, self.sender) {
-            (Way::Tickets { own, .. } | Way::Named { own, .. }, Some(sender)) => {
-                let untaken = own.untaken();
+    pub fn give_up(mut self) -> Untaken {
+        let untaken = self.untaken();
+        let Some(sender) = self.sender else {
+            return Untaken::Exactly(0);
+        };
+        match self.way {
+            Way::Tickets { own, .. } | Way::Named { own, .. } => {
                 drop(own);
                 match hung_up(sender.as_fd()) {
                     true => Untaken::Exactly(untaken),
                     false => Untaken::Exactly(0),
                 }
             }
-            (Way::Chain | Way::Straight { .. }, Some(sender)) if hung_up(sender.as_fd()) => {
+            Way::Chain | Way::Straight { .. } if hung_up(sender.as_fd()) => {
                 // So the kernel says that something was left unread.
                 match getsockopt(&sender, sockopt::SocketError) {
                     Ok(error) if error != 0 => Untaken::Some,
                     _ => Untaken::Exactly(0),
                 }
             }
-            (Way::Chain, None) => Untaken::Unknown,
             _ => Untaken::Exactly(0),
         }
     }
@@ -405,125 +442,5 @@ fn offer_ticket(pipe: &mut File, door: &mut Door) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Error::io("write a ticket", error)),
-    }
-}
-
-/// A queue of ours, whose read end we keep to hand it out.
-struct OwnQueue {
-    read_end: OwnedFd,
-    ballast: Ballast,
-    /// The lengths of the last messages that were sent, the newest last.
-    lengths: VecDeque<usize>,
-}
-
-impl OwnQueue {
-    fn new() -> Result<(Sender, Self)> {
-        let (sender, read_end) = queue::ends()?;
-        let own = Self {
-            read_end,
-            ballast: Ballast::new()?,
-            lengths: VecDeque::new(),
-        };
-        Ok((sender, own))
-    }
-
-    /// Hands the read end to a consumer, also where too much is on its way to send anything else.
-    fn hand_over(&mut self, consumer: BorrowedFd<'_>) -> Result<(), Errno> {
-        loop {
-            match hand_over(consumer, self.read_end.as_fd()) {
-                Err(Errno::ETOOMANYREFS) if self.ballast.throw_off() => {}
-                other => return other,
-            }
-        }
-    }
-
-    fn remember(&mut self, length: usize) {
-        if self.lengths.len() == REMEMBERED {
-            self.lengths.pop_front();
-        }
-        self.lengths.push_back(length);
-    }
-
-    /// How many messages nobody has taken. The kernel tells how many bytes wait; as messages are
-    /// taken in order, these are those of the newest ones.
-    fn untaken(&self) -> usize {
-        let waiting = rustix::io::ioctl_fionread(self.read_end.as_fd()).unwrap_or_default();
-        let mut bytes = 0;
-        let newest_first = self.lengths.iter().rev();
-        newest_first
-            .take_while(|length| {
-                let is_waiting = bytes < waiting;
-                bytes += **length as u64;
-                is_waiting
-            })
-            .count()
-    }
-}
-
-/// A name where consumers fetch the read end.
-struct NamedDoor {
-    listener: OwnedFd,
-    name: OwnedName,
-    trust: Trust,
-    shut_until: Option<Instant>,
-    /// What was said of consumers that were refused.
-    refused: BTreeSet<String>,
-}
-
-impl NamedDoor {
-    fn open(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
-        let listener = queue::unix_socket_without_waiting(SockType::SeqPacket)?;
-        let owned = name::bind(listener.as_fd(), name, mode)?;
-        listen(&listener, Backlog::MAXCONN)
-            .map_err(|errno| Error::system(format!("listen on {name}"), errno))?;
-        Ok(Self {
-            listener,
-            name: owned,
-            trust,
-            shut_until: None,
-            refused: BTreeSet::new(),
-        })
-    }
-
-    /// Hands the read end to everybody who is there and may have it.
-    fn attend(&mut self, own: &mut OwnQueue, log: &Log) {
-        let now = Instant::now();
-        if self.shut_until.is_some_and(|until| now < until) {
-            return;
-        }
-        self.shut_until = None;
-        // A crowd at the door must not keep us from everything else.
-        for _ in 0..TURN {
-            match accept_with(&self.listener, SocketFlags::CLOEXEC) {
-                Ok(consumer) => {
-                    self.serve(&consumer, own, log);
-                    close_unread(consumer);
-                }
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-                Err(rustix::io::Errno::AGAIN) => return,
-                // Descriptors are short: consumers wait a little.
-                Err(_) => {
-                    self.shut_until = Some(now + PAUSE);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn serve(&mut self, consumer: &OwnedFd, own: &mut OwnQueue, log: &Log) {
-        let name = self.name.name();
-        if name.is_abstract()
-            && let Err(error) = self.trust.check_owner(consumer.as_fd(), name)
-        {
-            // Once for each: who is refused may come again as often as it likes.
-            let refusal = error.to_string();
-            if self.refused.len() < REFUSALS && self.refused.insert(refusal.clone()) {
-                log.error(format_args!("a consumer was refused: {refusal}"));
-            }
-            return;
-        }
-        // One that gets nothing, since too much of ours is on its way, sees the end and comes
-        // again.
-        let _ = own.hand_over(consumer.as_fd());
     }
 }

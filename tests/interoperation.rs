@@ -157,7 +157,16 @@ fn a_worker_that_is_told_to_stop_finishes_its_connection_and_takes_no_other() {
         let client = connect(port);
         assert_answers(&client);
         let waiting = connect(port);
+        // The queue is given up a moment after the signal was sent.
+        let sockets = || {
+            let open = descriptors(first.pid());
+            open.iter()
+                .filter(|(_, what)| what.starts_with("socket:"))
+                .count()
+        };
+        let before = sockets();
         first.signal(Signal::SIGTERM);
+        until("the queue is given up", || sockets() < before);
         assert_answers(&client);
         drop(client);
         assert_ends_quietly(&mut first);

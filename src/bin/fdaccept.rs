@@ -2,11 +2,12 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use fdtools::accept::{self, Acceptor};
+use fdtools::accept::{self, Acceptor, Parts};
 use fdtools::address::Address;
 use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_seconds};
 use fdtools::chain::Chain;
@@ -15,6 +16,7 @@ use fdtools::guard::Guard;
 use fdtools::guard_arguments::GuardArguments;
 use fdtools::limit::Limit;
 use fdtools::listener::{self, Listener};
+use fdtools::queue;
 use fdtools::report;
 use fdtools::signals::Signals;
 use fdtools::sink::Sink;
@@ -55,6 +57,10 @@ struct Arguments {
     #[arg(short = 'o', long = "option", value_name = "NAME[=VALUE]", value_parser = SocketOption::parse)]
     options: Vec<SocketOption>,
 
+    /// At most N connections in the queue; more wait to be accepted [default: the kernel's limit]
+    #[arg(long = "queue", value_name = "N")]
+    queue_limit: Option<NonZeroUsize>,
+
     #[command(flatten)]
     guard: GuardArguments,
 
@@ -79,13 +85,23 @@ fn run() -> Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let limit = Limit::raise();
     let command = find_command(&arguments)?;
-    let (sink, read_end) = match command {
-        Some(_) => Sink::chain().map(|(sink, read_end)| (sink, Some(read_end)))?,
-        None => (Sink::open(&arguments.queue.rendezvous())?, None),
+    let (mut sink, read_end) = match command {
+        Some(_) => {
+            let (sender, read_end) = queue::ends()?;
+            (Sink::chain(sender), Some(read_end))
+        }
+        None => (
+            Sink::open(&arguments.queue.rendezvous(), queue::ends)?,
+            None,
+        ),
     };
+    if let Some(most) = arguments.queue_limit {
+        sink.limit(most.get())?;
+    }
     let guard = Guard::new(arguments.guard.options(arguments.queue.allow_uid())?)?;
     // Looking up a host may take long; until it is over a signal simply ends us.
     let listeners = open_listeners(&arguments)?;
+    let headers = arguments.guard.awaited_headers(&listeners)?;
     let signals = Signals::new(&accept::signals(arguments.guard.has_rules()))?;
     for listener in &listeners {
         log.notice(format_args!("listening on {listener}"));
@@ -97,7 +113,17 @@ fn run() -> Result<u8> {
         }
         None => None,
     };
-    Acceptor::new(listeners, guard, sink, chain, signals, arguments.grace, log)?.run()
+    let parts = Parts {
+        listeners,
+        headers,
+        guard,
+        sink,
+        chain,
+        signals,
+        grace: arguments.grace,
+        log,
+    };
+    Acceptor::new(parts)?.run()
 }
 
 /// The command of the chain form, found before anything is bound for it.
