@@ -22,6 +22,7 @@ use crate::queue::RETRY;
 use crate::report::Log;
 use crate::signals::{Signals, not_ignored};
 use crate::sink::{Passed, Sink, Untaken};
+use crate::supervisor::Supervisor;
 use crate::wait::{PollFd, PollFlags, wait};
 use crate::{Error, Result, message};
 
@@ -123,6 +124,8 @@ pub struct Parts {
     pub sink: Sink,
     /// The command that reads the sink, if it is one of ours.
     pub chain: Option<Chain>,
+    /// Who is told how this goes.
+    pub supervisor: Supervisor,
     /// Those of [`signals`].
     pub signals: Signals,
     /// How long what was accepted is waited for after a stop.
@@ -138,9 +141,11 @@ pub struct Acceptor {
     guard: Guard,
     sink: Sink,
     chain: Option<Chain>,
+    supervisor: Supervisor,
     signals: Signals,
     grace: Duration,
     log: Log,
+    backlog_limit: usize,
     alarm: Alarm,
     stage: Stage,
     in_hand: Option<InHand>,
@@ -174,9 +179,11 @@ impl Acceptor {
             guard: parts.guard,
             sink: parts.sink,
             chain: parts.chain,
+            supervisor: parts.supervisor,
             signals: parts.signals,
             grace: parts.grace,
             log: parts.log,
+            backlog_limit: backlog_limit(),
             alarm: Alarm::breaking_off()?,
             stage: Stage::Open,
             in_hand: None,
@@ -221,6 +228,8 @@ impl Acceptor {
     fn serve(&mut self) -> Result<Option<u8>> {
         // Consumers may be there already, and a first ticket is due.
         self.attend_sink()?;
+        self.supervisor.ready(&self.log);
+        self.tell_status();
         loop {
             if self.chain.is_none() && self.is_done() {
                 return Ok(None);
@@ -240,6 +249,7 @@ impl Acceptor {
             self.guard.attend();
             self.attend_headers();
             self.attend_clock();
+            self.attend_supervisor();
             self.pass()?;
             self.let_in_complete()?;
             self.accept(&ready.listeners)?;
@@ -294,6 +304,7 @@ impl Acceptor {
         let guard = self.guard.deadline(now);
         let headers = self.headers.as_ref();
         let header = headers.and_then(AwaitedHeaders::deadline);
+        let status = self.supervisor.status_due(&self.guard.counters);
         [
             self.paused_until,
             self.retry_at,
@@ -302,6 +313,7 @@ impl Acceptor {
             look,
             guard,
             header,
+            status,
         ]
         .into_iter()
         .flatten()
@@ -557,21 +569,39 @@ impl Acceptor {
         self.log.notice(self.guard.counters.line(Some(taken)));
     }
 
+    fn attend_supervisor(&mut self) {
+        let due = self.supervisor.status_due(&self.guard.counters);
+        if due.is_some_and(|due| due <= Instant::now()) {
+            self.tell_status();
+        }
+    }
+
+    fn tell_status(&mut self) {
+        if self.supervisor.is_managed() {
+            let taken = self.sink.taken();
+            let words = self.guard.counters.line(Some(taken)).to_string();
+            self.supervisor.status(self.guard.counters, &words);
+        }
+    }
+
     fn reload(&mut self) {
+        self.supervisor.reloading(&self.log);
         match self.guard.reload() {
             Ok(()) => self.log.notice("rules: read again"),
             Err(error) => self.log.error(format_args!("{error}; the old rules stay")),
         }
+        self.supervisor.reloaded(&self.log);
     }
 
     /// The first signal: no new ones, and time for those that are there.
     fn stop(&mut self) {
+        self.supervisor.stopping();
         self.deadline = Some(Instant::now() + self.grace);
         if self.stage == Stage::Open {
             self.stage = Stage::LastOrders;
             for place in &mut self.places {
                 // More than this cannot have been waiting when the signal came.
-                place.left = backlog_limit() + 1;
+                place.left = self.backlog_limit + 1;
             }
         }
     }

@@ -75,6 +75,11 @@ impl Chain {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Sends the command a signal.
     pub fn signal(&self, signal: Signal) {
         // It is not reaped yet, so this is nobody else; what it cannot do does not matter.

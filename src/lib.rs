@@ -109,12 +109,16 @@
 //!   a proxy speaks for
 //! - [`guard`]: who gets from a listener to the sink: [`access`] rules, what is in service
 //!   ([`lease`]), the [`rate`]; [`client`]: who a client is, `peer_groups` on a Unix socket;
-//!   [`farewell`]: those that are turned away; [`counters`]; [`guard_arguments`]: the options for it
+//!   [`farewell`]: those that are turned away; [`counters`]
 //! - [`accept`]: the loop from listeners to a sink; [`sink`]: where an acceptor puts connections;
 //!   `unread`: how many of them nobody has taken
 //! - `own_queue`: a queue of ours, which consumers fetch; `named_door`: at a name; [`ticket`]: through
 //!   a pipe; `ballast`: room for the queue itself where too much is on its way
 //! - [`chain`]: the command of `fdaccept ADDRESS -- COMMAND`
+//! - [`supervisor`]: telling who supervises how it is; [`listen_fds`]: what that one passed; [`store`]:
+//!   what it keeps; [`port_file`]: which ports were bound
+//! - [`user`]: another user than root; [`sandbox`]: no other calls than those of the loop
+//! - [`accept_arguments`]: the command line; `guard_arguments` and `service_arguments`: parts of it
 //!
 //! Who serves:
 //!
@@ -139,6 +143,7 @@
 //!   same program; `diag`: who owns a datagram socket
 
 pub mod accept;
+pub mod accept_arguments;
 pub mod access;
 mod activity;
 pub mod address;
@@ -166,6 +171,7 @@ pub mod inherited;
 pub mod interrupt;
 pub mod lease;
 pub mod limit;
+pub mod listen_fds;
 pub mod listener;
 pub mod message;
 pub mod name;
@@ -173,22 +179,28 @@ mod named_door;
 mod own_queue;
 mod peer_groups;
 pub mod pool;
+pub mod port_file;
 pub mod proxy_header;
 pub mod queue;
 pub mod rate;
 pub mod rendezvous;
 pub mod report;
+pub mod sandbox;
 pub mod scoreboard;
+pub mod service_arguments;
 pub mod signals;
 pub mod sink;
 mod slot;
 mod slots;
 pub mod sockopt;
 pub mod source;
+pub mod store;
+pub mod supervisor;
 mod supply;
 pub mod ticket;
 pub mod trust;
 mod unread;
+pub mod user;
 pub mod wait;
 pub mod worker;
 mod workers;

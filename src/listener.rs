@@ -1,12 +1,12 @@
 //! Listening sockets: made here or inherited.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use nix::sys::socket::{
     self, AddressFamily, SockFlag, SockType, SockaddrStorage, VsockAddr, getsockname, getsockopt,
@@ -18,10 +18,9 @@ use crate::connection::unix_names;
 use crate::descriptor::{describe, socket_facts};
 use crate::name::{self, Name, OwnedName, printable};
 use crate::sockopt::{SocketOption, When};
+use crate::store::Store;
+use crate::user::User;
 use crate::{Error, Result, inherited as claimed};
-
-/// The first descriptor that sd_listen_fds(3) hands over (`SD_LISTEN_FDS_START`).
-const FIRST_PASSED: RawFd = 3;
 
 /// How often the addresses of one host are bound anew because the free port that the first one got
 /// was taken for another.
@@ -60,12 +59,13 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Listener {
     /// Before `fd`, so that the path is gone before the socket is.
-    _name: Option<OwnedName>,
+    name: Option<OwnedName>,
     fd: OwnedFd,
     shown: Rc<str>,
     kind: Kind,
     inherited: bool,
     local: Option<SocketAddr>,
+    port: Option<u32>,
 }
 
 impl Listener {
@@ -77,6 +77,27 @@ impl Listener {
     /// The address really bound, as it is displayed.
     pub fn shown(&self) -> Rc<str> {
         Rc::clone(&self.shown)
+    }
+
+    /// The port that it is bound to, over TCP and vsock.
+    pub fn port(&self) -> Option<u32> {
+        self.port
+    }
+
+    /// Makes its path, if it has one, that of another user.
+    ///
+    /// # Errors
+    /// Those of [`OwnedName::give_to`].
+    pub fn give_to(&self, user: &User) -> Result<()> {
+        let name = self.name.as_ref();
+        name.map_or(Ok(()), |name| name.give_to(user.uid(), user.gid()))
+    }
+
+    /// Leaves its path, if it has one, where it is, also when this is dropped.
+    pub fn leave_name(&mut self) {
+        if let Some(name) = &mut self.name {
+            name.leave();
+        }
     }
 
     /// Whether it was open before this program started. It then may be shared with others, so it was
@@ -113,7 +134,11 @@ impl fmt::Display for Listener {
 /// [`Error::System`] if one of them cannot be had (the others then are closed again),
 /// [`Error::Other`] if a host does not resolve, [`Error::Usage`] if an inherited one is no
 /// listener or a socket option applies to none of them.
-pub fn open_all(addresses: &[Address], options: &Options) -> Result<Vec<Listener>> {
+pub fn open_all(
+    addresses: &[Address],
+    options: &Options,
+    store: &mut Store<'_>,
+) -> Result<Vec<Listener>> {
     // Before anything is made: neither leaves a trace when a later one fails.
     let mut targets = Vec::new();
     for address in addresses {
@@ -133,26 +158,78 @@ pub fn open_all(addresses: &[Address], options: &Options) -> Result<Vec<Listener
     check_options(&options.socket_options, &audience)?;
 
     let mut listeners = Vec::new();
-    for (address, passed) in targets {
-        match (address, passed) {
-            (_, Some(passed)) => listeners.push(adopt(passed, options)?),
-            (Address::AnyTcp { port }, _) => listeners.push(open_any(*port, options)?),
-            (Address::Tcp { address, interface }, _) => {
-                let address = with_scope(*address, interface.as_deref())?;
-                listeners.push(open_tcp(address, None, options)?);
-            }
-            (Address::Host { name, port }, _) => {
-                listeners.extend(open_host(name, *port, options)?);
-            }
-            (Address::Unix(name), _) => listeners.push(open_unix(name, options)?),
-            (Address::Vsock { cid, port }, _) => {
-                listeners.push(open_vsock(*cid, *port, options)?);
-            }
-            // Taken over above.
-            (Address::Inherited(_), None) => {}
+    let kept = store.listeners(addresses);
+    for (index, ((address, passed), kept)) in targets.into_iter().zip(kept).enumerate() {
+        if let Some(passed) = passed {
+            listeners.push(adopt(passed, options)?);
+            continue;
         }
+        let mut opened = match revive(address, kept, options)? {
+            Some(revived) => revived,
+            None => {
+                let new = open(address, options)?;
+                store.keep_listeners(addresses, index, &new)?;
+                new
+            }
+        };
+        if store.is_wanted() {
+            opened.iter_mut().for_each(Listener::leave_name);
+        }
+        listeners.append(&mut opened);
     }
     Ok(listeners)
+}
+
+/// Opens the listeners of one address.
+fn open(address: &Address, options: &Options) -> Result<Vec<Listener>> {
+    let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
+    match address {
+        Address::AnyTcp { port } => one(open_any(*port, options)),
+        Address::Tcp { address, interface } => {
+            let address = with_scope(*address, interface.as_deref())?;
+            one(open_tcp(address, None, options))
+        }
+        Address::Host { name, port } => open_host(name, *port, options),
+        Address::Unix(name) => one(open_unix(name, options)),
+        Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options)),
+        Address::Inherited(number) => one(inherited(*number, options)),
+    }
+}
+
+/// Goes on with the listeners that an earlier process had of an address; `None` if there are none,
+/// or nobody can reach them any more.
+fn revive(
+    address: &Address,
+    kept: Vec<OwnedFd>,
+    options: &Options,
+) -> Result<Option<Vec<Listener>>> {
+    if kept.is_empty() {
+        return Ok(None);
+    }
+    let shown = address.to_string();
+    let name = match address {
+        Address::Unix(name) => match name::take_over(name)? {
+            None => return Ok(None),
+            taken => taken,
+        },
+        _ => None,
+    };
+    let mut name = name;
+    let mut revived = Vec::new();
+    for fd in kept {
+        let Taken { fd, family, kind } = examine(fd).map_err(|fd| {
+            let what = describe(fd.as_fd());
+            Error::Usage(format!("what was kept of {shown} is {what}"))
+        })?;
+        apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
+        listen(fd.as_fd(), &shown, options)?;
+        let flags = fcntl(&fd, FcntlArg::F_GETFL)
+            .map_err(|errno| Error::system(format!("use what was kept of {shown}"), errno))?;
+        let mut listener = finish(fd, kind, name.take())?;
+        listener.inherited = !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK);
+        revived.push(listener);
+    }
+    Ok(Some(revived))
 }
 
 /// Takes over the listener that the parent process left open as descriptor `number`.
@@ -166,30 +243,16 @@ pub fn inherited(number: RawFd, options: &Options) -> Result<Listener> {
     adopt(passed, options)
 }
 
-/// Takes over the listeners that a service manager passed by the convention of sd_listen_fds(3):
-/// `listen_fds` and `listen_pid` are the values of `LISTEN_FDS` and `LISTEN_PID`.
-///
-/// There are none if either is missing, or if `listen_pid` is the number of another process, which
-/// they were meant for.
+/// Takes over the listeners with these numbers, which a service manager passed.
 ///
 /// # Errors
-/// [`Error::Usage`] if one of the values is no number, and as from [`inherited`].
-pub fn from_environment(
-    listen_fds: Option<&OsStr>,
-    listen_pid: Option<&OsStr>,
+/// As from [`inherited`].
+pub fn inherited_all(
+    numbers: impl Iterator<Item = RawFd>,
     options: &Options,
 ) -> Result<Vec<Listener>> {
-    let (Some(count), Some(pid)) = (listen_fds, listen_pid) else {
-        return Ok(Vec::new());
-    };
-    if number_from("LISTEN_PID", pid)?.unsigned_abs() != std::process::id() {
-        return Ok(Vec::new());
-    }
-    let count = number_from("LISTEN_FDS", count)?;
     // A number that is too large ends at the first descriptor that is not open.
-    let passed: Vec<Passed> = (FIRST_PASSED..FIRST_PASSED.saturating_add(count))
-        .map(take_over)
-        .collect::<Result<_>>()?;
+    let passed: Vec<Taken> = numbers.map(take_over).collect::<Result<_>>()?;
     if passed.is_empty() {
         return Ok(Vec::new());
     }
@@ -204,45 +267,40 @@ pub fn from_environment(
         .collect()
 }
 
-/// Parses the value of an environment variable: decimal digits, within an int.
-fn number_from(variable: &str, value: &OsStr) -> Result<i32> {
-    value
-        .to_str()
-        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| {
-            Error::Usage(format!(
-                "{variable}={} is not a number: unset it, or see sd_listen_fds(3)",
-                printable(value.as_encoded_bytes())
-            ))
-        })
-}
-
 /// A listener that was taken over, and not looked at any closer yet.
-struct Passed {
+struct Taken {
     fd: OwnedFd,
     family: AddressFamily,
     kind: Kind,
 }
 
 /// Claims descriptor `number` and checks that it is a listening stream socket.
-fn take_over(number: RawFd) -> Result<Passed> {
-    let fd = claimed::claim(number)?;
-    if let Some(facts) = socket_facts(fd.as_fd())
-        && facts.listens
-        && facts.kind == Some(SockType::Stream)
-        && let Some(family) = facts.family
-        && let Some(kind) = kind_of(family)
-    {
-        return Ok(Passed { fd, family, kind });
+fn take_over(number: RawFd) -> Result<Taken> {
+    examine(claimed::claim(number)?).map_err(|fd| {
+        let error = Error::Usage(format!(
+            "descriptor {number} is {}, not a listening stream socket",
+            describe(fd.as_fd())
+        ));
+        // Left open: it may be standard error, where this is to be said.
+        let _ = fd.into_raw_fd();
+        error
+    })
+}
+
+/// Looks whether `fd` is a listening stream socket; gives it back if not.
+fn examine(fd: OwnedFd) -> Result<Taken, OwnedFd> {
+    match socket_facts(fd.as_fd()) {
+        Some(facts) if facts.listens && facts.kind == Some(SockType::Stream) => {
+            match facts
+                .family
+                .and_then(|family| Some((family, kind_of(family)?)))
+            {
+                Some((family, kind)) => Ok(Taken { fd, family, kind }),
+                None => Err(fd),
+            }
+        }
+        _ => Err(fd),
     }
-    let error = Error::Usage(format!(
-        "descriptor {number} is {}, not a listening stream socket",
-        describe(fd.as_fd())
-    ));
-    // Left open: it may be standard error, where this is to be said.
-    let _ = fd.into_raw_fd();
-    Err(error)
 }
 
 /// What listeners of a family speak.
@@ -314,8 +372,8 @@ fn apply_options(
 }
 
 /// Makes a listener of a descriptor that was taken over.
-fn adopt(passed: Passed, options: &Options) -> Result<Listener> {
-    let Passed { fd, family, kind } = passed;
+fn adopt(passed: Taken, options: &Options) -> Result<Listener> {
+    let Taken { fd, family, kind } = passed;
     apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
     let mut listener = finish(fd, kind, None)?;
     listener.inherited = true;
@@ -329,26 +387,28 @@ fn adopt(passed: Passed, options: &Options) -> Result<Listener> {
 /// Makes a listener of a socket that listens; `name` is the right to its name, if it has one.
 fn finish(fd: OwnedFd, kind: Kind, name: Option<OwnedName>) -> Result<Listener> {
     let failed = |errno| Error::system("get the address of a listener", errno);
-    let (shown, local) = match (kind, &name) {
-        (Kind::Unix, Some(name)) => (name.name().to_string(), None),
-        (Kind::Unix, None) => (show_unix(fd.as_fd()), None),
+    let (shown, local, port) = match (kind, &name) {
+        (Kind::Unix, Some(name)) => (name.name().to_string(), None, None),
+        (Kind::Unix, None) => (show_unix(fd.as_fd()), None, None),
         (Kind::Vsock, _) => {
             let bound = getsockname::<VsockAddr>(fd.as_raw_fd()).map_err(failed)?;
-            (address::vsock(bound.cid(), bound.port()), None)
+            let (cid, port) = (bound.cid(), bound.port());
+            (address::vsock(cid, port), None, Some(port))
         }
         (Kind::Tcp, _) => {
             let bound = tcp_address(fd.as_fd()).map_err(failed)?;
             let fixed = Some(canonical(bound)).filter(|fixed| !fixed.ip().is_unspecified());
-            (show_tcp(bound), fixed)
+            (show_tcp(bound), fixed, Some(bound.port().into()))
         }
     };
     Ok(Listener {
-        _name: name,
+        name,
         fd,
         shown: shown.into(),
         kind,
         inherited: false,
         local,
+        port,
     })
 }
 
@@ -549,6 +609,9 @@ fn open_vsock(cid: u32, port: u32, options: &Options) -> Result<Listener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listen_fds::Passed;
+    use crate::report::{Log, Verbosity};
+    use crate::supervisor::Supervisor;
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
@@ -568,7 +631,9 @@ mod tests {
 
     fn open(addresses: &[&str], options: &Options) -> Result<Vec<Listener>> {
         let addresses: Vec<Address> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        open_all(&addresses, options)
+        let (nobody, log) = (Supervisor::default(), Log::new("test", Verbosity::Normal));
+        let mut store = Store::open(&Passed::default(), &nobody, false, &log)?;
+        open_all(&addresses, options, &mut store)
     }
 
     fn open_one(address: &str, options: &Options) -> Listener {
@@ -848,49 +913,18 @@ mod tests {
         assert!(matches!(error, Error::Usage(_)));
     }
 
-    #[test]
-    fn the_environment_is_checked() {
-        let me = std::process::id().to_string();
-        let with = |fds: Option<&str>, pid: Option<&str>| {
-            from_environment(
-                fds.map(OsStr::new),
-                pid.map(OsStr::new),
-                &Options::default(),
-            )
-        };
-        for (fds, pid) in [
-            (None, None),
-            (Some("1"), None),
-            (None, Some(me.as_str())),
-            (Some("1"), Some("1")),
-            (Some("x"), Some("1")),
-            (Some("0"), Some(&me)),
-        ] {
-            assert!(with(fds, pid).unwrap().is_empty());
-        }
-        for bad in ["", "x", "-1", "+1", "1 ", "99999999999"] {
-            let error = with(Some(bad), Some(&me)).unwrap_err();
-            assert!(matches!(error, Error::Usage(_)), "{bad}: {error}");
-        }
-        for bad in ["", "-1", "x\x1b", "99999999999"] {
-            let error = with(Some("1"), Some(bad)).unwrap_err();
-            assert!(matches!(error, Error::Usage(_)), "{bad}: {error}");
-        }
-    }
-
     /// Runs this test again in a process whose descriptors 3 and 4 are listeners.
     #[test]
     fn a_service_manager_passes_listeners() {
         const CHILD: &str = "FDTOOLS_TEST_CHILD";
         if std::env::var_os(CHILD).is_some() {
-            let [fds, pid] = ["LISTEN_FDS", "LISTEN_PID"].map(std::env::var_os);
-            let options = Options::default();
-            if fds.as_deref() != Some(OsStr::new("2")) {
-                let error = from_environment(fds.as_deref(), pid.as_deref(), &options);
-                assert!(matches!(error, Err(Error::Usage(_))), "{error:?}");
+            let passed = Passed::from_environment().unwrap();
+            let found = inherited_all(passed.unnamed(|_| false), &Options::default());
+            if std::env::var("LISTEN_FDS").unwrap() != "2" {
+                assert!(matches!(found, Err(Error::Usage(_))), "{found:?}");
                 return;
             }
-            let found = from_environment(fds.as_deref(), pid.as_deref(), &options).unwrap();
+            let found = found.unwrap();
             assert_eq!(found.len(), 2);
             let local = found[0].local().unwrap();
             assert_eq!(found[1].local(), Some(local));

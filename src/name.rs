@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use nix::errno::Errno;
-use nix::fcntl::{FlockArg, OFlag, open};
+use nix::fcntl::{AtFlags, FlockArg, OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, umask};
-use nix::unistd::unlink;
+use nix::unistd::{Gid, Uid, fchown, fchownat, unlink};
 
 use crate::descriptor::type_of;
 use crate::{Error, Result};
@@ -159,13 +159,32 @@ fn file_id(stat: &FileStat) -> FileId {
 pub struct OwnedName {
     name: Name,
     /// What to remove; nothing for an abstract name.
-    _file: Option<OwnedFile>,
+    file: Option<OwnedFile>,
 }
 
 impl OwnedName {
     /// The name, as given to [`bind`].
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// Makes the path, where there is one, and its lock file those of another user.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EPERM` for who may not do that, `ENOENT` if the path is not ours any more.
+    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
+        let name = &self.name;
+        let failed = |errno| Error::system(format!("give {name} to uid {uid}"), errno);
+        let file = self.file.as_ref();
+        file.map_or(Ok(()), |file| file.give_to(uid, gid))
+            .map_err(failed)
+    }
+
+    /// Leaves the path where it is, also when this is dropped.
+    pub fn leave(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.is_left = true;
+        }
     }
 }
 
@@ -178,13 +197,29 @@ struct OwnedFile {
     id: FileId,
     /// The process that bound it.
     pid: u32,
+    /// It is not removed.
+    is_left: bool,
     /// Held as long as the socket is.
     lock: Lock,
 }
 
+impl OwnedFile {
+    fn give_to(&self, uid: u32, gid: u32) -> nix::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        // Whatever else somebody has put there meanwhile stays whose it is.
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let socket = open(&self.path, flags, Mode::empty())?;
+        if file_id(&fstat(&socket)?) != self.id {
+            return Err(Errno::ENOENT);
+        }
+        fchownat(&socket, "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
+        fchown(&self.lock.fd, uid, gid)
+    }
+}
+
 impl Drop for OwnedFile {
     fn drop(&mut self) {
-        if std::process::id() != self.pid {
+        if self.is_left || std::process::id() != self.pid {
             return;
         }
         // Nobody could be told of a failure; and what is not ours any more stays.
@@ -208,7 +243,7 @@ struct Lock {
     id: FileId,
     /// Not a `nix::fcntl::Flock`: that one unlocks when it is dropped, and a lock is shared with
     /// forked children, so a child that dropped its copy would unlock its parent's.
-    _fd: OwnedFd,
+    fd: OwnedFd,
 }
 
 /// Binds `socket`, a Unix socket of any type, to `name`, and returns the right to that name.
@@ -237,6 +272,7 @@ pub fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Result<Ow
                     path,
                     id,
                     pid: std::process::id(),
+                    is_left: false,
                     lock,
                 }),
                 Err(error) => {
@@ -248,8 +284,38 @@ pub fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Result<Ow
     };
     Ok(OwnedName {
         name: name.clone(),
-        _file: file,
+        file,
     })
+}
+
+/// Takes over the right to `name` from a process that left it ([`OwnedName::leave`]), with its
+/// socket, which is still open. `None` if the path is not a socket any more.
+///
+/// # Errors
+/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Usage`] if its lock
+/// file is not a plain file.
+pub fn take_over(name: &Name) -> Result<Option<OwnedName>> {
+    let mut file = None;
+    if let Name::Path(path) = name {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let lock = lock(name, &path)?;
+        let found = lstat(&path).ok();
+        let Some(stat) = found.filter(|stat| type_of(stat) == SFlag::S_IFSOCK) else {
+            remove_if(&lock.path, lock.id);
+            return Ok(None);
+        };
+        file = Some(OwnedFile {
+            path,
+            id: file_id(&stat),
+            pid: std::process::id(),
+            is_left: false,
+            lock,
+        });
+    }
+    Ok(Some(OwnedName {
+        name: name.clone(),
+        file,
+    }))
 }
 
 /// Read, write and execute for everybody.
@@ -306,7 +372,7 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
             return Ok(Lock {
                 path: lock_path,
                 id,
-                _fd: fd,
+                fd,
             });
         }
     }
@@ -538,9 +604,9 @@ mod tests {
         let name = Name::Path(dir.path().join("s"));
         let (mut owned, _socket) = bind_new(&name, None).unwrap();
         // As after a fork: another process, and the parent still has the lock open.
-        let file = owned._file.as_mut().unwrap();
+        let file = owned.file.as_mut().unwrap();
         file.pid += 1;
-        let _parent = file.lock._fd.try_clone().unwrap();
+        let _parent = file.lock.fd.try_clone().unwrap();
         drop(owned);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
         assert_eq!(

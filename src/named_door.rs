@@ -12,6 +12,7 @@ use crate::own_queue::OwnQueue;
 use crate::queue::{self, close_unread};
 use crate::report::Log;
 use crate::trust::Trust;
+use crate::user::User;
 use crate::{Error, Result};
 
 /// How long it stays shut when descriptors are short.
@@ -48,6 +49,14 @@ impl NamedDoor {
             shut_until: None,
             refused: BTreeSet::new(),
         })
+    }
+
+    /// Makes the path, if the name is one, that of another user.
+    ///
+    /// # Errors
+    /// Those of [`OwnedName::give_to`].
+    pub fn give_to(&self, user: &User) -> Result<()> {
+        self.name.give_to(user.uid(), user.gid())
     }
 
     /// What is readable when somebody is there; nothing while the door is shut.

@@ -20,6 +20,7 @@ use crate::report::Log;
 use crate::ticket::Door;
 use crate::trust::Trust;
 use crate::unread::{Receipts, Unread, is_told_of, waiting};
+use crate::user::User;
 use crate::wait::{PollFd, PollFlags, ready};
 use crate::{Error, Result, inherited};
 
@@ -173,6 +174,17 @@ impl Sink {
                 Err(_) => Err(problem()),
             },
             _ => Err(problem()),
+        }
+    }
+
+    /// Makes the path that it has bound, if it has, that of another user.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EPERM` for who may not do that.
+    pub fn give_to(&self, user: &User) -> Result<()> {
+        match &self.way {
+            Way::Named { door, .. } => door.give_to(user),
+            _ => Ok(()),
         }
     }
 

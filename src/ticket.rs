@@ -160,6 +160,8 @@ struct Stranger {
 #[derive(Debug)]
 pub struct Door {
     name: Token,
+    /// Whom the kernel says to be the owner of the door, whoever we become later.
+    uid: u32,
     listener: OwnedFd,
     issued: VecDeque<Token>,
     /// Tickets since one was redeemed.
@@ -184,6 +186,7 @@ impl Door {
             .map_err(|errno| Error::system("open a door for tickets", errno))?;
         Ok(Self {
             name,
+            uid: nix::unistd::geteuid().as_raw(),
             listener,
             issued: VecDeque::new(),
             in_vain: 0,
@@ -210,7 +213,7 @@ impl Door {
         }
         Ok(Ticket {
             door: self.name,
-            uid: nix::unistd::geteuid().as_raw(),
+            uid: self.uid,
             token,
         })
     }
