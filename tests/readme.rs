@@ -306,6 +306,31 @@ readme! {
         assert_eq!(ask(port, "in time"), "in time");
     }
 
+    fn a_short_queue_passes_connections(terminal: ["fdaccept --queue 10 8888 | fdpool 4 -- cat"]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "one of ten"), "one of ten");
+    }
+
+    fn a_proxy_says_who_the_client_is(terminal: [
+        "fdaccept --proxy-protocol any --proxy-from 127.0.0.0/8 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let request = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nfrom far away";
+        assert_eq!(ask(port, request), "from far away");
+    }
+
+    fn nothing_stays_roots_but_the_port(terminal: [
+        "fdaccept --user nobody --sandbox 80 -- fdpool 4 -- cat"
+    ]) {
+        if !root() {
+            return;
+        }
+        // Where this was built, nobody else may be allowed to look.
+        terminal.install_programs();
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "as nobody"), "as nobody");
+    }
+
     fn handlers_run_behind_prlimit_and_nice(terminal: [
         "fdaccept 8888 | fdpool --timeout 60 4 -- prlimit --nofile=64 --cpu=10 nice cat"
     ]) {
