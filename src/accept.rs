@@ -261,6 +261,11 @@ impl Acceptor {
     fn wait(&mut self) -> Result<Ready> {
         let now = Instant::now();
         let listening = self.is_accepting(now);
+        // A last order is taken without waiting for it.
+        let until = match self.stage {
+            Stage::LastOrders if listening && !self.places.is_empty() => Some(now),
+            _ => self.next_deadline(now),
+        };
         let for_room = self.in_hand.is_some() && self.retry_at.is_none();
         let mut fds = vec![PollFd::from_borrowed_fd(
             self.signals.as_fd(),
@@ -279,12 +284,6 @@ impl Acceptor {
             let places = self.places.iter();
             fds.extend(places.map(|p| PollFd::from_borrowed_fd(p.listener.as_fd(), PollFlags::IN)));
         }
-        // A last order is taken without waiting for it.
-        let is_last = |place: &Place| self.stage == Stage::LastOrders && place.left > 0;
-        let until = match listening && self.places.iter().any(is_last) {
-            true => Some(now),
-            false => self.next_deadline(now),
-        };
         wait(&mut fds, until).map_err(|errno| Error::system("wait for connections", errno))?;
         let is_ready = |fd: &PollFd| !fd.revents().is_empty();
         let now = Instant::now();
@@ -296,9 +295,9 @@ impl Acceptor {
         })
     }
 
-    fn next_deadline(&self, now: Instant) -> Option<Instant> {
+    fn next_deadline(&mut self, now: Instant) -> Option<Instant> {
         let is_emptied = self.stage == Stage::Closed && self.chain.is_none();
-        let looks = is_emptied || self.sink.is_room_untold();
+        let looks = is_emptied || self.sink.must_look_for_room();
         let look = looks.then(|| now + LOOK);
         let sink = (!self.gone).then(|| self.sink.deadline()).flatten();
         let guard = self.guard.deadline(now);
@@ -391,6 +390,8 @@ impl Acceptor {
             {
                 place.left = 0;
             }
+            // Nobody is to connect for nothing.
+            self.places.retain(|place| place.left > 0);
         }
         Ok(())
     }
@@ -641,11 +642,10 @@ impl Acceptor {
 
     /// Ends the last orders when there are none left.
     fn close_when_done(&mut self) {
-        let stage = self.stage;
-        if stage == Stage::LastOrders
+        if self.stage == Stage::LastOrders
             && self.in_hand.is_none()
             && self.headers.as_ref().is_none_or(AwaitedHeaders::is_empty)
-            && self.places.iter().all(|place| place.is_finished(stage))
+            && self.places.is_empty()
         {
             self.close();
         }
@@ -655,8 +655,9 @@ impl Acceptor {
     fn close(&mut self) {
         self.stage = Stage::Closed;
         self.places.clear();
-        if let Some(headers) = &mut self.headers {
-            headers.give_up();
+        let given_up = self.headers.as_mut().map(AwaitedHeaders::give_up);
+        for (arrival, why) in given_up.into_iter().flatten() {
+            self.turn_away(arrival, why);
         }
         if self.sink.is_chain() && !self.gone {
             self.sink.close();

@@ -123,8 +123,11 @@ impl AwaitedHeaders {
     }
 
     /// Gives up all that are waited for.
-    pub fn give_up(&mut self) {
-        self.awaited.clear();
+    pub fn give_up(&mut self) -> Vec<Refused> {
+        let awaited = std::mem::take(&mut self.awaited).into_values();
+        awaited
+            .map(|awaited| (awaited.arrival, Refusal::LateHeader))
+            .collect()
     }
 
     /// Reads on. Returns those that are to be turned away.
@@ -141,26 +144,35 @@ impl AwaitedHeaders {
             let Some(awaited) = self.awaited.get_mut(&number) else {
                 continue;
             };
-            let progress = awaited.read();
-            if progress == Progress::Waiting {
-                continue;
-            }
-            let Some(Awaited { arrival, .. }) = self.awaited.remove(&number) else {
-                continue;
-            };
-            // It goes on in other processes, and would be told of for ever.
-            let _ = epoll::delete(&self.epoll, &arrival.connection);
-            match progress {
-                Progress::Refused(why) => refused.push((arrival, why)),
-                _ => self.complete.push_back(arrival),
+            match awaited.read() {
+                Progress::Waiting => {}
+                progress => refused.extend(self.settle(number, progress)),
             }
         }
         while self.deadline().is_some_and(|until| until <= now)
-            && let Some((_, late)) = self.awaited.pop_first()
+            && let Some(mut first) = self.awaited.first_entry()
         {
-            refused.push((late.arrival, Refusal::LateHeader));
+            // Where we were held up ourselves, it may have come in time.
+            let progress = match first.get_mut().read() {
+                Progress::Waiting => Progress::Refused(Refusal::LateHeader),
+                progress => progress,
+            };
+            let number = *first.key();
+            refused.extend(self.settle(number, progress));
         }
         refused
+    }
+
+    /// One is not waited for any longer.
+    fn settle(&mut self, number: u64, progress: Progress) -> Option<Refused> {
+        let Awaited { arrival, .. } = self.awaited.remove(&number)?;
+        // It goes on in other processes, and would be told of for ever.
+        let _ = epoll::delete(&self.epoll, &arrival.connection);
+        if let Progress::Refused(why) = progress {
+            return Some((arrival, why));
+        }
+        self.complete.push_back(arrival);
+        None
     }
 
     /// The next one whose header is complete, with the client that it speaks for.

@@ -9,6 +9,8 @@ use ppp::{v1, v2};
 
 /// How a header of version 1 begins.
 const V1: &[u8] = b"PROXY ";
+/// The same if the proxy speaks for nobody whom it can name.
+const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 /// How one of version 2 does.
 const V2: &[u8] = v2::PROTOCOL_PREFIX;
 /// The most bytes that a header of version 1 has (section 2.1).
@@ -126,6 +128,17 @@ impl Header {
                 0 => Err(Malformed),
                 left => Ok(Step::ReadLine(left)),
             };
+        }
+        let line = self.bytes.strip_suffix(b"\r\n").ok_or(Malformed)?;
+        // Whatever else it says, it is to be ignored.
+        if let Some(rest) = line.strip_prefix(UNKNOWN)
+            && matches!(rest, [] | [b' ', ..])
+        {
+            return Ok(Step::Done(Origin::Proxy));
+        }
+        // Numbers have no sign, which the parser would take.
+        if line.contains(&b'+') {
+            return Err(Malformed);
         }
         let header = v1::Header::try_from(&self.bytes[..]).map_err(|_| Malformed)?;
         // What it says ends at the first return, which then is not the end of the line.
@@ -261,6 +274,7 @@ mod tests {
         assert_reads(&[V1, Any], b"PROXY UNKNOWN\r\n", Origin::Proxy);
         let long = b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n";
         assert_reads(&[V1, Any], long, Origin::Proxy);
+        assert_reads(&[V1], b"PROXY UNKNOWN a b c d e f \xff\r\n", Origin::Proxy);
         for family in [0x00, 0x11, 0x99] {
             assert_reads(&[V2, Any], &v2(LOCAL, family, b""), Origin::Proxy);
         }
@@ -319,6 +333,10 @@ mod tests {
             "PROXY TCP4 192.0.2.1\r 198.51.100.7 12345 80\r\n",
             "PROXY \r\n",
             "PROXY UNKNOWN\n",
+            "PROXY UNKNOWN \n",
+            "PROXY UNKNOWNS\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 80 \n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 +12345 80\r\n",
             &long,
         ] {
             assert_eq!(

@@ -207,9 +207,10 @@ impl Sink {
         most.is_none_or(|most| self.untaken() < most)
     }
 
-    /// Whether nothing tells when there is room again, so that it must be looked for.
-    pub fn is_room_untold(&self) -> bool {
-        let sender = self.sender.as_ref().filter(|_| self.limit.is_some());
+    /// Whether there is no room, and nothing will tell when there is, so that it must be looked for.
+    pub fn must_look_for_room(&mut self) -> bool {
+        let is_full = !self.has_room();
+        let sender = self.sender.as_ref().filter(|_| is_full);
         sender.is_some_and(|sender| !is_told_of(sender.as_fd()))
     }
 
