@@ -137,6 +137,8 @@ pub struct Parts {
 /// Everything that the accept loop works with.
 pub struct Acceptor {
     places: Vec<Place>,
+    /// The one whose turn it is.
+    next_place: usize,
     headers: Option<AwaitedHeaders>,
     guard: Guard,
     sink: Sink,
@@ -175,6 +177,7 @@ impl Acceptor {
         let place = |listener| Place { listener, left: 0 };
         Ok(Self {
             places: parts.listeners.into_iter().map(place).collect(),
+            next_place: 0,
             headers: parts.headers,
             guard: parts.guard,
             sink: parts.sink,
@@ -218,8 +221,10 @@ impl Acceptor {
                 self.close();
                 self.gone = true;
                 self.deadline = Some(Instant::now() + self.grace);
-                self.serve()?;
-                Ok(1)
+                if let Err(error) = self.serve() {
+                    self.log.error(error);
+                }
+                Ok(self.end_with_chain(1))
             }
         }
     }
@@ -345,7 +350,11 @@ impl Acceptor {
         if self.stage == Stage::Closed {
             return Ok(());
         }
-        for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
+        // Where there is room for one only, each listener has its turn all the same.
+        let count = ready.len();
+        let first = self.next_place;
+        let in_turn = (0..count).map(|index| (first + index) % count);
+        for index in in_turn.filter(|index| ready[*index]) {
             for _ in 0..TURN {
                 if !self.may_accept(Instant::now()) || self.places[index].is_finished(self.stage) {
                     break;
@@ -353,6 +362,7 @@ impl Acceptor {
                 match self.accept_one(index) {
                     Ok((connection, remote)) => {
                         self.places[index].left = self.places[index].left.saturating_sub(1);
+                        self.next_place = index + 1;
                         self.guard.count();
                         let listener = &self.places[index].listener;
                         let arrival = Arrival::new(connection, remote.as_ref(), listener);
@@ -567,7 +577,7 @@ impl Acceptor {
 
     fn say_counters(&mut self) {
         let taken = self.sink.taken();
-        self.log.notice(self.guard.counters.line(Some(taken)));
+        self.log.notice(self.guard.counters.line(taken));
     }
 
     fn attend_supervisor(&mut self) {
@@ -580,7 +590,7 @@ impl Acceptor {
     fn tell_status(&mut self) {
         if self.supervisor.is_managed() {
             let taken = self.sink.taken();
-            let words = self.guard.counters.line(Some(taken)).to_string();
+            let words = self.guard.counters.line(taken).to_string();
             self.supervisor.status(self.guard.counters, &words);
         }
     }
@@ -691,7 +701,7 @@ impl Acceptor {
         let in_hand = usize::from(self.in_hand.is_some()) + self.complete_headers();
         let taken = self.sink.taken();
         let untaken = self.sink.give_up();
-        let taken = (untaken != Untaken::Some).then_some(taken);
+        let taken = taken.filter(|_| untaken != Untaken::Some);
         self.log.notice(self.guard.counters.line(taken));
         match untaken {
             Untaken::Some => self.log.error("connections were accepted and not taken"),

@@ -53,6 +53,8 @@ pub enum Untaken {
 pub struct Sink {
     sender: Option<Sender>,
     unread: Unread,
+    /// Consumers have gone, and may have left something unread that nobody can take any more.
+    left_unread: bool,
     limit: Option<QueueLimit>,
     way: Way,
 }
@@ -101,6 +103,7 @@ impl Sink {
         Self {
             sender,
             unread: unread.unwrap_or_default(),
+            left_unread: false,
             limit: None,
             way,
         }
@@ -242,7 +245,7 @@ impl Sink {
         }
         match sender.try_send(connection, lease, payload) {
             Ok(()) => {
-                self.unread.remember(payload.len());
+                self.unread.remember(payload.len(), sender.as_fd());
                 if let Way::Remote { problem, .. } = &mut self.way {
                     *problem = None;
                 }
@@ -254,10 +257,15 @@ impl Sink {
                 // Somebody else may bind the name yet.
                 Way::Remote { .. } => {
                     self.sender = None;
+                    self.left_unread = true;
                     Ok(Passed::Later)
                 }
                 Way::Tickets { .. } | Way::Named { .. } => Err(shut_down()),
-                Way::Chain | Way::Straight { .. } => Ok(Passed::Gone),
+                Way::Chain | Way::Straight { .. } => {
+                    // The kernel says so once, and not again to who asks for the socket's error.
+                    self.left_unread |= errno == Errno::ECONNRESET;
+                    Ok(Passed::Gone)
+                }
             },
             Err(errno) => Err(Error::system("pass a connection", errno)),
         }
@@ -390,9 +398,12 @@ impl Sink {
         sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
     }
 
-    /// How many consumers have taken.
-    pub fn taken(&mut self) -> u64 {
-        self.unread.sent() - self.untaken() as u64
+    /// How many of ours consumers have taken; `None` if that is not known any more, since some
+    /// have gone.
+    pub fn taken(&mut self) -> Option<u64> {
+        let sender = self.sender.as_ref().map(AsFd::as_fd);
+        let taken = sender.map_or(0, |sender| self.unread.received(sender));
+        (!self.left_unread).then_some(taken)
     }
 
     /// Gives up the queue. Returns what nobody can take any more; what a consumer still can take
@@ -410,6 +421,7 @@ impl Sink {
                     false => Untaken::Exactly(0),
                 }
             }
+            Way::Chain | Way::Straight { .. } if self.left_unread => Untaken::Some,
             Way::Chain | Way::Straight { .. } if hung_up(sender.as_fd()) => {
                 // So the kernel says that something was left unread.
                 match getsockopt(&sender, sockopt::SocketError) {

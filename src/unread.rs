@@ -17,75 +17,89 @@ use crate::error::to_nix;
 use crate::queue::{self, Sender};
 use crate::{Error, Result};
 
-/// Messages whose lengths are remembered: more than a queue holds.
-const REMEMBERED: usize = 4096;
 /// As long as what is said of most connections.
 const TYPICAL: usize = 150;
 /// What that uses on 64-bit machines, for when it cannot be tried out.
 const TYPICAL_WEIGHT: u64 = 768;
+/// Less than any message uses. While one is freed, a byte of it is left for a moment, in which we may
+/// be told that it is.
+const REMAINDER: u64 = 256;
+/// So many lengths are collected before they are looked at.
+const COLLECTED: usize = 4096;
 
 /// The messages that were sent through one socket.
 #[derive(Debug, Default)]
 pub(crate) struct Unread {
     sent: u64,
-    /// The lengths of the last ones, the newest last.
-    lengths: VecDeque<usize>,
+    /// The lengths of the newest ones.
+    lengths: Vec<usize>,
+    /// What those use that came before and that nobody has received, as far as was seen; the newest
+    /// last.
+    weights: VecDeque<u64>,
+    /// All of that.
+    total: u64,
     /// The memory that a message of some length uses.
-    weights: BTreeMap<usize, u64>,
+    weighed: BTreeMap<usize, u64>,
 }
 
 impl Unread {
-    /// Those that wait already in a socket that was used before.
+    /// Those that wait already in a socket that was used before. They were not sent by us.
     pub fn left_in(socket: BorrowedFd<'_>) -> Self {
         let mut unread = Self::default();
         let count = waiting(socket) / unread.weight(TYPICAL);
-        for _ in 0..count {
-            unread.remember(TYPICAL);
-        }
+        unread.lengths = vec![TYPICAL; count as usize];
         unread
     }
 
-    /// One more was sent.
-    pub fn remember(&mut self, length: usize) {
+    /// One more was sent through `socket`.
+    pub fn remember(&mut self, length: usize, socket: BorrowedFd<'_>) {
         self.sent += 1;
-        if self.lengths.len() == REMEMBERED {
-            self.lengths.pop_front();
+        self.lengths.push(length);
+        if self.lengths.len() == COLLECTED {
+            self.count(socket);
         }
-        self.lengths.push_back(length);
     }
 
-    /// How many of them nobody has received.
+    /// How many nobody has received, also of those that were not sent by us.
     pub fn count(&mut self, socket: BorrowedFd<'_>) -> usize {
         let waiting = waiting(socket);
-        let mut weight = 0;
-        let mut count = 0;
-        while weight < waiting && count < self.lengths.len() {
-            count += 1;
-            weight += self.weight(self.lengths[self.lengths.len() - count]);
+        for length in std::mem::take(&mut self.lengths) {
+            let weight = self.weight(length);
+            self.weights.push_back(weight);
+            self.total += weight;
         }
-        count
+        while let Some(oldest) = self.weights.front()
+            && self.total - oldest + REMAINDER >= waiting
+        {
+            self.total -= oldest;
+            self.weights.pop_front();
+        }
+        self.weights.len()
     }
 
-    /// How many there were.
-    pub fn sent(&self) -> u64 {
-        self.sent
+    /// How many were sent by us, and received.
+    pub fn received(&mut self, socket: BorrowedFd<'_>) -> u64 {
+        self.sent.saturating_sub(self.count(socket) as u64)
     }
 
     /// There is another socket, from which nobody has received yet.
     pub fn start_anew(&mut self) {
-        self.lengths.clear();
+        *self = Self {
+            sent: self.sent,
+            ..Self::default()
+        };
     }
 
     /// The memory that a message of `length` bytes uses. It depends on the kernel, so it is tried
     /// out.
     fn weight(&mut self, length: usize) -> u64 {
-        if let Some(weight) = self.weights.get(&length) {
+        if let Some(weight) = self.weighed.get(&length) {
             return *weight;
         }
         let Some(weight) = try_out(length) else {
             return TYPICAL_WEIGHT;
         };
-        self.weights.insert(length, weight);
+        self.weighed.insert(length, weight);
         weight
     }
 }
@@ -171,17 +185,19 @@ mod tests {
         let lengths = [1, 100, 150, 200, 320, 384, 385, 1000, MAX_PAYLOAD];
         for (index, length) in lengths.into_iter().enumerate() {
             queue::send(&sender, &vec![0; length], &[], false).unwrap();
-            unread.remember(length);
+            unread.remember(length, sender.as_fd());
             assert_eq!(unread.count(sender.as_fd()), index + 1);
         }
         for left in (0..lengths.len()).rev() {
             queue::receive(&read_end, false).unwrap();
             assert_eq!(unread.count(sender.as_fd()), left);
+            let received = (lengths.len() - left) as u64;
+            assert_eq!(unread.received(sender.as_fd()), received);
         }
     }
 
     #[test]
-    fn what_an_earlier_owner_sent_is_counted() {
+    fn what_an_earlier_owner_sent_is_counted_and_not_as_ours() {
         let (sender, read_end) = queue::ends().unwrap();
         for _ in 0..5 {
             queue::send(&sender, &[0; 120], &[], false).unwrap();
@@ -189,7 +205,28 @@ mod tests {
         let mut unread = Unread::left_in(sender.as_fd());
         assert_eq!(unread.count(sender.as_fd()), 5);
         queue::receive(&read_end, false).unwrap();
-        assert_eq!((unread.sent(), unread.count(sender.as_fd())), (5, 4));
+        assert_eq!(unread.count(sender.as_fd()), 4);
+        assert_eq!(unread.received(sender.as_fd()), 0);
+        queue::send(&sender, b"ours", &[], false).unwrap();
+        unread.remember(4, sender.as_fd());
+        for _ in 0..5 {
+            assert_eq!(unread.received(sender.as_fd()), 0);
+            queue::receive(&read_end, false).unwrap();
+        }
+        assert_eq!(unread.received(sender.as_fd()), 1);
+    }
+
+    #[test]
+    fn what_is_received_is_forgotten() {
+        let (sender, read_end) = queue::ends().unwrap();
+        let mut unread = Unread::default();
+        for _ in 0..3 * COLLECTED {
+            queue::send(&sender, b"-", &[], false).unwrap();
+            unread.remember(1, sender.as_fd());
+            queue::receive(&read_end, false).unwrap();
+        }
+        assert!(unread.lengths.len() < COLLECTED && unread.weights.len() <= 1);
+        assert_eq!(unread.received(sender.as_fd()), 3 * COLLECTED as u64);
     }
 
     #[test]
