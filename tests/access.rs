@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 use support::{
-    DEADLINE, Names, Process, Random, children, connect_unix, peer, program, root, run, skip, until,
+    DEADLINE, Names, Process, Random, besides_counters, children, connect_unix, peer, program,
+    root, run, skip, until,
 };
 
 /// fdaccept with a pool whose handlers say "served".
@@ -705,7 +706,8 @@ fn counters_tell_on_usr1_what_became_of_whom() {
     let (mut process, port) = unread(&names, &options);
     until_counters(
         &mut process,
-        "accepted 0, passed 0, taken 0, refused by rule 0, by limit 0, held up by rate 0, failed 0",
+        "accepted 0, passed 0, taken 0, refused by rule 0, by limit 0, held up by rate 0, \
+         bad header 0, failed 0",
     );
     let _two = (support::connect(port), support::connect(port));
     until_counters(&mut process, "accepted 2, passed 2, taken 0, ");
@@ -716,7 +718,8 @@ fn counters_tell_on_usr1_what_became_of_whom() {
     take_one(&names);
     until_counters(
         &mut process,
-        "accepted 6, passed 2, taken 1, refused by rule 3, by limit 1, held up by rate 0, failed 0",
+        "accepted 6, passed 2, taken 1, refused by rule 3, by limit 1, held up by rate 0, \
+         bad header 0, failed 0",
     );
 }
 
@@ -731,8 +734,23 @@ fn counters_are_told_at_exit() {
     let (status, log) = process.finish();
     assert_eq!(status.code(), Some(0), "{log}");
     let expected = "fdaccept: accepted 2, passed 1, taken 1, refused by rule 1, by limit 0, \
-                    held up by rate 0, failed 0";
+                    held up by rate 0, bad header 0, failed 0";
     assert_eq!(log.lines().last(), Some(expected));
+}
+
+#[test]
+fn counters_are_told_at_exit_also_without_rules_and_limits() {
+    let names = Names::new();
+    let (mut process, port) = unread(&names, &[]);
+    let _client = support::connect(port);
+    take_one(&names);
+    process.signal(Signal::SIGTERM);
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let expected = "fdaccept: accepted 1, passed 1, taken 1, refused by rule 0, by limit 0, \
+                    held up by rate 0, bad header 0, failed 0";
+    assert_eq!(log.lines().last(), Some(expected));
+    assert_eq!(besides_counters(&log).len(), 1, "{log}");
 }
 
 #[test]

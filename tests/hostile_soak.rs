@@ -23,12 +23,12 @@ use support::*;
 
 const CLIENTS: u64 = 200;
 /// Where they come from: more of them than any of these may have connections.
-const ADDRESSES: u64 = 40;
+const ADDRESSES: u64 = 20;
 /// From there nobody may connect.
 const DENIED: Ipv4Addr = Ipv4Addr::new(127, 66, 0, 1);
 /// Where the well-behaved one comes from.
 const GOOD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
-const MAX_PER_SOURCE: u64 = 2;
+const MAX_PER_SOURCE: u64 = 4;
 /// More than all of them together can have.
 const MAX: u64 = 100;
 /// What memory may differ by, in kB: a few pages of heap that it has not used before.
@@ -49,7 +49,7 @@ fn so_it_is_behind_a_proxy_and_in_a_sandbox() {
         true => "--user nobody",
         false => "",
     };
-    let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 1";
+    let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 3";
     soak(&format!("{proxy} --sandbox {user}"), true);
 }
 

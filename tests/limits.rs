@@ -366,8 +366,10 @@ fn max_counts_over_all_listeners() {
     is_left_waiting(&third);
     let mut fourth = support::connect_unix(&path);
     one.finish();
-    Client::greeted(third).finish();
+    // Each listener has its turn.
     fourth.read_exact(&mut [0]).unwrap();
+    drop(fourth);
+    Client::greeted(third).finish();
 }
 
 /// That `--max 2` holds where fdaccept and a pool find each other as `text` says.

@@ -701,7 +701,7 @@ impl<'a> Site<'a> {
     /// What was accepted, says the log of an fdaccept that has ended.
     fn read_log(&self) {
         let log = std::fs::read_to_string(&self.log).unwrap();
-        for line in log.lines() {
+        for line in log.lines().filter(|line| !is_counters(line)) {
             let Some(rest) = line.strip_prefix("fdaccept: accepted ") else {
                 assert!(line.contains(": listening on "), "{line}");
                 continue;
@@ -815,7 +815,7 @@ impl Drop for Site<'_> {
             eprintln!("{}", self.summary());
             eprintln!("the pool: {}", self.pool.log());
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let other = |line: &&str| !line.contains(" accepted ");
+            let other = |line: &&str| is_counters(line) || !line.contains(" accepted ");
             let log: Vec<_> = log.lines().filter(other).collect();
             eprintln!("fdaccept: {}", log.join("\n"));
             for pid in self.processes() {

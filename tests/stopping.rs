@@ -5,14 +5,13 @@ mod support;
 use std::fs::File;
 use std::io::{PipeReader, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use support::*;
 
 const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -22,8 +21,9 @@ const STAYS: &str = "trap 'echo got TERM >&2; exit 5' TERM; trap 'echo got INT >
                      echo ready >&2; fdrecv -- cat; echo closed $? >&2; \
                      while :; do sleep 0.05; done";
 
-/// A command for a chain that nothing but KILL ends.
-const IGNORES: &str = "trap '' TERM INT; echo ready >&2; while :; do sleep 0.05; done";
+/// A command for a chain that nothing but KILL ends; it says when its queue has closed.
+const IGNORES: &str = "trap '' TERM INT; echo ready >&2; fdrecv -- cat; echo closed $? >&2; \
+                       while :; do sleep 0.05; done";
 
 fn sh(text: &str) -> Process {
     Process::start(&mut script("sh", text))
@@ -105,7 +105,11 @@ fn a_chain_serves_what_waits_in_the_backlog() {
         });
         crowd.unwrap().expect_served();
         let (status, log) = process.finish();
-        assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+        assert_eq!(
+            (status.code(), besides_counters(&log).len()),
+            (Some(0), 1),
+            "{log}"
+        );
     }
 }
 
@@ -166,7 +170,11 @@ fn a_full_queue_expect_served_as_well_as_the_backlog() {
     kill(pool, Signal::SIGCONT).unwrap();
     crowd.expect_served();
     let (status, log) = process.finish();
-    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    assert_eq!(
+        (status.code(), besides_counters(&log).len()),
+        (Some(0), 1),
+        "{log}"
+    );
 }
 
 #[test]
@@ -258,21 +266,10 @@ fn a_signal_after_the_grace_kills_a_command_that_ignores_everything() {
     let command = children(process.pid())[0];
     process.signal(Signal::SIGTERM);
     // It ignored the TERM that it got at once, and still runs.
-    until("the end of the grace", || ignored_term(command, &process));
+    process.line("closed 69");
+    assert!(is_alive(command));
     process.signal(Signal::SIGTERM);
     assert_eq!(process.wait().code(), Some(128 + 9));
-}
-
-/// Whether fdaccept has done what a first signal asks for: its queue is closed, so that the
-/// command's standard input is at its end.
-fn ignored_term(command: Pid, process: &Process) -> bool {
-    let sockets = |pid| {
-        let open = descriptors(pid);
-        open.iter()
-            .filter(|(_, what)| what.starts_with("socket:"))
-            .count()
-    };
-    is_alive(command) && sockets(process.pid()) == 0
 }
 
 #[test]
@@ -355,7 +352,11 @@ fn an_idle_pipeline_ends_without_waiting() {
         assert_eq!(exchange(port, b"x"), b"x");
         process.signal(signal);
         let (status, log) = process.finish();
-        assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+        assert_eq!(
+            (status.code(), besides_counters(&log).len()),
+            (Some(0), 1),
+            "{log}"
+        );
         let (status, log) = pool.finish();
         assert_eq!((status.code(), log.as_str()), (Some(0), ""));
     }
@@ -370,7 +371,11 @@ fn an_idle_chain_ends_without_waiting() {
         assert_eq!(exchange(port, b"x"), b"x");
         process.signal(signal);
         let (status, log) = process.finish();
-        assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+        assert_eq!(
+            (status.code(), besides_counters(&log).len()),
+            (Some(0), 1),
+            "{log}"
+        );
     }
 }
 
@@ -410,7 +415,7 @@ fn ctrl_c_ends_a_pipeline_after_what_it_serves() {
     }
     until("the end of both", || !both.iter().any(|pid| is_alive(*pid)));
     let (_, log) = process.finish();
-    assert_eq!(log.lines().count(), 1, "{log}");
+    assert_eq!(besides_counters(&log).len(), 1, "{log}");
 }
 
 #[test]
@@ -426,7 +431,11 @@ fn ctrl_c_ends_a_chain_after_what_it_serves() {
     client.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "y");
     let (status, log) = process.finish();
-    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    assert_eq!(
+        (status.code(), besides_counters(&log).len()),
+        (Some(0), 1),
+        "{log}"
+    );
 }
 
 /// The command may end just while fdaccept looks at the same signal.
@@ -464,22 +473,157 @@ fn a_chain_exits_as_its_command_exits() {
     }
 }
 
+/// What is said at the end of connections that a command has left in its queue: how many is not
+/// known then.
+const LEFT: &str = "fdaccept: connections were accepted and not taken";
+
+/// Waits until fdaccept has put two connections into its queue.
+#[track_caller]
+fn until_two_are_passed(process: &mut Process) {
+    until("two in the queue", || {
+        process.signal(Signal::SIGUSR1);
+        process.line("fdaccept: accepted ").contains(", passed 2, ")
+    });
+}
+
+/// Checks the last two lines of an fdaccept that accepted two connections of which it does not know
+/// how many were taken.
+#[track_caller]
+fn assert_some_were_left(log: &str) {
+    let (before, last) = log.rsplit_once('\n').unwrap();
+    assert_eq!(last, LEFT, "{log}");
+    let counters = "fdaccept: accepted 2, passed 2, refused by rule 0, ";
+    assert!(
+        before.lines().last().unwrap().starts_with(counters),
+        "{log}"
+    );
+}
+
 #[test]
 fn a_command_that_ends_with_connections_waiting_is_told_of() {
     let text = "echo ready >&2; kill -STOP $$; exit 4";
-    let mut process = chain(&["-v", "127.0.0.1:0"], text);
+    let mut process = chain(&["127.0.0.1:0"], text);
     let port = process.port();
     process.line("ready");
     let _crowd = Crowd::connect(port, 2);
-    process.line("accepted");
-    process.line("accepted");
+    until_two_are_passed(&mut process);
     let command = children(process.pid())[0];
     until("the stop", || state(command) == Some('T'));
     kill(command, Signal::SIGCONT).unwrap();
     let (status, log) = process.finish();
     assert_eq!(status.code(), Some(4));
-    let last = log.lines().last().unwrap();
-    assert!(last.contains("accepted and not taken"), "{log}");
+    assert_some_were_left(&log);
+}
+
+#[test]
+fn a_command_that_takes_some_and_leaves_others_is_told_of() {
+    let text = "fdrecv -- cat; kill -STOP $$; exit 4";
+    let mut process = chain(&["127.0.0.1:0"], text);
+    let port = process.port();
+    let crowd = Crowd::connect(port, 1);
+    crowd.expect_served();
+    let command = children(process.pid())[0];
+    until("the stop", || state(command) == Some('T'));
+    let _crowd = Crowd::connect(port, 1);
+    until_two_are_passed(&mut process);
+    kill(command, Signal::SIGCONT).unwrap();
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(4));
+    assert_some_were_left(&log);
+}
+
+#[test]
+fn what_a_command_leaves_after_a_stop_is_told_of() {
+    for signal in STOPS {
+        let path = OwnPath::new();
+        let text = "echo ready >&2; kill -STOP $$; exit 4";
+        let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
+        let mut process = chain(&arguments, text);
+        let port = process.port();
+        process.line("ready");
+        let command = children(process.pid())[0];
+        until("the stop", || state(command) == Some('T'));
+        let _crowd = Crowd::connect(port, 2);
+        process.signal(signal);
+        // With the listener, fdaccept closes the queue.
+        path.expect_closed();
+        kill(command, Signal::SIGCONT).unwrap();
+        let (status, log) = process.finish();
+        assert_eq!(status.code(), Some(4));
+        assert_some_were_left(&log);
+    }
+}
+
+/// fdaccept may be about to pass one on just then.
+#[test]
+fn what_a_command_leaves_is_told_of_also_while_clients_come() {
+    let mut random = Random(1);
+    for _ in 0..30 {
+        let mut process = chain(&["127.0.0.1:0"], "echo ready >&2; exec sleep 1000");
+        let port = process.port();
+        process.line("ready");
+        let command = children(process.pid())[0];
+        let mut crowd = None;
+        at_once(&process, &[], || crowd = Some(Crowd::connect(port, 100)));
+        random.pause(3000);
+        kill(command, Signal::SIGKILL).unwrap();
+        let (status, log) = process.finish();
+        assert_eq!(status.code(), Some(128 + 9));
+        if !log.contains(", passed 0, ") {
+            assert_eq!(log.lines().last(), Some(LEFT), "{log}");
+        }
+    }
+}
+
+#[test]
+fn an_error_in_a_chain_leaves_nothing_untold() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = script(
+        "sh",
+        "exec fdaccept -v fd:0 -- sh -c 'read go <\"$0\"' \"$0\"",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    command
+        .arg(&fifo)
+        .stdin(OwnedFd::from(listener.try_clone().unwrap()));
+    let mut process = Process::start(&mut command);
+    let _client = connect(process.port());
+    process.line("accepted");
+    // Somebody else who has it can do that.
+    nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+    process.line("cannot accept on");
+    writeln!(File::options().write(true).open(&fifo).unwrap()).unwrap();
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert_eq!(
+        log.lines().filter(|line| is_counters(line)).count(),
+        1,
+        "{log}"
+    );
+    assert!(log.lines().any(|line| line == LEFT), "{log}");
+}
+
+#[test]
+fn nothing_is_said_of_connections_that_a_command_took_after_a_stop() {
+    let path = OwnPath::new();
+    let text = "echo ready >&2; kill -STOP $$; fdrecv -- cat; fdrecv -- cat; exit 4";
+    let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
+    let mut process = chain(&arguments, text);
+    let port = process.port();
+    process.line("ready");
+    let command = children(process.pid())[0];
+    until("the stop", || state(command) == Some('T'));
+    let crowd = Crowd::connect(port, 2);
+    process.signal(Signal::SIGTERM);
+    path.expect_closed();
+    kill(command, Signal::SIGCONT).unwrap();
+    crowd.expect_served();
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(4), "{log}");
+    let counters = "fdaccept: accepted 2, passed 2, taken 2, ";
+    assert!(log.lines().last().unwrap().starts_with(counters), "{log}");
 }
 
 #[test]
@@ -508,7 +652,11 @@ fn fdaccept_ends_when_nobody_has_its_pipe_any_more() {
     process.listening();
     drop(reader);
     let (status, log) = process.finish();
-    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    assert_eq!(
+        (status.code(), besides_counters(&log).len()),
+        (Some(0), 1),
+        "{log}"
+    );
     path.expect_closed();
 }
 
@@ -536,7 +684,11 @@ fn a_socket_on_standard_output_without_consumers_is_the_end() {
     process.listening();
     drop(one);
     let (status, log) = process.finish();
-    assert_eq!((status.code(), log.lines().count()), (Some(0), 1), "{log}");
+    assert_eq!(
+        (status.code(), besides_counters(&log).len()),
+        (Some(0), 1),
+        "{log}"
+    );
 }
 
 #[test]

@@ -400,6 +400,20 @@ pub fn read_line(client: &TcpStream) -> String {
     line.trim_end().to_owned()
 }
 
+/// Whether a line of a log is the one that fdaccept tells its counters in. That of a connection,
+/// with `-v`, begins as it does.
+pub fn is_counters(line: &str) -> bool {
+    line.starts_with("fdaccept: accepted ") && line.contains(", passed ")
+}
+
+/// The lines of the log of an fdaccept that has ended, but for its counters, which are there once.
+#[track_caller]
+pub fn besides_counters(log: &str) -> Vec<&str> {
+    let (counters, other): (Vec<_>, Vec<_>) = log.lines().partition(|line| is_counters(line));
+    assert_eq!(counters.len(), 1, "{log}");
+    other
+}
+
 /// A queue as something else than fdtools could make it.
 pub fn socket_pair(kind: SockType) -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
