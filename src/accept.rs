@@ -208,6 +208,8 @@ impl Acceptor {
     /// [`Error::System`] for what will not work later either; [`Error::Peer`] if a queue that
     /// was handed to us has no consumers any more.
     pub fn run(mut self) -> Result<u8> {
+        self.supervisor.ready(&self.log);
+        self.tell_status();
         match self.serve() {
             Ok(Some(status)) => Ok(self.end_with_chain(status)),
             Ok(None) => self.end(),
@@ -233,8 +235,6 @@ impl Acceptor {
     fn serve(&mut self) -> Result<Option<u8>> {
         // Consumers may be there already, and a first ticket is due.
         self.attend_sink()?;
-        self.supervisor.ready(&self.log);
-        self.tell_status();
         loop {
             if self.chain.is_none() && self.is_done() {
                 return Ok(None);
@@ -308,7 +308,7 @@ impl Acceptor {
         let guard = self.guard.deadline(now);
         let headers = self.headers.as_ref();
         let header = headers.and_then(AwaitedHeaders::deadline);
-        let status = self.supervisor.status_due(&self.guard.counters);
+        let status = self.status_due();
         [
             self.paused_until,
             self.retry_at,
@@ -581,17 +581,22 @@ impl Acceptor {
     }
 
     fn attend_supervisor(&mut self) {
-        let due = self.supervisor.status_due(&self.guard.counters);
-        if due.is_some_and(|due| due <= Instant::now()) {
+        if self.status_due().is_some_and(|due| due <= Instant::now()) {
             self.tell_status();
         }
+    }
+
+    fn status_due(&mut self) -> Option<Instant> {
+        // What was taken is of interest to a manager alone.
+        let is_managed = self.supervisor.is_managed();
+        let taken = is_managed.then(|| self.sink.taken()).flatten();
+        self.supervisor.status_due(&self.guard.counters, taken)
     }
 
     fn tell_status(&mut self) {
         if self.supervisor.is_managed() {
             let taken = self.sink.taken();
-            let words = self.guard.counters.line(taken).to_string();
-            self.supervisor.status(self.guard.counters, &words);
+            self.supervisor.status(self.guard.counters, taken);
         }
     }
 

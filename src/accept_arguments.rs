@@ -150,6 +150,10 @@ impl Arguments {
                 (Sink::chain(sender), Some(read_end))
             }
         };
+        if let Some(user) = user {
+            // At once: its consumers may be there already.
+            sink.give_to(user)?;
+        }
         if let Some(most) = self.queue_limit {
             sink.limit(most.get())?;
         }
@@ -180,6 +184,7 @@ impl Arguments {
         if !addresses.is_empty() {
             return listener::open_all(&addresses, &options, store);
         }
+        store.listeners(&[]);
         let listeners = listener::inherited_all(passed.unnamed(store::is_ours), &options)?;
         let problem = match (listeners.is_empty(), env::var_os("LISTEN_FDS")) {
             (false, _) => return Ok(listeners),

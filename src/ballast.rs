@@ -26,16 +26,13 @@ pub(crate) struct Ballast {
 }
 
 impl Ballast {
-    /// As much as there can be now.
+    /// Nothing yet. It counts for the user who fills it, which may not be the one that makes it.
     ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
     pub fn new() -> Result<Self> {
         let way = UnixStream::pair().map_err(|error| Error::io("make a queue", error))?;
-        let mut ballast = Self { way, aboard: 0 };
-        // Where it is too much already, it is filled up later.
-        let _ = ballast.fill();
-        Ok(ballast)
+        Ok(Self { way, aboard: 0 })
     }
 
     /// Fills up what was thrown off.
@@ -68,6 +65,7 @@ mod tests {
     #[test]
     fn what_is_thrown_off_is_filled_up() {
         let mut ballast = Ballast::new().unwrap();
+        ballast.fill().unwrap();
         for _ in 0..UNITS {
             assert!(ballast.throw_off());
         }

@@ -19,6 +19,8 @@ const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
 /// Attributes of linux/unix_diag.h; to show one, its bit (1 << number) is asked for, except that
 /// the bit of `UNIX_DIAG_UID` (7) is 0x40.
+const VFS: u16 = 1;
+const SHOW_VFS: u32 = 1 << 1;
 const PEER: u16 = 2;
 const SHOW_PEER: u32 = 1 << 2;
 const UID: u16 = 7;
@@ -26,6 +28,20 @@ const SHOW_UID: u32 = 0x40;
 /// Bytes before the attributes: nlmsghdr, then unix_diag_msg.
 const HEADER: usize = 16;
 const ANSWER: usize = HEADER + 16;
+
+/// Whether these two Unix sockets are connected to each other; `None` if the kernel does not say.
+pub(crate) fn are_connected(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Option<bool> {
+    let inode = |socket| fstat(socket).ok().map(|stat| stat.st_ino as u32);
+    let peer = ask(inode(one)?, SHOW_PEER, PEER).ok()?;
+    Some(peer == Some(inode(other)?))
+}
+
+/// The inode of the path that a Unix socket is bound to, its last 32 bits; `None` if it is bound to
+/// none, or the kernel does not say.
+pub(crate) fn bound_inode(socket: BorrowedFd<'_>) -> Option<u32> {
+    let inode = fstat(socket).ok()?.st_ino as u32;
+    ask(inode, SHOW_VFS, VFS).ok()?
+}
 
 /// The uid that owns the socket which `socket` is connected to.
 ///
@@ -116,6 +132,25 @@ mod tests {
         connect(sender.as_raw_fd(), &address).unwrap();
         let us = nix::unistd::geteuid().as_raw();
         assert_eq!(peer_uid(sender.as_fd()), Ok(us));
+    }
+
+    #[test]
+    fn both_ends_of_a_pair_are_known() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (third, _fourth) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(are_connected(one.as_fd(), other.as_fd()), Some(true));
+        assert_eq!(are_connected(one.as_fd(), third.as_fd()), Some(false));
+        assert_eq!(bound_inode(one.as_fd()), None);
+    }
+
+    #[test]
+    fn the_file_of_a_bound_socket_is_known() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let inode = std::fs::symlink_metadata(&path).unwrap().ino() as u32;
+        assert_eq!(bound_inode(socket.as_fd()), Some(inode));
     }
 
     proptest::proptest! {

@@ -1,8 +1,10 @@
 //! Listening sockets: made here or inherited.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -158,17 +160,20 @@ pub fn open_all(
     check_options(&options.socket_options, &audience)?;
 
     let mut listeners = Vec::new();
-    let kept = store.listeners(addresses);
-    for (index, ((address, passed), kept)) in targets.into_iter().zip(kept).enumerate() {
+    let keys = keys(addresses, options);
+    let kept = store.listeners(&keys);
+    for ((address, passed), (key, kept)) in targets.into_iter().zip(keys.iter().zip(kept)) {
         if let Some(passed) = passed {
             listeners.push(adopt(passed, options)?);
             continue;
         }
+        let count = kept.len();
         let mut opened = match revive(address, kept, options)? {
             Some(revived) => revived,
             None => {
+                store.forget_listeners(key, count);
                 let new = open(address, options)?;
-                store.keep_listeners(addresses, index, &new)?;
+                store.keep_listeners(key, &new)?;
                 new
             }
         };
@@ -178,6 +183,33 @@ pub fn open_all(
         listeners.append(&mut opened);
     }
     Ok(listeners)
+}
+
+/// What the listeners of each address are known by from one start to the next: the address, how
+/// often it was given before, and the options that can only be set on a new one.
+fn keys(addresses: &[Address], options: &Options) -> Vec<String> {
+    let shown: Vec<_> = addresses.iter().map(Address::to_string).collect();
+    let early = options.socket_options.iter();
+    let early: String = early
+        .filter(|option| option.when() == When::BeforeBind)
+        .map(|option| format!("+{option}"))
+        .collect();
+    let key = |index: usize| {
+        let before = shown[..index].iter();
+        let count = before.filter(|other| **other == shown[index]).count();
+        format!("{count}-{}{early}", shown[index])
+    };
+    (0..shown.len()).map(key).collect()
+}
+
+/// Gives up a listener that was kept, with the path that it has, if it still is that.
+pub(crate) fn give_up(kept: OwnedFd) {
+    if let (Some(path), _) = unix_names(kept.as_fd())
+        && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
+    {
+        // Dropping the right to it removes it. Whoever else has it by now keeps it.
+        let _ = name::take_over(kept.as_fd(), &name);
+    }
 }
 
 /// Opens the listeners of one address.
@@ -207,25 +239,24 @@ fn revive(
         return Ok(None);
     }
     let shown = address.to_string();
-    let name = match address {
-        Address::Unix(name) => match name::take_over(name)? {
-            None => return Ok(None),
-            taken => taken,
-        },
-        _ => None,
-    };
-    let mut name = name;
     let mut revived = Vec::new();
     for fd in kept {
         let Taken { fd, family, kind } = examine(fd).map_err(|fd| {
             let what = describe(fd.as_fd());
             Error::Usage(format!("what was kept of {shown} is {what}"))
         })?;
+        let name = match address {
+            Address::Unix(name) => match name::take_over(fd.as_fd(), name)? {
+                None => return Ok(None),
+                taken => taken,
+            },
+            _ => None,
+        };
         apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
         listen(fd.as_fd(), &shown, options)?;
         let flags = fcntl(&fd, FcntlArg::F_GETFL)
             .map_err(|errno| Error::system(format!("use what was kept of {shown}"), errno))?;
-        let mut listener = finish(fd, kind, name.take())?;
+        let mut listener = finish(fd, kind, name)?;
         listener.inherited = !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK);
         revived.push(listener);
     }

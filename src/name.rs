@@ -289,18 +289,24 @@ pub fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Result<Ow
 }
 
 /// Takes over the right to `name` from a process that left it ([`OwnedName::leave`]), with its
-/// socket, which is still open. `None` if the path is not a socket any more.
+/// `socket`, which is still open. `None` if the path is not that socket any more.
 ///
 /// # Errors
 /// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Usage`] if its lock
 /// file is not a plain file.
-pub fn take_over(name: &Name) -> Result<Option<OwnedName>> {
+pub fn take_over(socket: BorrowedFd<'_>, name: &Name) -> Result<Option<OwnedName>> {
     let mut file = None;
     if let Name::Path(path) = name {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let lock = lock(name, &path)?;
         let found = lstat(&path).ok();
-        let Some(stat) = found.filter(|stat| type_of(stat) == SFlag::S_IFSOCK) else {
+        // Where the kernel does not say which file it is, one that is a socket has to do.
+        let inode = crate::diag::bound_inode(socket);
+        let is_it = |stat: &FileStat| {
+            type_of(stat) == SFlag::S_IFSOCK
+                && inode.is_none_or(|inode| inode == stat.st_ino as u32)
+        };
+        let Some(stat) = found.filter(is_it) else {
             remove_if(&lock.path, lock.id);
             return Ok(None);
         };
@@ -335,14 +341,22 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
         ))
     };
     for _ in 0..MAX_TRIES {
-        let flags = OFlag::O_CREAT
-            | OFlag::O_RDWR
+        let flags = OFlag::O_RDWR
             | OFlag::O_CLOEXEC
             | OFlag::O_NOFOLLOW
             // Whatever somebody put there is not waited for.
             | OFlag::O_NONBLOCK
             | OFlag::O_NOCTTY;
-        let fd = match open(&lock_path, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+        // One that is there is not created: the kernel may not let even root do that with somebody
+        // else's file (fs.protected_regular).
+        let made = match open(&lock_path, flags, Mode::empty()) {
+            Err(Errno::ENOENT) => {
+                let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+                open(&lock_path, flags | OFlag::O_CREAT, mode)
+            }
+            there => there,
+        };
+        let fd = match made {
             Ok(fd) => fd,
             Err(Errno::ELOOP) if is_symlink(&lock_path) => {
                 return Err(not_plain("a symbolic link"));

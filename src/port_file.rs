@@ -2,10 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-
-use nix::errno::Errno;
 
 use crate::listener::Listener;
 use crate::name::printable;
@@ -35,21 +32,21 @@ pub fn write(path: &Path, listeners: &[Listener]) -> Result<()> {
 }
 
 fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
-    let is_special = std::fs::metadata(path).is_ok_and(|file| !file.is_file());
+    // A link, as those in /dev/fd, stays one.
+    let is_special = std::fs::symlink_metadata(path).is_ok_and(|file| !file.is_file());
     if is_special {
-        return OpenOptions::new().write(true).open(path)?.write_all(text);
+        let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+        return file.write_all(text);
     }
-    // Next to it, since only within one file system a rename replaces a file.
-    let directory = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => return Err(Errno::ENOENT.into()),
-    };
-    let everybody = std::fs::Permissions::from_mode(0o666);
-    let file = tempfile::Builder::new()
-        .permissions(everybody)
-        .tempfile_in(directory);
-    let mut file: tempfile::NamedTempFile<File> = file?;
-    file.write_all(text)?;
-    file.persist(path).map(drop).map_err(|error| error.error)
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}", std::process::id()));
+    // Not one that somebody else has put there.
+    let mut file = File::create_new(&new)?;
+    let written = file
+        .write_all(text)
+        .and_then(|()| std::fs::rename(&new, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written
 }

@@ -51,10 +51,10 @@ const CALLS: &[c_long] = &[
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_sigaltstack,
-    // A panic's way out.
     libc::SYS_getpid,
     libc::SYS_gettid,
-    libc::SYS_tgkill,
+    // What is open; not what has a path.
+    libc::SYS_fstat,
 ];
 
 /// The older forms of some of them.
@@ -75,6 +75,15 @@ fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
         // Memory that is not to be executed.
         (libc::SYS_mmap, vec![vec![(2, libc::PROT_EXEC as u64, 0)]]),
         (
+            libc::SYS_mprotect,
+            vec![vec![(2, libc::PROT_EXEC as u64, 0)]],
+        ),
+        // The way out of a panic.
+        (
+            libc::SYS_tgkill,
+            vec![vec![(0, ALL, u64::from(std::process::id()))]],
+        ),
+        (
             libc::SYS_fcntl,
             vec![
                 vec![int(1, libc::F_DUPFD_CLOEXEC)],
@@ -94,14 +103,14 @@ fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
             libc::SYS_setsockopt,
             vec![vec![int(1, libc::SOL_SOCKET), int(2, libc::SO_LINGER)]],
         ),
-        // What is open, not what has a path.
+        // A queue to weigh messages in. One of another type could send to any name.
         (
-            libc::SYS_newfstatat,
-            vec![vec![int(3, libc::AT_EMPTY_PATH)]],
+            libc::SYS_socketpair,
+            vec![vec![
+                int(0, libc::AF_UNIX),
+                int(1, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC),
+            ]],
         ),
-        (libc::SYS_fstat, vec![vec![]]),
-        // A queue to weigh messages in.
-        (libc::SYS_socketpair, vec![vec![int(0, libc::AF_UNIX)]]),
     ]
 }
 
@@ -129,8 +138,7 @@ fn filter(chain: Option<Pid>) -> Result<seccompiler::BpfProgram, seccompiler::Ba
         limited.push((libc::SYS_kill, vec![vec![pid]]));
     }
     for (call, alternatives) in limited {
-        let alternatives = alternatives.into_iter().filter(|all| !all.is_empty());
-        let alternatives: Result<_, _> = alternatives.map(rule).collect();
+        let alternatives: Result<_, _> = alternatives.into_iter().map(rule).collect();
         rules.insert(call, alternatives?);
     }
     let refused = SeccompAction::Errno(libc::EPERM as u32);

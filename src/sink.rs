@@ -127,17 +127,14 @@ impl Sink {
         }
         if let Some(name) = &options.connect {
             let name = Name::parse(name)?;
-            // What is no passing trouble is said now, while there is no client yet to wait for it.
-            match Sender::connect(&name, &trust) {
-                Err(error) if !is_passing(&error) => return Err(error),
-                _ => {}
-            }
             let way = Way::Remote {
                 name,
                 trust,
                 problem: None,
             };
-            return Ok(Self::new(None, way));
+            let sink = Self::new(None, way);
+            sink.check()?;
+            return Ok(sink);
         }
         Self::from_descriptor(options.queue_fd, queue)
     }
@@ -177,6 +174,21 @@ impl Sink {
                 Err(_) => Err(problem()),
             },
             _ => Err(problem()),
+        }
+    }
+
+    /// Whether connections can be passed on by who we are now, or at least later. What is no passing
+    /// trouble is said while there is no client yet to wait for it.
+    ///
+    /// # Errors
+    /// [`Error::System`] or [`Error::Peer`] if they cannot.
+    pub fn check(&self) -> Result<()> {
+        let Way::Remote { name, trust, .. } = &self.way else {
+            return Ok(());
+        };
+        match Sender::connect(name, trust) {
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(()),
         }
     }
 

@@ -21,6 +21,8 @@ use crate::{Error, Result, inherited, queue};
 
 /// How long what must be told may take; what need not be is told at once or not at all.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same while clients wait.
+const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 /// The status is told no more often.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
@@ -30,8 +32,15 @@ pub struct Supervisor {
     /// Where a newline says that we are ready.
     ready_fd: Option<File>,
     manager: Option<OwnedFd>,
-    /// What was told last, and when.
-    told: Option<(Counters, Instant)>,
+    told: Option<Told>,
+}
+
+/// The status that was told last.
+#[derive(Debug)]
+struct Told {
+    counters: Counters,
+    taken: Option<u64>,
+    at: Instant,
 }
 
 impl Supervisor {
@@ -52,7 +61,7 @@ impl Supervisor {
         Ok(Self {
             ready_fd: ready_fd.map(File::from),
             manager: manager.unwrap_or_else(|error| {
-                log.error(error);
+                log.error(format_args!("NOTIFY_SOCKET: {error}"));
                 None
             }),
             told: None,
@@ -66,42 +75,58 @@ impl Supervisor {
 
     /// Everything has started.
     pub fn ready(&mut self, log: &Log) {
-        if let Some(mut file) = self.ready_fd.take()
-            && let Err(error) = file.write_all(b"\n")
+        if let Some(file) = self.ready_fd.take()
+            && let Err(errno) = say_ready(file)
         {
-            log.error(Error::io("say on --notify-fd that this is ready", error));
+            let action = "say on --notify-fd that this is ready";
+            log.error(Error::system(action, errno));
         }
-        self.tell_surely(&[NotifyState::Ready], &[], log);
+        self.tell_surely(&[NotifyState::Ready], &[], PATIENCE, log);
     }
 
     /// No more connections will be accepted.
     pub fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping]);
+        // One that does not listen will see the end.
+        let _ = self.tell(&[NotifyState::Stopping]);
     }
 
     /// Something is read again, until [`Supervisor::reloaded`].
     pub fn reloading(&self, log: &Log) {
         // systemd takes no word for it that is older than its own request.
         if let Ok(now) = NotifyState::monotonic_usec_now() {
-            self.tell_surely(&[NotifyState::Reloading, now], &[], log);
+            let what = [NotifyState::Reloading, now];
+            self.tell_surely(&what, &[], SHORT_PATIENCE, log);
         }
     }
 
     /// It was read.
     pub fn reloaded(&self, log: &Log) {
-        self.tell_surely(&[NotifyState::Ready], &[], log);
+        self.tell_surely(&[NotifyState::Ready], &[], SHORT_PATIENCE, log);
     }
 
-    /// When `counters` are to be told; `None` if nobody is interested, or has been told already.
-    pub fn status_due(&self, counters: &Counters) -> Option<Instant> {
-        let (told, at) = self.told.as_ref().filter(|_| self.is_managed())?;
-        (told != counters).then(|| *at + STATUS_PAUSE)
+    /// When the status is to be told again, or looked at again, since nothing tells when consumers take
+    /// more; `None` if nobody is interested, or it has been told.
+    pub fn status_due(&self, counters: &Counters, taken: Option<u64>) -> Option<Instant> {
+        let told = self.told.as_ref().filter(|_| self.is_managed())?;
+        let is_news = (told.counters, told.taken) != (*counters, taken);
+        let is_more_to_come = taken.is_some_and(|taken| taken < counters.passed);
+        (is_news || is_more_to_come).then(|| told.at + STATUS_PAUSE)
     }
 
-    /// This is the status now: `counters`, in words.
-    pub fn status(&mut self, counters: Counters, words: &str) {
-        self.tell(&[NotifyState::Status(words)]);
-        self.told = Some((counters, Instant::now()));
+    /// This is the status now.
+    pub fn status(&mut self, counters: Counters, taken: Option<u64>) {
+        let told = self.told.as_ref();
+        let is_news = told.is_none_or(|told| (told.counters, told.taken) != (counters, taken));
+        let words = counters.line(taken).to_string();
+        // What the manager does not listen to now, it is told later.
+        let is_told = !is_news || self.tell(&[NotifyState::Status(&words)]);
+        let taken = taken.filter(|_| is_told);
+        let at = Instant::now();
+        self.told = Some(Told {
+            counters,
+            taken,
+            at,
+        });
     }
 
     /// Gives the service manager a descriptor to keep, under a name, until this service has
@@ -112,7 +137,7 @@ impl Supervisor {
             NotifyState::Custom("FDPOLL=0"),
             NotifyState::Custom(&format!("FDNAME={name}")),
         ];
-        self.tell_surely(&what, &[descriptor], log);
+        self.tell_surely(&what, &[descriptor], PATIENCE, log);
     }
 
     /// It need not keep what has that name.
@@ -121,7 +146,7 @@ impl Supervisor {
             NotifyState::Custom("FDSTOREREMOVE=1"),
             NotifyState::Custom(&format!("FDNAME={name}")),
         ];
-        self.tell_surely(&what, &[], log);
+        self.tell_surely(&what, &[], PATIENCE, log);
     }
 
     /// Waits until the manager has heard everything that it was told.
@@ -130,7 +155,7 @@ impl Supervisor {
             return;
         };
         let barrier = [NotifyState::Custom("BARRIER=1")];
-        self.tell_surely(&barrier, &[write_end.as_fd()], log);
+        self.tell_surely(&barrier, &[write_end.as_fd()], PATIENCE, log);
         drop(write_end);
         // It hangs up when the manager, too, has closed it.
         let mut fds = [PollFd::new(&read_end, PollFlags::IN)];
@@ -140,17 +165,23 @@ impl Supervisor {
         }
     }
 
-    fn tell(&self, what: &[NotifyState<'_>]) {
-        if let Some(manager) = &self.manager {
-            let _ = queue::send(manager, &encode(what), &[], false);
-        }
+    /// Whether it could be told now.
+    fn tell(&self, what: &[NotifyState<'_>]) -> bool {
+        let manager = self.manager.as_ref();
+        manager.is_some_and(|manager| queue::send(manager, &encode(what), &[], false).is_ok())
     }
 
-    fn tell_surely(&self, what: &[NotifyState<'_>], with: &[BorrowedFd<'_>], log: &Log) {
+    fn tell_surely(
+        &self,
+        what: &[NotifyState<'_>],
+        with: &[BorrowedFd<'_>],
+        patience: Duration,
+        log: &Log,
+    ) {
         let Some(manager) = &self.manager else {
             return;
         };
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience;
         loop {
             match queue::send(manager, &encode(what), with, false) {
                 Ok(()) => return,
@@ -167,6 +198,17 @@ impl Supervisor {
     }
 }
 
+/// Writes the newline, if there is room for it.
+fn say_ready(mut file: File) -> Result<(), Errno> {
+    let mut fds = [PollFd::new(&file, PollFlags::OUT)];
+    wait(&mut fds, Some(Instant::now() + SHORT_PATIENCE))?;
+    if fds[0].revents().is_empty() {
+        return Err(Errno::EAGAIN);
+    }
+    let written = file.write_all(b"\n");
+    written.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))
+}
+
 fn encode(what: &[NotifyState<'_>]) -> Vec<u8> {
     let lines: Vec<_> = what.iter().map(NotifyState::to_string).collect();
     lines.join("\n").into_bytes()
@@ -178,7 +220,7 @@ fn reach(name: &OsStr) -> Result<OwnedFd> {
     let is_name = matches!(name.as_encoded_bytes(), [b'/' | b'@', ..]);
     if !is_name {
         return Err(Error::Usage(format!(
-            "NOTIFY_SOCKET={shown} is not a path or @name: unset it, or see sd_notify(3)"
+            "{shown} is not a path or @name: unset it, or see sd_notify(3)"
         )));
     }
     let failed = |errno| Error::system(format!("reach the service manager at {shown}"), errno);

@@ -8,7 +8,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -248,7 +248,7 @@ impl Site {
         setsockopt(&socket, sockopt::SendTimeout, &patience).ok()?;
         let to = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 1), self.port);
         connect_to(socket.as_raw_fd(), &SockaddrIn::from(to)).ok()?;
-        Some(TcpStream::from(OwnedFd::from(socket)))
+        Some(TcpStream::from(socket))
     }
 
     /// Asks as one should, and gets the answer.
@@ -260,7 +260,7 @@ impl Site {
         if self.proxied {
             let port = socket.local_addr().unwrap().port();
             socket
-                .write_all(&header(GOOD, port, number % 2 == 0))
+                .write_all(&header(GOOD, port, number.is_multiple_of(2)))
                 .unwrap();
         }
         let request = format!("request {number}\n");

@@ -55,14 +55,15 @@ fn exec(listener: &TcpListener) -> ! {
 /// Processes that each accept, and echo by themselves. The others get the listener as their standard
 /// input.
 fn echo(listener: &TcpListener) -> ! {
-    for _ in 1..WORKERS {
+    let start = |_| {
         let this = std::env::current_exe().expect("this program");
         Command::new(this)
             .args(["--baseline", "inherited", "0"])
             .stdin(OwnedFd::from(listener.try_clone().expect("a descriptor")))
             .spawn()
-            .expect("a process");
-    }
+            .expect("a process")
+    };
+    let _others: Vec<_> = (1..WORKERS).map(start).collect();
     accept_and_echo(listener)
 }
 

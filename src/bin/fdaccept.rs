@@ -30,15 +30,17 @@ fn run() -> Result<u8> {
     let guard = arguments.guard()?;
     // Looking up a host may take long; until it is over a signal simply ends us.
     let listeners = arguments.listeners(&passed, &mut store)?;
+    if let Some(user) = &user {
+        listeners
+            .iter()
+            .try_for_each(|listener| listener.give_to(user))?;
+    }
     let headers = arguments.guard.awaited_headers(&listeners)?;
     arguments.service.write_ports(&listeners)?;
     let signals = Signals::new(&accept::signals(arguments.guard.has_rules()))?;
     if let Some(user) = user {
-        sink.give_to(&user)?;
-        listeners
-            .iter()
-            .try_for_each(|listener| listener.give_to(&user))?;
         user.assume()?;
+        sink.check()?;
     }
     for listener in &listeners {
         log.notice(format_args!("listening on {listener}"));
