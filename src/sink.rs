@@ -113,7 +113,7 @@ impl Sink {
     /// queue where it is to be ours, or finds the one that is there from before.
     ///
     /// # Errors
-    /// [`Error::Usage`] if that is nothing which can carry connections; those of [`name::bind`].
+    /// [`Error::Usage`] if that is nothing which can carry connections; those of [`crate::name::bind`].
     pub fn open(
         options: &Rendezvous,
         queue: impl FnOnce() -> Result<(Sender, OwnedFd)>,
