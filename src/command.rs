@@ -58,7 +58,10 @@ impl Command {
     ///
     /// # Errors
     /// The errno of `action`.
-    pub fn attempt<T>(&self, action: impl Fn(&Self) -> Result<T, Errno>) -> Result<T, Errno> {
+    pub fn attempt<T>(
+        &self,
+        mut action: impl FnMut(&Self) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         match action(self) {
             Err(Errno::ENOEXEC) => action(&self.as_shell_script()),
             other => other,
@@ -70,7 +73,7 @@ impl Command {
     /// # Errors
     /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
     /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
-    pub fn start(&self, action: impl Fn(&Self) -> Result<Pid, Errno>) -> Result<Pid> {
+    pub fn start(&self, action: impl FnMut(&Self) -> Result<Pid, Errno>) -> Result<Pid> {
         self.attempt(action)
             .map_err(|errno| self.error_of_start(errno))
     }

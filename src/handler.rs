@@ -4,19 +4,18 @@
 //! nothing else open; blocking mode; every signal at its default action and none blocked; an
 //! environment in which nothing speaks of another connection.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, execve};
 
 use crate::command::{Command, entry, environment_without, is_service_managers};
 use crate::connection::Connection;
 use crate::message::{Info, VARIABLES};
+use crate::vfork::Launcher;
 use crate::{Error, Result, inherited, signals};
 
 /// Where a handler finds its connection.
@@ -71,11 +70,19 @@ impl Handler {
     /// # Errors
     /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
     /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
-    pub fn spawn(&self, connection: &Connection) -> Result<Pid> {
-        make_blocking(connection.descriptor.as_fd());
-        let environment = self.environment_for(&connection.info, &[]);
-        self.command
-            .start(|command| spawn(command, connection, &environment))
+    pub(crate) fn spawn(&self, connection: &Connection, launcher: &mut Launcher) -> Result<Pid> {
+        let socket = connection.descriptor.as_fd();
+        make_blocking(socket);
+        let own = variables(&connection.info);
+        let environment: Vec<&CStr> = self
+            .environment
+            .iter()
+            .chain(&own)
+            .map(AsRef::as_ref)
+            .collect();
+        self.command.start(|command| {
+            launcher.start(command.path(), command.arguments(), &environment, socket)
+        })
     }
 
     /// Becomes the command. Returns only if that fails.
@@ -131,42 +138,19 @@ impl Handler {
     }
 
     fn environment_for(&self, info: &Info, further: &[(&str, &str)]) -> Vec<CString> {
-        let variables = info.variables();
-        let own =
-            variables.filter_map(|(variable, value)| entry(variable.name().as_bytes(), value));
         let further = further.iter();
         let further = further.filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
         let inherited = self.environment.iter().cloned();
-        inherited.chain(own).chain(further).collect()
+        inherited.chain(variables(info)).chain(further).collect()
     }
 }
 
-/// Starts the command with the connection on descriptors 0 and 1, and nothing else of ours.
-fn spawn(
-    command: &Command,
-    connection: &Connection,
-    environment: &[CString],
-) -> Result<Pid, Errno> {
-    let socket = connection.descriptor.as_raw_fd();
-    let mut actions = PosixSpawnFileActions::init()?;
-    actions.add_dup2(socket, 0)?;
-    actions.add_dup2(socket, 1)?;
-    let mut attributes = PosixSpawnAttr::init()?;
-    attributes.set_flags(
-        PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
-            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
-            | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
-    )?;
-    attributes.set_pgroup(Pid::from_raw(0))?;
-    attributes.set_sigmask(&SigSet::empty())?;
-    attributes.set_sigdefault(&signals::every())?;
-    posix_spawn(
-        command.path(),
-        &actions,
-        &attributes,
-        command.arguments(),
-        environment,
-    )
+/// What a handler finds of its connection.
+fn variables(info: &Info) -> Vec<CString> {
+    let variables = info.variables();
+    let entries =
+        variables.filter_map(|(variable, value)| entry(variable.name().as_bytes(), value));
+    entries.collect()
 }
 
 /// The environment as it was inherited, without what speaks of a connection or was meant for us.

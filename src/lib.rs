@@ -117,13 +117,15 @@
 //! - [`chain`]: the command of `fdaccept ADDRESS -- COMMAND`
 //! - [`supervisor`]: telling who supervises how it is; [`listen_fds`]: what that one passed; [`store`]:
 //!   what it keeps; [`port_file`]: which ports were bound
+//! - [`footprint`]: giving back what starting took
 //! - [`user`]: another user than root; [`sandbox`]: no other calls than those of the loop
 //! - [`accept_arguments`]: the command line; `guard_arguments` and `service_arguments`: parts of it
 //!
 //! Who serves:
 //!
 //! - [`source`]: where a consumer finds its queue; [`rendezvous`]: what the user says of either side
-//! - [`command`]: a command line, found before anything depends on it; [`handler`]: starting one
+//! - [`command`]: a command line, found before anything depends on it; [`handler`]: starting one, `vfork`: without
+//!   a copy of its parent
 //! - [`pool`]: the parent that supervises; `supply`: its queue, also after another one; `crew`: what
 //!   it asks of those who serve, which are one of the following
 //! - `slots`: forked loops, seen from their parent; `slot`: one of them; [`scoreboard`]: what they
@@ -163,6 +165,7 @@ mod diag;
 mod ending;
 pub mod error;
 pub mod farewell;
+pub mod footprint;
 mod fork;
 pub mod guard;
 pub mod guard_arguments;
@@ -201,6 +204,7 @@ pub mod ticket;
 pub mod trust;
 mod unread;
 pub mod user;
+mod vfork;
 pub mod wait;
 pub mod worker;
 mod workers;

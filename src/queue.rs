@@ -406,7 +406,7 @@ impl Receiver {
                 // An empty message reads as the end does, and may have others behind it.
                 Ok(message) if message.is_empty() && self.other_side_is_gone() => {
                     empties += 1;
-                    if empties > MAX_QUEUED {
+                    if empties > MAX_QUEUED || is_drained(self.socket.as_fd()) {
                         return Ok(Some(Received::End));
                     }
                 }
@@ -461,24 +461,7 @@ impl Receiver {
     /// Whether nothing is left and nothing will come: the other side is gone and every message
     /// was taken. Takes nothing, and does not block.
     pub fn is_at_end(&self) -> bool {
-        // All bytes that wait; and then a message that has none, but may carry a connection.
-        let is_drained = || ioctl_fionread(&self.socket) == Ok(0) && self.is_next_the_end();
-        self.other_side_is_gone() && is_drained()
-    }
-
-    fn is_next_the_end(&self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        loop {
-            let mut buffer = [0];
-            let mut buffers = [IoSliceMut::new(&mut buffer)];
-            let mut control = RecvAncillaryBuffer::new(&mut []);
-            match recvmsg(&self.socket, &mut buffers, &mut control, flags) {
-                // Without room for descriptors the kernel says that there are some.
-                Ok(next) => return next.bytes == 0 && !next.flags.contains(ReturnFlags::CTRUNC),
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
-                Err(_) => return false,
-            }
-        }
+        self.other_side_is_gone() && is_drained(self.socket.as_fd())
     }
 
     fn other_side_is_gone(&self) -> bool {
@@ -490,6 +473,27 @@ impl Receiver {
 impl AsFd for Receiver {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Whether nothing is left in `socket`, if its other side is gone.
+fn is_drained(socket: BorrowedFd<'_>) -> bool {
+    // All bytes that wait; and then a message that has none, but may carry a connection.
+    ioctl_fionread(socket) == Ok(0) && is_next_the_end(socket)
+}
+
+fn is_next_the_end(socket: BorrowedFd<'_>) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    loop {
+        let mut buffer = [0];
+        let mut buffers = [IoSliceMut::new(&mut buffer)];
+        let mut control = RecvAncillaryBuffer::new(&mut []);
+        match recvmsg(socket, &mut buffers, &mut control, flags) {
+            // Without room for descriptors the kernel says that there are some.
+            Ok(next) => return next.bytes == 0 && !next.flags.contains(ReturnFlags::CTRUNC),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
+            Err(_) => return false,
+        }
     }
 }
 
@@ -634,9 +638,9 @@ pub(crate) fn close_unread(descriptor: OwnedFd) {
         while let Ok(mut message) = receive(&descriptor, false) {
             if message.is_empty() && facts.kind != Some(SockType::Datagram) {
                 ends -= 1;
-            }
-            if ends == 0 {
-                break;
+                if ends == 0 || is_drained(descriptor.as_fd()) {
+                    break;
+                }
             }
             open.append(&mut message.descriptors);
         }

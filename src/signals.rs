@@ -60,10 +60,37 @@ impl AsFd for Signals {
 /// shell's `&`) and what the Rust runtime ignores (`SIGPIPE`) does not reach a handler so.
 pub fn default_ignored() {
     for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
-        let default = KernelAction::default();
-        // SAFETY: SIG_DFL, which is 0, runs no code of ours.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, &default, 0, KERNEL_SET) };
+        default_raw(number);
     }
+}
+
+/// The numbers of all signals that are not at their default action.
+pub(crate) fn not_default() -> Vec<libc::c_int> {
+    let signals = 1..=libc::SIGRTMAX();
+    signals
+        .filter(|number| action_of(*number) != libc::SIG_DFL)
+        .collect()
+}
+
+/// Gives a signal its default action, in a process that shares the memory of another: nothing is
+/// called but the kernel.
+pub(crate) fn default_raw(number: libc::c_int) {
+    let default = KernelAction::default();
+    // SAFETY: SIG_DFL, which is 0, runs no code of ours.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, &default, 0, KERNEL_SET) };
+}
+
+/// Blocks what is ignored, and `signals` too, instead of ignoring it: what is started from here finds
+/// every one of them at its default action. Returns what then is to stay blocked.
+///
+/// # Errors
+/// [`Error::System`] for a signal that has no other action (`KILL`, `STOP`).
+pub(crate) fn block_instead_of_ignoring(signals: &[Signal]) -> Result<SigSet> {
+    let ignored = Signal::iterator().filter(|number| is_ignored(*number as i32));
+    let all: Vec<Signal> = ignored.chain(signals.iter().copied()).collect();
+    block(&all)?;
+    default(&all)?;
+    Ok(all.into_iter().collect())
 }
 
 /// As much as the kernel's own `struct sigaction` has; its handler comes first (but on MIPS).
@@ -115,10 +142,14 @@ pub fn not_ignored(signals: &[Signal]) -> Vec<Signal> {
 }
 
 fn is_ignored(number: i32) -> bool {
+    action_of(number) == libc::SIG_IGN
+}
+
+fn action_of(number: i32) -> usize {
     let mut action = KernelAction::default();
     // SAFETY: this only asks; `action` is where the answer goes, and has room for it.
     unsafe { libc::syscall(libc::SYS_rt_sigaction, number, 0, &mut action, KERNEL_SET) };
-    action[0] == libc::SIG_IGN
+    action[0]
 }
 
 /// Ignores `signals`.

@@ -19,6 +19,7 @@ use crate::interrupt;
 use crate::queue::{Received, Receiver};
 use crate::report::Log;
 use crate::scoreboard::{Scoreboard, Urgency};
+use crate::vfork::Launcher;
 use crate::{Result, signals};
 
 /// How long to wait before a handler is started again that could not be.
@@ -81,7 +82,7 @@ impl Slot<'_> {
         // handler that is just being started. The kernel hangs up on a group without a parent in
         // which somebody is stopped.
         let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-        signals::ignore(&[
+        let ignored = signals::block_instead_of_ignoring(&[
             Signal::SIGHUP,
             // Meant for the pool, which sees to us.
             Signal::SIGINT,
@@ -94,7 +95,8 @@ impl Slot<'_> {
         interrupt::break_off_on(&[Signal::SIGTERM])?;
         let _watch = interrupt::watch(queue.as_fd());
         // The pool blocks TERM, so one that came meanwhile comes now.
-        signals::set_mask(&clock.signals)?;
+        signals::set_mask(&(clock.signals | ignored))?;
+        let mut launcher = Launcher::new();
         loop {
             match queue.receive()? {
                 Received::Connection {
@@ -103,7 +105,8 @@ impl Slot<'_> {
                     info,
                 } => {
                     self.scoreboard.set_busy(self.index, true);
-                    self.serve(Connection::new(descriptor, lease, info), &mut clock);
+                    let connection = Connection::new(descriptor, lease, info);
+                    self.serve(connection, &mut launcher, &mut clock);
                     self.scoreboard.set_busy(self.index, false);
                     self.scoreboard.log_status(&self.log);
                 }
@@ -114,8 +117,8 @@ impl Slot<'_> {
         }
     }
 
-    fn serve(&self, connection: Connection, clock: &mut Clock) {
-        let Some(pid) = self.start(&connection, clock) else {
+    fn serve(&self, connection: Connection, launcher: &mut Launcher, clock: &mut Clock) {
+        let Some(pid) = self.start(&connection, launcher, clock) else {
             return;
         };
         self.scoreboard.log_status(&self.log);
@@ -136,10 +139,15 @@ impl Slot<'_> {
 
     /// Starts the handler. Where that fails, as processes are short or the command is being
     /// replaced, the connection is kept until it does not; `None` if the pool stops before.
-    fn start(&self, connection: &Connection, clock: &mut Clock) -> Option<Pid> {
+    fn start(
+        &self,
+        connection: &Connection,
+        launcher: &mut Launcher,
+        clock: &mut Clock,
+    ) -> Option<Pid> {
         let mut said = None;
         loop {
-            let problem = match self.handler.spawn(connection) {
+            let problem = match self.handler.spawn(connection, launcher) {
                 Ok(pid) => return Some(pid),
                 Err(error) => error.to_string(),
             };

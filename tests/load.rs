@@ -76,7 +76,9 @@ fn two_thousand_connections_from_fifty_clients_each_get_their_own_bytes_back() {
         let everybody = slots.iter().chain([&acceptor, &pool]);
         everybody.map(|pid| descriptors(*pid).len()).collect()
     };
-    let idle = || slots.iter().all(|slot| children(*slot).is_empty());
+    // Without a handler, and waiting for the next connection.
+    let is_idle = |slot: &Pid| children(*slot).is_empty() && state(*slot) == Some('S');
+    let idle = || slots.iter().all(is_idle);
     until("idle slots", idle);
     let before = open();
     std::thread::scope(|scope| {

@@ -9,7 +9,7 @@ use fdtools::limit::Limit;
 use fdtools::listen_fds::Passed;
 use fdtools::signals::Signals;
 use fdtools::store::Store;
-use fdtools::{Result, report, sandbox};
+use fdtools::{Result, footprint, report, sandbox};
 
 const PROGRAM: &str = "fdaccept";
 
@@ -64,6 +64,7 @@ fn run() -> Result<u8> {
         grace: arguments.grace,
         log,
     })?;
+    footprint::unmap_code();
     if arguments.service.sandbox() {
         sandbox::enter(child)?;
     }
