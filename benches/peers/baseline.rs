@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 
+use fdtools::command::environment_without;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::signal::Signal;
 
@@ -37,6 +38,8 @@ fn exec(listener: &TcpListener) -> ! {
     // The kernel reaps the children then.
     fdtools::signals::ignore(&[Signal::SIGCHLD]).expect("a signal that can be ignored");
     let attributes = PosixSpawnAttr::init().expect("memory");
+    // As every other server has it: what cat does depends on it, such as on LANG.
+    let environment = environment_without(|_| false);
     loop {
         let Ok((connection, _)) = listener.accept() else {
             continue;
@@ -47,7 +50,6 @@ fn exec(listener: &TcpListener) -> ! {
                 .add_dup2(connection.as_raw_fd(), number)
                 .expect("memory");
         }
-        let environment: [&std::ffi::CStr; 0] = [];
         posix_spawn(c"/bin/cat", &actions, &attributes, &[c"cat"], &environment).expect("cat runs");
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 /// A client that gets no answer gives up after this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog\n";
 
 /// What came of a load.

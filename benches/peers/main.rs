@@ -46,6 +46,10 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 
+    /// Only load what listens on this port of 127.0.0.1, with 16 clients
+    #[arg(long, value_name = "PORT")]
+    against: Option<u16>,
+
     /// What cargo says to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -96,6 +100,12 @@ fn main() -> ExitCode {
         baseline::run(&baseline[0], &baseline[1]);
     }
     let seconds = Duration::from_secs_f64(arguments.seconds);
+    if let Some(port) = arguments.against {
+        let load = load::run(port, 16, seconds);
+        let rate = load.latencies.len() as f64 / load.elapsed.as_secs_f64();
+        println!("{rate:.0} connections/s, {} failures", load.failures);
+        return ExitCode::SUCCESS;
+    }
     let wanted = |scenario: &&Scenario| {
         let names = &arguments.scenario;
         names.is_empty() || names.iter().any(|name| name == scenario.name)
@@ -141,6 +151,10 @@ fn measure(scenario: &Scenario, rounds: usize, length: Duration) -> Outcome {
             let before = server.cpu_time();
             let load = load::run(server.port, scenario.clients, length);
             let cpu = server.cpu_time().saturating_sub(before);
+            if load.failures > 0 {
+                let (name, failures) = (server.name, load.failures);
+                eprintln!("round {round}: {failures} of {name}'s connections failed");
+            }
             outcome.record(index, load, cpu);
         }
     }

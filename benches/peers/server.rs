@@ -71,7 +71,7 @@ const PROCESS_PER_CONNECTION: &[Line] = &[
     Line {
         name: "ncat",
         needs: &["ncat"],
-        text: "exec ncat -k -m 1000 -e /bin/cat -l 127.0.0.1 PORT",
+        text: "exec ncat -4 -k -m 1000 -e /bin/cat -l 127.0.0.1 PORT",
     },
 ];
 
