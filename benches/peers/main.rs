@@ -8,6 +8,7 @@
 //! alike: what counts are the ratios of one round, of which the median and the range are printed.
 
 mod baseline;
+mod lineup;
 mod load;
 mod outcome;
 mod plot;
@@ -72,25 +73,25 @@ const SCENARIOS: &[Scenario] = &[
         name: "process",
         title: "A process for each connection, 16 clients",
         clients: 16,
-        servers: server::process_per_connection,
+        servers: lineup::process_per_connection,
     },
     Scenario {
         name: "process-1",
         title: "A process for each connection, 1 client",
         clients: 1,
-        servers: server::process_per_connection,
+        servers: lineup::process_per_connection,
     },
     Scenario {
         name: "process-64",
         title: "A process for each connection, 64 clients",
         clients: 64,
-        servers: server::process_per_connection,
+        servers: lineup::process_per_connection,
     },
     Scenario {
         name: "workers",
         title: "Two workers that stay, 16 clients",
         clients: 16,
-        servers: server::workers,
+        servers: lineup::workers,
     },
 ];
 

@@ -16,114 +16,28 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One that runs. Dropping it ends all of its processes.
 pub struct Server {
+    #[allow(dead_code)] // not every benchmark prints it
     pub name: &'static str,
     pub port: u16,
     shell: Child,
     /// Where its files are, while it runs.
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// A server is a line for the shell, with PORT for the port, if `needs` is installed.
-struct Line {
-    name: &'static str,
-    needs: &'static [&'static str],
-    text: &'static str,
-}
-
-/// fdtools first.
-const PROCESS_PER_CONNECTION: &[Line] = &[
-    Line {
-        name: "fdaccept \\| fdpool 16",
-        needs: &[],
-        text: "fdaccept -q 127.0.0.1:PORT | fdpool -q 16 -- cat",
-    },
-    Line {
-        name: "bare accept, vfork, exec",
-        needs: &[],
-        text: "exec \"$BENCH\" --baseline exec PORT",
-    },
-    Line {
-        name: "tcpserver",
-        needs: &["tcpserver"],
-        text: "exec tcpserver -H -R -l0 -c 1000 -b 4096 127.0.0.1 PORT cat",
-    },
-    Line {
-        name: "s6-tcpserver",
-        needs: &["s6-tcpserver"],
-        text: "exec s6-tcpserver -c 1000 -b 4096 127.0.0.1 PORT cat",
-    },
-    Line {
-        name: "systemd-socket-activate",
-        needs: &["systemd-socket-activate"],
-        text: "exec systemd-socket-activate -a --inetd -l 127.0.0.1:PORT cat",
-    },
-    Line {
-        name: "inetd",
-        needs: &["inetutils-inetd"],
-        text: "printf '127.0.0.1:PORT stream tcp nowait root /bin/cat cat\\n' >inetd.conf; \
-               exec inetutils-inetd -d -R 100000000 ./inetd.conf",
-    },
-    Line {
-        name: "socat",
-        needs: &["socat"],
-        text: "exec socat TCP-LISTEN:PORT,bind=127.0.0.1,reuseaddr,fork,backlog=4096 EXEC:cat",
-    },
-    Line {
-        name: "ncat",
-        needs: &["ncat"],
-        text: "exec ncat -4 -k -m 1000 -e /bin/cat -l 127.0.0.1 PORT",
-    },
-];
-
-const WORKERS: &[Line] = &[
-    Line {
-        name: "fdpool 2 --worker",
-        needs: &[],
-        text: "fdaccept -q 127.0.0.1:PORT | fdpool -q --worker 2 -- \"$WORKER\"",
-    },
-    Line {
-        name: "2 processes that accept",
-        needs: &[],
-        text: "exec \"$BENCH\" --baseline echo PORT",
-    },
-];
-
-/// All that start a process for each connection.
-pub fn process_per_connection() -> Vec<Server> {
-    start_all(PROCESS_PER_CONNECTION)
-}
-
-/// Those that do not.
-pub fn workers() -> Vec<Server> {
-    start_all(WORKERS)
-}
-
-fn start_all(lines: &[Line]) -> Vec<Server> {
-    let is_there = |line: &&Line| {
-        let missing = line.needs.iter().find(|name| !is_installed(name));
-        if let Some(missing) = missing {
-            eprintln!("left out: {missing} is not installed");
-        }
-        missing.is_none()
-    };
-    lines
-        .iter()
-        .filter(is_there)
-        .filter_map(Server::start)
-        .collect()
-}
-
-fn is_installed(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(system)
-        .any(|directory| directory.join(name).is_file())
+pub struct Line {
+    pub name: &'static str,
+    pub needs: &'static [&'static str],
+    pub text: &'static str,
 }
 
 impl Server {
     /// Starts one, and waits until it answers; says so if it does not.
-    fn start(line: &Line) -> Option<Self> {
+    pub fn start(line: &Line) -> Option<Self> {
+        if let Some(missing) = line.needs.iter().find(|name| !is_installed(name)) {
+            eprintln!("left out: {missing} is not installed");
+            return None;
+        }
         // Free a moment ago, and given to nobody else so soon.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
@@ -152,7 +66,7 @@ impl Server {
             name: line.name,
             port,
             shell,
-            _directory: directory,
+            directory,
         };
         let until = Instant::now() + PATIENCE;
         let mut answer = Vec::new();
@@ -167,9 +81,21 @@ impl Server {
         Some(server)
     }
 
+    /// Where its files are.
+    #[allow(dead_code)] // not every benchmark looks into it
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The process that all the others descend from.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.shell.id() as i32)
+    }
+
     /// The processor time of all its processes so far, with those that have ended.
+    #[allow(dead_code)] // where there are many processes, ticks are too coarse
     pub fn cpu_time(&self) -> Duration {
-        let ticks = ticks(Pid::from_raw(self.shell.id() as i32));
+        let ticks = ticks(self.pid());
         let second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
         Duration::from_secs_f64(ticks as f64 / second as f64)
     }
@@ -177,7 +103,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = Pid::from_raw(self.shell.id() as i32);
+        let group = self.pid();
         let _ = killpg(group, Signal::SIGTERM);
         std::thread::sleep(Duration::from_millis(100));
         let _ = killpg(group, Signal::SIGKILL);
@@ -185,8 +111,17 @@ impl Drop for Server {
     }
 }
 
+fn is_installed(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(system)
+        .any(|directory| directory.join(name).is_file())
+}
+
 /// Processor time of a process, its children that have ended, and its children that have not, as
 /// proc_pid_stat(5) has it.
+#[allow(dead_code)] // see cpu_time
 fn ticks(pid: Pid) -> u64 {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
     let stat = read("stat").unwrap_or_default();
@@ -201,11 +136,15 @@ fn ticks(pid: Pid) -> u64 {
         .take(4)
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
-    let children = read(&format!("task/{pid}/children")).unwrap_or_default();
-    let children = children
+    own + children(pid).into_iter().map(ticks).sum::<u64>()
+}
+
+/// The children of a process.
+pub fn children(pid: Pid) -> Vec<Pid> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(path).unwrap_or_default();
+    let numbers = children
         .split_whitespace()
         .filter_map(|child| child.parse().ok());
-    own + children
-        .map(|child| ticks(Pid::from_raw(child)))
-        .sum::<u64>()
+    numbers.map(Pid::from_raw).collect()
 }
