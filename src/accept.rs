@@ -444,6 +444,9 @@ impl Acceptor {
             if let Some(arrival) = complete {
                 self.let_in(arrival);
                 self.pass()?;
+                // As after an accept, the next one finds everything prepared; that it cannot be is
+                // said when it is needed.
+                let _ = self.guard.prepare();
             }
         }
         Ok(())

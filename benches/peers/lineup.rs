@@ -5,7 +5,7 @@ use crate::server::{Line, Server};
 /// fdtools first.
 const PROCESS_PER_CONNECTION: &[Line] = &[
     Line {
-        name: "fdaccept \\| fdpool 16",
+        name: "fdaccept | fdpool 16",
         needs: &[],
         text: "fdaccept -q 127.0.0.1:PORT | fdpool -q 16 -- cat",
     },

@@ -26,7 +26,8 @@ pub fn render(outcome: &Outcome) -> String {
         let _ = writeln!(
             text,
             "| {} | {:.0} | {:.2} | {:.2} | {} | {:.0} | {ratio} |",
-            server.name,
+            // Which would begin the next column.
+            server.name.replace('|', "\\|"),
             server.median(|round| round.rate),
             server.median(|round| round.p50) * 1e3,
             server.median(|round| round.p99) * 1e3,
