@@ -213,7 +213,12 @@ impl Manager {
     fn until_told(&self, what: &str) {
         let mut buffer = [0; 4096];
         loop {
-            let length = self.socket.recv(&mut buffer).unwrap();
+            let length = loop {
+                match self.socket.recv(&mut buffer) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    received => break received.unwrap(),
+                }
+            };
             if String::from_utf8_lossy(&buffer[..length]).contains(what) {
                 return;
             }
