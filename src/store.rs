@@ -84,15 +84,15 @@ impl<'a> Store<'a> {
     pub fn queue(&mut self) -> Result<(Sender, OwnedFd)> {
         let (write_ends, read_ends) = (self.take(WRITE_END), self.take(READ_END));
         let count = write_ends.len() + read_ends.len();
-        let kept = find_queue(write_ends, read_ends);
-        if kept.is_some() && count == 2 {
-            return kept.map_or_else(queue::ends, Ok);
-        }
+        let (sender, read_end) = match (find_queue(write_ends, read_ends), count) {
+            (Some(kept), 2) => return Ok(kept),
+            (Some(kept), _) => kept,
+            (None, _) => queue::ends()?,
+        };
         if count > 0 {
             self.supervisor.forget(WRITE_END, self.log);
             self.supervisor.forget(READ_END, self.log);
         }
-        let (sender, read_end) = kept.map_or_else(queue::ends, Ok)?;
         self.keep(WRITE_END, sender.as_fd());
         self.keep(READ_END, read_end.as_fd());
         Ok((sender, read_end))
@@ -116,12 +116,15 @@ impl<'a> Store<'a> {
             Vec::new()
         };
         let kept = keys.iter().map(all_of).collect();
+        let is_anything_left = !self.kept.is_empty();
         for (name, descriptor) in self.kept.drain(..) {
             self.log
                 .notice(format_args!("{name} was kept and is not needed any more"));
             self.supervisor.forget(&name, self.log);
-            self.supervisor.wait_until_heard(self.log);
             listener::give_up(descriptor);
+        }
+        if is_anything_left {
+            self.supervisor.wait_until_heard(self.log);
         }
         kept
     }

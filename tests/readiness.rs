@@ -347,13 +347,7 @@ impl Manager {
     #[track_caller]
     fn next(&self) -> Told {
         let mut message = [0; 4096];
-        // With a time limit it is not begun again by itself after a signal.
-        let length = loop {
-            match self.socket.recv(&mut message) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                received => break received.unwrap(),
-            }
-        };
+        let length = support::receive_message(&self.socket, &mut message);
         let text = String::from_utf8(message[..length].to_vec()).unwrap();
         Told(text.lines().map(str::to_owned).collect())
     }

@@ -1080,12 +1080,7 @@ fn a_service_manager_is_told_how_it_is() {
     let told = |wanted: &str| {
         until(wanted, || {
             let mut message = [0; 4096];
-            let length = loop {
-                match manager.recv(&mut message) {
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    received => break received.unwrap(),
-                }
-            };
+            let length = support::receive_message(&manager, &mut message);
             let text = String::from_utf8(message[..length].to_vec()).unwrap();
             text.contains(wanted)
         });

@@ -213,12 +213,7 @@ impl Manager {
     fn until_told(&self, what: &str) {
         let mut buffer = [0; 4096];
         loop {
-            let length = loop {
-                match self.socket.recv(&mut buffer) {
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    received => break received.unwrap(),
-                }
-            };
+            let length = support::receive_message(&self.socket, &mut buffer);
             if String::from_utf8_lossy(&buffer[..length]).contains(what) {
                 return;
             }
