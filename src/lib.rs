@@ -136,8 +136,8 @@
 //!
 //! A process and its surroundings:
 //!
-//! - [`arguments`]: what the command lines have in common; [`report`]: messages and exit status;
-//!   [`error`](mod@error): the one error type
+//! - [`start`]: from the C library's `main` to the exit; [`arguments`]: what the command lines have in
+//!   common; [`report`]: messages and exit status; [`error`](mod@error): the one error type
 //! - [`inherited`] and [`descriptor`]: descriptors that were open before, and what one is;
 //!   [`limit`]: how many there may be
 //! - [`signals`]: signals as a descriptor, and as a program should find them; [`interrupt`]: breaking
@@ -197,6 +197,7 @@ mod slot;
 mod slots;
 pub mod sockopt;
 pub mod source;
+pub mod start;
 pub mod store;
 pub mod supervisor;
 mod supply;

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -115,14 +114,14 @@ pub fn status(error: &Error) -> u8 {
     }
 }
 
-/// How a main ends: with its status, or with the error said and its status.
-pub fn finish(program: &'static str, result: Result<u8>) -> ExitCode {
-    ExitCode::from(result.unwrap_or_else(|error| {
+/// How a program ends: an error is said. Returns the exit status.
+pub fn finish(program: &'static str, result: Result<u8>) -> u8 {
+    result.unwrap_or_else(|error| {
         Log::new(program, Verbosity::Quiet).error(&error);
         if matches!(error, Error::Usage(_)) {
             Log::new(program, Verbosity::Quiet)
                 .error(format_args!("try '{program} --help' for more information"));
         }
         status(&error)
-    }))
+    })
 }

@@ -1,5 +1,7 @@
 //! Who takes part.
 
+use std::process::Command;
+
 use crate::server::{Line, Server};
 
 /// fdtools first.
@@ -67,7 +69,27 @@ pub fn process_per_connection() -> Vec<Server> {
 
 /// Those that do not.
 pub fn workers() -> Vec<Server> {
+    build_worker();
     start_all(WORKERS)
+}
+
+/// The worker of examples/, which cargo does not build for benchmarks.
+fn build_worker() {
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--example",
+            "worker",
+        ])
+        .arg("--manifest-path")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        eprintln!("the example could not be built");
+    }
 }
 
 fn start_all(lines: &[Line]) -> Vec<Server> {

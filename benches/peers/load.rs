@@ -53,7 +53,9 @@ fn client(port: u16, end: Instant) -> (Vec<Duration>, usize) {
 
 /// One connection.
 pub fn ask(port: u16, answer: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    // A server that does not answer any more has a full backlog at last.
+    let address = (Ipv4Addr::LOCALHOST, port).into();
+    let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.write_all(LINE)?;
     connection.shutdown(Shutdown::Write)?;

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::load;
 
 /// How long one may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the shell does around a server: it ends all of it when its own input ends, which is when the
+/// benchmark does, however that comes about.
+const GUARD: &str = "{ TEXT\n} & read -r _; trap '' TERM; kill 0; sleep 0.1; kill -KILL 0";
 
 /// One that runs. Dropping it ends all of its processes.
 pub struct Server {
@@ -43,20 +46,19 @@ impl Server {
         let port = listener.local_addr().expect("it is bound").port();
         drop(listener);
         let directory = tempfile::tempdir().expect("a directory");
-        let programs = Path::new(env!("CARGO_BIN_EXE_fdaccept"))
-            .parent()
-            .expect("a directory");
+        let programs = programs();
         let mut path = programs.as_os_str().to_owned();
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
         path.push(":/usr/sbin:/sbin");
+        let text = line.text.replace("PORT", &port.to_string());
         let shell = Command::new("sh")
-            .args(["-c", &line.text.replace("PORT", &port.to_string())])
+            .args(["-c", &GUARD.replace("TEXT", &text)])
             .env("PATH", path)
             .env("BENCH", std::env::current_exe().expect("this program"))
             .env("WORKER", programs.join("examples/worker"))
             .current_dir(directory.path())
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
@@ -89,7 +91,8 @@ impl Server {
 
     /// The process that all the others descend from.
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.shell.id() as i32)
+        let shell = Pid::from_raw(self.shell.id() as i32);
+        children(shell)[0]
     }
 
     /// The processor time of all its processes so far, with those that have ended.
@@ -103,12 +106,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = self.pid();
-        let _ = killpg(group, Signal::SIGTERM);
-        std::thread::sleep(Duration::from_millis(100));
-        let _ = killpg(group, Signal::SIGKILL);
+        drop(self.shell.stdin.take());
         let _ = self.shell.wait();
     }
+}
+
+/// Where the programs are that cargo built.
+pub fn programs() -> &'static Path {
+    let program = Path::new(env!("CARGO_BIN_EXE_fdaccept"));
+    program.parent().expect("a directory")
 }
 
 fn is_installed(name: &str) -> bool {

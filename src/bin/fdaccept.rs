@@ -1,6 +1,6 @@
 //! fdaccept: listens, accepts, and passes each connection into a queue.
 
-use std::process::ExitCode;
+#![cfg_attr(target_env = "gnu", no_main)]
 
 use fdtools::accept::{self, Acceptor, Parts};
 use fdtools::accept_arguments::Arguments;
@@ -9,13 +9,11 @@ use fdtools::limit::Limit;
 use fdtools::listen_fds::Passed;
 use fdtools::signals::Signals;
 use fdtools::store::Store;
-use fdtools::{Result, footprint, report, sandbox};
+use fdtools::{Result, footprint, sandbox};
 
 const PROGRAM: &str = "fdaccept";
 
-fn main() -> ExitCode {
-    report::finish(PROGRAM, run())
-}
+fdtools::program!(PROGRAM, run);
 
 fn run() -> Result<u8> {
     let arguments = Arguments::parse()?;

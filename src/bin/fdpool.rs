@@ -1,8 +1,9 @@
 //! fdpool: keeps a number of handlers busy with the connections of a queue.
 
+#![cfg_attr(target_env = "gnu", no_main)]
+
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -16,7 +17,7 @@ use fdtools::rendezvous::Rendezvous;
 use fdtools::scoreboard::MAX_SLOTS;
 use fdtools::source::Source;
 use fdtools::worker::WorkerCommand;
-use fdtools::{Error, Result, inherited, report, signals};
+use fdtools::{Error, Result, inherited, signals};
 use nix::sys::signal::Signal;
 
 const PROGRAM: &str = "fdpool";
@@ -68,9 +69,7 @@ struct Arguments {
     log: LogArguments,
 }
 
-fn main() -> ExitCode {
-    report::finish(PROGRAM, run())
-}
+fdtools::program!(PROGRAM, run);
 
 fn run() -> Result<u8> {
     let arguments: Arguments = parse()?;

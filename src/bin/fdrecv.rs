@@ -1,8 +1,9 @@
 //! fdrecv: takes one connection from a queue and becomes the command that serves it.
 
+#![cfg_attr(target_env = "gnu", no_main)]
+
 use std::ffi::OsString;
 use std::os::fd::{AsFd, RawFd};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -11,7 +12,7 @@ use fdtools::arguments::{LogArguments, QueueArguments, parse, parse_descriptor, 
 use fdtools::connection::Connection;
 use fdtools::handler::{Handler, Placement};
 use fdtools::queue::{Received, Receiver};
-use fdtools::report::{self, Log};
+use fdtools::report::Log;
 use fdtools::source::{Found, Source};
 use fdtools::{Error, Result, inherited, interrupt, signals};
 use nix::sys::signal::{SigSet, Signal};
@@ -50,9 +51,7 @@ struct Arguments {
     log: LogArguments,
 }
 
-fn main() -> ExitCode {
-    report::finish(PROGRAM, run())
-}
+fdtools::program!(PROGRAM, run);
 
 fn run() -> Result<u8> {
     let arguments: Arguments = parse()?;

@@ -1,0 +1,39 @@
+//! What the kernel says of a process in /proc.
+
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+fn read(pid: Pid, file: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
+}
+
+/// The number in a line `name: number` of such a file.
+fn number(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    number.unwrap_or_default()
+}
+
+/// How often it waited for something and got it (proc_pid_status(5)).
+pub fn wake_ups(pid: Pid) -> u64 {
+    number(&read(pid, "status"), "voluntary_ctxt_switches:")
+}
+
+/// The processor time of the process itself, without its children, to the nanosecond
+/// (Documentation/scheduler/sched-stats.rst of the kernel).
+pub fn processor_time(pid: Pid) -> Duration {
+    let text = read(pid, "schedstat");
+    let time = text.split_whitespace().next();
+    Duration::from_nanos(time.and_then(|time| time.parse().ok()).unwrap_or_default())
+}
+
+/// Its proportional set size, in KiB: what it shares with others counts in parts.
+pub fn proportional_set_size(pid: Pid) -> u64 {
+    number(&read(pid, "smaps_rollup"), "Pss:")
+}
+
+/// The name of its program.
+pub fn name(pid: Pid) -> String {
+    read(pid, "comm").trim().to_owned()
+}

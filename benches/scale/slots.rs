@@ -1,0 +1,107 @@
+//! A connection costs the same whatever the number of slots.
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use crate::load;
+use crate::process::{processor_time, wake_ups};
+use crate::server::{Line, Server, children};
+
+const CLIENTS: usize = 16;
+const LENGTH: Duration = Duration::from_secs(3);
+/// Connections, one after another, of which it is counted how many slots each woke.
+const SINGLE: usize = 50;
+
+/// A pool of so many slots, that runs `cat`.
+macro_rules! pool_of {
+    ($slots:literal) => {
+        Line {
+            name: concat!("fdpool ", $slots),
+            needs: &[],
+            text: concat!(
+                "exec fdaccept -q 127.0.0.1:PORT -- fdpool -q ",
+                $slots,
+                " -- cat"
+            ),
+        }
+    };
+}
+pub(crate) use pool_of;
+
+pub fn measure() {
+    println!(
+        "| slots | started after ms | slots woken by one | connections/s | CPU us of fdtools each |"
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: |");
+    let pools = [
+        (1, pool_of!(1)),
+        (16, pool_of!(16)),
+        (256, pool_of!(256)),
+        (1000, pool_of!(1000)),
+    ];
+    for (count, line) in pools {
+        let start = Instant::now();
+        let Some(server) = Server::start(&line) else {
+            continue;
+        };
+        let pool = Pool::of(&server);
+        while pool.slots().len() < count {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let started = start.elapsed();
+        let slots = pool.slots();
+        let woken = woken_by_one(&slots, server.port);
+        let everybody = [&slots[..], &[pool.fdaccept, pool.fdpool]].concat();
+        let spent = || {
+            everybody
+                .iter()
+                .copied()
+                .map(processor_time)
+                .sum::<Duration>()
+        };
+        let before = spent();
+        let load = load::run(server.port, CLIENTS, LENGTH);
+        let spent = spent() - before;
+        let served = load.latencies.len() as f64;
+        println!(
+            "| {count} | {:.0} | {woken:.2} | {:.0} | {:.0} |",
+            started.as_secs_f64() * 1e3,
+            served / load.elapsed.as_secs_f64(),
+            spent.as_secs_f64() * 1e6 / served,
+        );
+    }
+}
+
+/// How many of `slots` did something while one connection was served.
+fn woken_by_one(slots: &[Pid], port: u16) -> f64 {
+    let counts = || slots.iter().copied().map(wake_ups).collect::<Vec<_>>();
+    let mut answer = Vec::new();
+    let mut before = counts();
+    let mut woken = 0;
+    for _ in 0..SINGLE {
+        load::ask(port, &mut answer).expect("an answer");
+        let after = counts();
+        woken += before.iter().zip(&after).filter(|(a, b)| a != b).count();
+        before = after;
+    }
+    woken as f64 / SINGLE as f64
+}
+
+/// The processes of `fdaccept ... -- fdpool ...`.
+pub struct Pool {
+    pub fdaccept: Pid,
+    pub fdpool: Pid,
+}
+
+impl Pool {
+    pub fn of(server: &Server) -> Self {
+        let fdaccept = server.pid();
+        let fdpool = children(fdaccept)[0];
+        Self { fdaccept, fdpool }
+    }
+
+    pub fn slots(&self) -> Vec<Pid> {
+        children(self.fdpool)
+    }
+}
