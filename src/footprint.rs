@@ -1,41 +1,73 @@
-//! Memory that starting took and the loop does not: pages of our own code, which are unmapped again.
-//!
-//! They stay in the page cache, and what is needed of them comes back by itself.
-#![allow(unsafe_code)] // madvise(2)
+//! Memory that starting took and the loop does not: what the arguments were parsed with, and pages of our
+//! own program. These stay in the page cache, and what is needed of them comes back by itself.
+#![allow(unsafe_code)] // madvise(2), malloc_trim(3)
 
 use std::ptr::NonNull;
 
+use nix::libc;
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Unmaps this program's code. To be called when it has started, as long as it still may open files.
+/// Gives back what starting took. To be called when it is over, as long as files may still be opened.
 /// Where that cannot be done, nothing is lost but a megabyte.
-pub fn unmap_code() {
+pub fn reduce() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it concerns only what nobody has allocated.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    unmap_program();
+}
+
+fn unmap_program() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
         return;
     };
-    let here = unmap_code as fn() as usize;
-    let ours = maps
-        .lines()
-        .filter_map(code)
-        .find(|(start, end)| (*start..*end).contains(&here));
-    if let Some((start, end)) = ours
-        && let Some(start_of_it) = NonNull::new(start as *mut _)
-    {
-        // SAFETY: this is a mapping of a file that is executed and never written (r-xp), so a page
-        // of it that is touched again is read from the file as it was.
-        let _ = unsafe { madvise(start_of_it, end - start, MmapAdvise::MADV_DONTNEED) };
+    let mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
+    let here = unmap_program as fn() as usize;
+    let is_ours = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&here);
+    let Some(ours) = mappings.iter().find(is_ours) else {
+        return;
+    };
+    let parts = mappings.iter().filter(|mapping| mapping.file == ours.file);
+    for part in parts.filter(|mapping| mapping.is_unchanged()) {
+        if let Some(start) = NonNull::new(part.start as *mut _) {
+            // SAFETY: nobody has written to this mapping of a file, so a page of it that is touched
+            // again is read from the file as it was.
+            let _ = unsafe { madvise(start, part.end - part.start, MmapAdvise::MADV_DONTNEED) };
+        }
     }
 }
 
-/// The range of a line of proc_pid_maps(5) that is code, and nobody has written to.
-fn code(line: &str) -> Option<(usize, usize)> {
-    let mut fields = line.split(' ');
-    let (start, end) = fields.next()?.split_once('-')?;
-    let range = (
-        usize::from_str_radix(start, 16).ok()?,
-        usize::from_str_radix(end, 16).ok()?,
-    );
-    (fields.next()? == "r-xp").then_some(range)
+/// A line of proc_pid_maps(5).
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    start: usize,
+    end: usize,
+    permissions: &'a str,
+    offset: &'a str,
+    /// Its device and inode.
+    file: (&'a str, &'a str),
+}
+
+impl<'a> Mapping<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        Some(Self {
+            start: usize::from_str_radix(start, 16).ok()?,
+            end: usize::from_str_radix(end, 16).ok()?,
+            permissions: fields.next()?,
+            offset: fields.next()?,
+            file: (fields.next()?, fields.next()?),
+        })
+    }
+
+    /// Whether this is a part of a program that not even the dynamic linker wrote to: its code, and what
+    /// comes before that, from the start of the file. What else is read-only may have been relocated.
+    fn is_unchanged(&self) -> bool {
+        let is_first = self.offset.bytes().all(|digit| digit == b'0');
+        self.permissions == "r-xp" || self.permissions == "r--p" && is_first
+    }
 }
 
 #[cfg(test)]
@@ -43,23 +75,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_is_told_from_other_memory() {
-        let line = "55e081e11000-55e081ef5000 r-xp 0002a000 fe:00 123 /usr/bin/fdaccept";
-        assert_eq!(code(line), Some((0x55e0_81e1_1000, 0x55e0_81ef_5000)));
-        for other in [
-            "",
-            "x",
-            "1000-2000 r--p 0 0 0",
-            "1000-2000 rwxp 0 0 0",
-            "1000 r-xp",
-        ] {
-            assert_eq!(code(other), None);
+    fn what_was_never_written_is_told_from_other_memory() {
+        let line = |permissions, offset| {
+            format!("55e081e11000-55e081ef5000 {permissions} {offset} fe:00 123  /usr/bin/fdaccept")
+        };
+        let is_unchanged = |permissions, offset| {
+            let line = line(permissions, offset);
+            Mapping::parse(&line).unwrap().is_unchanged()
+        };
+        assert!(is_unchanged("r-xp", "0002a000"));
+        assert!(is_unchanged("r--p", "00000000"));
+        assert!(!is_unchanged("r--p", "0002a000"));
+        assert!(!is_unchanged("rw-p", "00000000"));
+        assert!(!is_unchanged("rwxp", "0002a000"));
+        let line = line("r-xp", "0002a000");
+        let mapping = Mapping::parse(&line).unwrap();
+        assert_eq!(mapping.start, 0x55e0_81e1_1000);
+        assert_eq!(mapping.end, 0x55e0_81ef_5000);
+        assert_eq!(mapping.file, ("fe:00", "123"));
+        for other in ["", "x", "1000 r-xp 0 0 0", "1000-2000 r-xp 0 0"] {
+            assert_eq!(Mapping::parse(other), None);
         }
     }
 
     #[test]
-    fn code_goes_on() {
-        unmap_code();
-        assert_eq!(code("1000-2000 r-xp 0"), Some((0x1000, 0x2000)));
+    fn the_program_goes_on() {
+        reduce();
+        assert_eq!("a constant".len(), 10);
     }
 }

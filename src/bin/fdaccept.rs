@@ -62,7 +62,7 @@ fn run() -> Result<u8> {
         grace: arguments.grace,
         log,
     })?;
-    footprint::unmap_code();
+    footprint::reduce();
     if arguments.service.sandbox() {
         sandbox::enter(child)?;
     }
