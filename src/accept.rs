@@ -34,8 +34,6 @@ const SAME_SHORTAGE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a TERM that was not to wait a command is ended.
 const KILL_AFTER: Duration = Duration::from_secs(5);
-/// Connections taken from one listener before the next has its turn.
-const TURN: usize = 16;
 /// How long closing what a stranger sent may block.
 const LINGER: Duration = Duration::from_millis(5);
 /// How long an accept may block that another process was faster at.
@@ -344,7 +342,8 @@ impl Acceptor {
         self.headers.as_ref().map_or(0, AwaitedHeaders::complete)
     }
 
-    /// Accepts what waits at the listeners that are ready, and passes it on.
+    /// Accepts one connection from each listener that is ready, and passes it on. Trying for more costs
+    /// a call wherever there is none, and blocks where the listener is not ours alone.
     fn accept(&mut self, ready: &[bool]) -> Result<()> {
         // They may be gone since they were ready.
         if self.stage == Stage::Closed {
@@ -355,39 +354,34 @@ impl Acceptor {
         let first = self.next_place;
         let in_turn = (0..count).map(|index| (first + index) % count);
         for index in in_turn.filter(|index| ready[*index]) {
-            for _ in 0..TURN {
-                if !self.may_accept(Instant::now()) || self.places[index].is_finished(self.stage) {
-                    break;
+            if !self.may_accept(Instant::now()) {
+                break;
+            }
+            match self.accept_one(index) {
+                Ok((connection, remote)) => {
+                    self.places[index].left = self.places[index].left.saturating_sub(1);
+                    self.next_place = index + 1;
+                    self.guard.count();
+                    let listener = &self.places[index].listener;
+                    let arrival = Arrival::new(connection, remote.as_ref(), listener);
+                    self.receive(arrival)?;
                 }
-                match self.accept_one(index) {
-                    Ok((connection, remote)) => {
-                        self.places[index].left = self.places[index].left.saturating_sub(1);
-                        self.next_place = index + 1;
-                        self.guard.count();
-                        let listener = &self.places[index].listener;
-                        let arrival = Arrival::new(connection, remote.as_ref(), listener);
-                        self.receive(arrival)?;
+                Err(errno) => match classify(errno) {
+                    Class::Retry => {
+                        let is_clients = errno != Errno::INTR;
+                        self.guard.counters.failed += u64::from(is_clients);
                     }
-                    Err(errno) => match classify(errno) {
-                        Class::Retry => {
-                            let is_clients = errno != Errno::INTR;
-                            self.guard.counters.failed += u64::from(is_clients);
-                        }
-                        Class::Nobody => {
-                            self.places[index].left = 0;
-                            break;
-                        }
-                        Class::Pause if self.give_up_header() => {}
-                        Class::Pause => {
-                            self.pause(to_nix(errno));
-                            return Ok(());
-                        }
-                        Class::Fatal => {
-                            let action = format!("accept on {}", self.places[index].listener);
-                            return Err(Error::system(action, to_nix(errno)));
-                        }
-                    },
-                }
+                    Class::Nobody => self.places[index].left = 0,
+                    Class::Pause if self.give_up_header() => {}
+                    Class::Pause => {
+                        self.pause(to_nix(errno));
+                        return Ok(());
+                    }
+                    Class::Fatal => {
+                        let action = format!("accept on {}", self.places[index].listener);
+                        return Err(Error::system(action, to_nix(errno)));
+                    }
+                },
             }
         }
         if self.stage == Stage::LastOrders {
@@ -731,12 +725,6 @@ struct Ready {
     sink: bool,
     /// One for each listener; none while nothing is to be accepted.
     listeners: Vec<bool>,
-}
-
-impl Place {
-    fn is_finished(&self, stage: Stage) -> bool {
-        stage == Stage::LastOrders && self.left == 0
-    }
 }
 
 /// The longest backlog that a listener can have here, in connections.

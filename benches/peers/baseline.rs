@@ -7,7 +7,7 @@ use std::process::Command;
 
 use fdtools::command::environment_without;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
-use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 
 /// How many processes the one that echoes by itself has.
 const WORKERS: usize = 2;
@@ -35,8 +35,6 @@ fn listen(port: u16) -> TcpListener {
 
 /// Accepts, starts cat with the connection, and nothing else.
 fn exec(listener: &TcpListener) -> ! {
-    // The kernel reaps the children then.
-    fdtools::signals::ignore(&[Signal::SIGCHLD]).expect("a signal that can be ignored");
     let attributes = PosixSpawnAttr::init().expect("memory");
     // As every other server has it: what cat does depends on it, such as on LANG.
     let environment = environment_without(|_| false);
@@ -51,6 +49,8 @@ fn exec(listener: &TcpListener) -> ! {
                 .expect("memory");
         }
         posix_spawn(c"/bin/cat", &actions, &attributes, &[c"cat"], &environment).expect("cat runs");
+        // Whatever has ended by now.
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
     }
 }
 

@@ -89,16 +89,20 @@ impl Server {
         self.directory.path()
     }
 
-    /// The process that all the others descend from.
+    /// The process that the line became, if it is one command.
+    #[allow(dead_code)] // not every benchmark looks into it
     pub fn pid(&self) -> Pid {
-        let shell = Pid::from_raw(self.shell.id() as i32);
-        children(shell)[0]
+        children(self.shell())[0]
+    }
+
+    fn shell(&self) -> Pid {
+        Pid::from_raw(self.shell.id() as i32)
     }
 
     /// The processor time of all its processes so far, with those that have ended.
     #[allow(dead_code)] // where there are many processes, ticks are too coarse
     pub fn cpu_time(&self) -> Duration {
-        let ticks = ticks(self.pid());
+        let ticks = ticks(self.shell());
         let second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
         Duration::from_secs_f64(ticks as f64 / second as f64)
     }

@@ -19,6 +19,7 @@ pub fn measure() {
         name: "a queue for fdrecv",
         needs: &[],
         text: "fdaccept -q --bind ./queue 127.0.0.1:PORT & \
+               until [ -S queue ]; do sleep 0.01; done; \
                fdrecv --connect ./queue -- cat; wait",
     };
     let Some(server) = Server::start(&line) else {
