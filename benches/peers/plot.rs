@@ -34,6 +34,7 @@ pub fn draw(outcomes: &[Outcome], path: &Path) -> Result<(), Box<dyn Error>> {
         let mut chart = ChartBuilder::on(&part)
             .caption(outcome.title, ("sans-serif", 18))
             .margin(12)
+            .margin_right(24)
             .x_label_area_size(36)
             .y_label_area_size(56)
             .build_cartesian_2d(0.0..100.0, (fastest..slowest).log_scale())?;
