@@ -8,8 +8,8 @@
 //!
 //! PATH may be @name, in the abstract namespace.
 
-use std::fs::File;
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use fdtools::name::Name;
@@ -45,7 +45,8 @@ fn main() -> Result<()> {
                 lease: _lease,
                 ..
             } => {
-                let client = File::from(descriptor);
+                // Or a Unix stream, which reads and writes alike.
+                let client = TcpStream::from(descriptor);
                 // That the client has gone is no reason to end.
                 let _ = io::copy(&mut &client, &mut &client);
             }

@@ -34,6 +34,8 @@ const SAME_SHORTAGE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a TERM that was not to wait a command is ended.
 const KILL_AFTER: Duration = Duration::from_secs(5);
+/// Connections taken from one listener before the next has its turn.
+const TURN: usize = 16;
 /// How long closing what a stranger sent may block.
 const LINGER: Duration = Duration::from_millis(5);
 /// How long an accept may block that another process was faster at.
@@ -342,8 +344,7 @@ impl Acceptor {
         self.headers.as_ref().map_or(0, AwaitedHeaders::complete)
     }
 
-    /// Accepts one connection from each listener that is ready, and passes it on. Trying for more costs
-    /// a call wherever there is none, and blocks where the listener is not ours alone.
+    /// Accepts what waits at the listeners that are ready, and passes it on.
     fn accept(&mut self, ready: &[bool]) -> Result<()> {
         // They may be gone since they were ready.
         if self.stage == Stage::Closed {
@@ -354,34 +355,44 @@ impl Acceptor {
         let first = self.next_place;
         let in_turn = (0..count).map(|index| (first + index) % count);
         for index in in_turn.filter(|index| ready[*index]) {
-            if !self.may_accept(Instant::now()) {
-                break;
-            }
-            match self.accept_one(index) {
-                Ok((connection, remote)) => {
-                    self.places[index].left = self.places[index].left.saturating_sub(1);
-                    self.next_place = index + 1;
-                    self.guard.count();
-                    let listener = &self.places[index].listener;
-                    let arrival = Arrival::new(connection, remote.as_ref(), listener);
-                    self.receive(arrival)?;
+            // To find nobody costs a call, and time where that blocks.
+            let turn = match self.places[index].listener.is_inherited() {
+                true => 1,
+                false => TURN,
+            };
+            for _ in 0..turn {
+                if !self.may_accept(Instant::now()) {
+                    break;
                 }
-                Err(errno) => match classify(errno) {
-                    Class::Retry => {
-                        let is_clients = errno != Errno::INTR;
-                        self.guard.counters.failed += u64::from(is_clients);
+                match self.accept_one(index) {
+                    Ok((connection, remote)) => {
+                        self.places[index].left = self.places[index].left.saturating_sub(1);
+                        self.next_place = index + 1;
+                        self.guard.count();
+                        let listener = &self.places[index].listener;
+                        let arrival = Arrival::new(connection, remote.as_ref(), listener);
+                        self.receive(arrival)?;
                     }
-                    Class::Nobody => self.places[index].left = 0,
-                    Class::Pause if self.give_up_header() => {}
-                    Class::Pause => {
-                        self.pause(to_nix(errno));
-                        return Ok(());
-                    }
-                    Class::Fatal => {
-                        let action = format!("accept on {}", self.places[index].listener);
-                        return Err(Error::system(action, to_nix(errno)));
-                    }
-                },
+                    Err(errno) => match classify(errno) {
+                        Class::Retry => {
+                            let is_clients = errno != Errno::INTR;
+                            self.guard.counters.failed += u64::from(is_clients);
+                        }
+                        Class::Nobody => {
+                            self.places[index].left = 0;
+                            break;
+                        }
+                        Class::Pause if self.give_up_header() => {}
+                        Class::Pause => {
+                            self.pause(to_nix(errno));
+                            return Ok(());
+                        }
+                        Class::Fatal => {
+                            let action = format!("accept on {}", self.places[index].listener);
+                            return Err(Error::system(action, to_nix(errno)));
+                        }
+                    },
+                }
             }
         }
         if self.stage == Stage::LastOrders {

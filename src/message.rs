@@ -122,13 +122,20 @@ impl Info {
     /// What a TCP connection tells: both addresses. A mapped address (`::ffff:192.0.2.1`) is
     /// written as the IPv4 address that it is.
     pub fn tcp(remote: SocketAddr, local: SocketAddr) -> Self {
-        let mut info = Self::new();
-        info.set(PROTO, "TCP");
-        info.set(TCP_REMOTE_IP, remote.ip().to_canonical().to_string());
-        info.set(TCP_REMOTE_PORT, remote.port().to_string());
-        info.set(TCP_LOCAL_IP, local.ip().to_canonical().to_string());
-        info.set(TCP_LOCAL_PORT, local.port().to_string());
-        info
+        let ip = |address: SocketAddr| address.ip().to_canonical().to_string();
+        let port = |address: SocketAddr| address.port().to_string();
+        // All of them are what their names promise.
+        let values = [
+            (PROTO, "TCP".into()),
+            (TCP_REMOTE_IP, ip(remote)),
+            (TCP_REMOTE_PORT, port(remote)),
+            (TCP_LOCAL_IP, ip(local)),
+            (TCP_LOCAL_PORT, port(local)),
+        ];
+        let values = values.map(|(variable, value)| (variable, value.into_bytes()));
+        Self {
+            values: values.into(),
+        }
     }
 
     /// What a Unix connection tells. A client chooses the name of its own socket, so a name with
@@ -239,8 +246,8 @@ impl Info {
                 return None;
             }
             let known = VARIABLES.iter().find(|known| known.name.as_bytes() == name);
-            if let Some(variable) = known {
-                info.set(*variable, value);
+            if let Some(variable) = known.filter(|known| known.accepts(value)) {
+                info.values.push((*variable, value.to_vec()));
             }
         }
         Some(info)

@@ -1,8 +1,15 @@
 //! The load: clients that each connect, say a line, half-close, and read to the end, again and again.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::sockopt::{IpBindAddressNoPort, SendTimeout};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// A client that gets no answer gives up after this long.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -26,7 +33,7 @@ pub fn run(port: u16, clients: usize, length: Duration) -> Load {
     let mut load = Load::default();
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..clients)
-            .map(|_| scope.spawn(move || client(port, end)))
+            .map(|number| scope.spawn(move || client(number, port, end)))
             .collect();
         for client in clients {
             let (latencies, failures) = client.join().expect("a client does not panic");
@@ -38,12 +45,15 @@ pub fn run(port: u16, clients: usize, length: Duration) -> Load {
     load
 }
 
-fn client(port: u16, end: Instant) -> (Vec<Duration>, usize) {
+fn client(number: usize, port: u16, end: Instant) -> (Vec<Duration>, usize) {
+    // Each has an address of its own: a closed connection keeps its port for a minute, and those of one
+    // address are used up within seconds, from when on it is the search for one that is measured.
+    let source = Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 1, 0).to_bits() + number as u32);
     let (mut latencies, mut failures) = (Vec::new(), 0);
     let mut answer = Vec::new();
     while Instant::now() < end {
         let start = Instant::now();
-        match ask(port, &mut answer) {
+        match ask_from(source, port, &mut answer) {
             Ok(()) if answer == LINE => latencies.push(start.elapsed()),
             _ => failures += 1,
         }
@@ -53,12 +63,30 @@ fn client(port: u16, end: Instant) -> (Vec<Duration>, usize) {
 
 /// One connection.
 pub fn ask(port: u16, answer: &mut Vec<u8>) -> std::io::Result<()> {
-    // A server that does not answer any more has a full backlog at last.
-    let address = (Ipv4Addr::LOCALHOST, port).into();
-    let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
+    ask_from(Ipv4Addr::LOCALHOST, port, answer)
+}
+
+fn ask_from(source: Ipv4Addr, port: u16, answer: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut connection = open(source, port)?;
     connection.write_all(LINE)?;
     connection.shutdown(Shutdown::Write)?;
     answer.clear();
     connection.read_to_end(answer).map(drop)
+}
+
+fn open(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+    let family = AddressFamily::Inet;
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The port is chosen when it is known what it must differ from.
+    setsockopt(&socket, IpBindAddressNoPort, &true)?;
+    let source = SockaddrIn::from(SocketAddrV4::new(source, 0));
+    bind(socket.as_raw_fd(), &source)?;
+    // For connecting, too: a server that does not answer any more has a full backlog at last.
+    let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
+    setsockopt(&socket, SendTimeout, &patience)?;
+    let server = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+    connect(socket.as_raw_fd(), &server)?;
+    let connection = TcpStream::from(socket);
+    connection.set_read_timeout(Some(PATIENCE))?;
+    Ok(connection)
 }

@@ -11,7 +11,7 @@ const WIDTH: u32 = 900;
 const HEIGHT: u32 = 420;
 /// Up to which of all connections, counted from the fastest, it is drawn.
 const LAST: f64 = 0.999;
-const STEPS: u32 = 500;
+const STEPS: u32 = 200;
 
 /// Draws a picture with a part for each scenario: across, the share of connections that were faster;
 /// upward, how long they took.
