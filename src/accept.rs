@@ -361,7 +361,7 @@ impl Acceptor {
                 false => TURN,
             };
             for _ in 0..turn {
-                if !self.may_accept(Instant::now()) {
+                if !self.may_accept(Instant::now()) || self.places[index].is_finished(self.stage) {
                     break;
                 }
                 match self.accept_one(index) {
@@ -736,6 +736,12 @@ struct Ready {
     sink: bool,
     /// One for each listener; none while nothing is to be accepted.
     listeners: Vec<bool>,
+}
+
+impl Place {
+    fn is_finished(&self, stage: Stage) -> bool {
+        stage == Stage::LastOrders && self.left == 0
+    }
 }
 
 /// The longest backlog that a listener can have here, in connections.

@@ -94,21 +94,10 @@ pub(crate) fn block_instead_of_ignoring(signals: &[Signal]) -> Result<SigSet> {
 }
 
 /// As much as the kernel's own `struct sigaction` has; its handler comes first (but on MIPS).
-/// The C library keeps two signals (32 and 33) for itself, and its posix_spawn ignores them in a
-/// child, so only the kernel can be asked about those.
+/// The C library keeps two signals (32 and 33) for itself, so only the kernel can be asked about those.
 type KernelAction = [usize; 16];
 /// The size of the kernel's signal set, in bytes.
 const KERNEL_SET: usize = 8;
-
-/// Every signal, the two that the C library keeps for itself among them.
-pub fn every() -> SigSet {
-    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: a set is an array of bits, so all ones are a value of it.
-    unsafe {
-        std::ptr::write_bytes(set.as_mut_ptr(), 0xff, 1);
-        SigSet::from_sigset_t_unchecked(set.assume_init())
-    }
-}
 
 /// Blocks `signals`, besides those that are blocked already.
 ///

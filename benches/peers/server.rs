@@ -116,7 +116,7 @@ impl Drop for Server {
 }
 
 /// Where the programs are that cargo built.
-pub fn programs() -> &'static Path {
+fn programs() -> &'static Path {
     let program = Path::new(env!("CARGO_BIN_EXE_fdaccept"));
     program.parent().expect("a directory")
 }

@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 
 use crate::load;
 use crate::server::{Line, Server, children};
+use crate::slots::Pool;
 
 const CONNECTIONS: usize = 100;
 
@@ -27,14 +28,15 @@ pub fn measure() {
         load::ask(server.port, &mut answer).expect("an answer");
     }
     let trace = read();
-    let fdaccept = children(server.pid())[0];
-    let slot = children(children(fdaccept)[0])[0];
+    // Of strace there is one child.
+    let pool = Pool::of(children(server.pid())[0]);
+    let slot = pool.slots()[0];
     let mut calls = [const { BTreeMap::new() }; 3];
     let mut is_cat = Vec::new();
     for (pid, call) in trace[before..].lines().filter_map(call) {
         let role = match pid {
             _ if is_cat.contains(&pid) => continue,
-            pid if pid == fdaccept => 0,
+            pid if pid == pool.fdaccept => 0,
             pid if pid == slot => 1,
             _ => 2,
         };

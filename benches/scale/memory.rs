@@ -12,7 +12,7 @@ pub fn measure() {
         return;
     };
     load::run(server.port, 16, Duration::from_millis(500));
-    let pool = Pool::of(&server);
+    let pool = Pool::of(server.pid());
     let slots = pool.slots();
     let sum: u64 = slots.iter().copied().map(proportional_set_size).sum();
     println!(

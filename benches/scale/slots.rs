@@ -45,7 +45,7 @@ pub fn measure() {
         let Some(server) = Server::start(&line) else {
             continue;
         };
-        let pool = Pool::of(&server);
+        let pool = Pool::of(server.pid());
         while pool.slots().len() < count {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -92,8 +92,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn of(server: &Server) -> Self {
-        let fdaccept = server.pid();
+    /// Those of this fdaccept.
+    pub fn of(fdaccept: Pid) -> Self {
         let fdpool = children(fdaccept)[0];
         Self { fdaccept, fdpool }
     }
