@@ -7,33 +7,44 @@ use std::ptr::NonNull;
 use nix::libc;
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Gives back what starting took. To be called when it is over, as long as files may still be opened.
-/// Where that cannot be done, nothing is lost but a megabyte.
-pub fn reduce() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it concerns only what nobody has allocated.
-    unsafe {
-        libc::malloc_trim(0)
-    };
-    unmap_program();
+/// What starting took, to be given back when it is over.
+#[derive(Debug)]
+pub struct Footprint {
+    /// Start and length of the mappings of this program that nobody has written to.
+    program: Vec<(usize, usize)>,
 }
 
-fn unmap_program() {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
-        return;
-    };
-    let mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
-    let here = unmap_program as fn() as usize;
-    let is_ours = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&here);
-    let Some(ours) = mappings.iter().find(is_ours) else {
-        return;
-    };
-    let parts = mappings.iter().filter(|mapping| mapping.file == ours.file);
-    for part in parts.filter(|mapping| mapping.is_unchanged()) {
-        if let Some(start) = NonNull::new(part.start as *mut _) {
-            // SAFETY: nobody has written to this mapping of a file, so a page of it that is touched
-            // again is read from the file as it was.
-            let _ = unsafe { madvise(start, part.end - part.start, MmapAdvise::MADV_DONTNEED) };
+impl Footprint {
+    /// Finds it. To be called as long as files may still be opened; where that cannot be done, nothing
+    /// is lost but a megabyte.
+    pub fn of_start() -> Self {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
+        let here = Self::of_start as fn() -> Self as usize;
+        let is_here = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&here);
+        let ours = mappings.iter().find(is_here).map(|mapping| mapping.file);
+        let parts = mappings.iter().filter(|mapping| Some(mapping.file) == ours);
+        let unchanged = parts.filter(|mapping| mapping.is_unchanged());
+        Self {
+            program: unchanged
+                .map(|part| (part.start, part.end - part.start))
+                .collect(),
+        }
+    }
+
+    /// Gives it back. Opens nothing.
+    pub fn reduce(self) {
+        #[cfg(target_env = "gnu")]
+        // SAFETY: it concerns only what nobody has allocated.
+        unsafe {
+            libc::malloc_trim(0)
+        };
+        for (start, length) in self.program {
+            if let Some(start) = NonNull::new(start as *mut _) {
+                // SAFETY: nobody has written to this mapping of a file, so a page of it that is
+                // touched again is read from the file as it was; a program is not unmapped.
+                let _ = unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) };
+            }
         }
     }
 }
@@ -100,7 +111,9 @@ mod tests {
 
     #[test]
     fn the_program_goes_on() {
-        reduce();
+        let footprint = Footprint::of_start();
+        assert!(!footprint.program.is_empty());
+        footprint.reduce();
         assert_eq!("a constant".len(), 10);
     }
 }

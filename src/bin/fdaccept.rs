@@ -5,11 +5,12 @@
 use fdtools::accept::{self, Acceptor, Parts};
 use fdtools::accept_arguments::Arguments;
 use fdtools::chain::Chain;
+use fdtools::footprint::Footprint;
 use fdtools::limit::Limit;
 use fdtools::listen_fds::Passed;
 use fdtools::signals::Signals;
 use fdtools::store::Store;
-use fdtools::{Result, footprint, sandbox};
+use fdtools::{Result, sandbox};
 
 const PROGRAM: &str = "fdaccept";
 
@@ -40,6 +41,8 @@ fn run() -> Result<u8> {
         user.assume()?;
         sink.check()?;
     }
+    // Before anybody is told: from then on nothing is opened but for connections.
+    let footprint = Footprint::of_start();
     for listener in &listeners {
         log.notice(format_args!("listening on {listener}"));
     }
@@ -62,7 +65,7 @@ fn run() -> Result<u8> {
         grace: arguments.grace,
         log,
     })?;
-    footprint::reduce();
+    footprint.reduce();
     if arguments.service.sandbox() {
         sandbox::enter(child)?;
     }
