@@ -5,6 +5,8 @@
 //! only values that are what the name promises.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 
 /// The first line of every payload: the format's version.
@@ -12,6 +14,9 @@ pub const VERSION_LINE: &[u8] = b"FDTOOLS=1\n";
 
 /// The most bytes that a payload may have.
 pub const MAX_PAYLOAD: usize = 4096;
+
+/// More than most TCP connections have to say, so that it is written without moving.
+const TCP_LENGTH: usize = 160;
 
 /// What a value must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +115,9 @@ pub struct UnixPeer<'a> {
 /// What is known of one connection: a value for some of [`VARIABLES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Info {
-    values: Vec<(Variable, Vec<u8>)>,
+    /// The lines of its payload behind the first: each is `NAME=value` and a newline, no name is
+    /// there twice, and every value is what its name promises.
+    lines: Vec<u8>,
 }
 
 impl Info {
@@ -122,33 +129,30 @@ impl Info {
     /// What a TCP connection tells: both addresses. A mapped address (`::ffff:192.0.2.1`) is
     /// written as the IPv4 address that it is.
     pub fn tcp(remote: SocketAddr, local: SocketAddr) -> Self {
-        let ip = |address: SocketAddr| address.ip().to_canonical().to_string();
-        let port = |address: SocketAddr| address.port().to_string();
+        let ip = |address: SocketAddr| address.ip().to_canonical();
+        let mut info = Self {
+            lines: Vec::with_capacity(TCP_LENGTH),
+        };
         // All of them are what their names promise.
-        let values = [
-            (PROTO, "TCP".into()),
-            (TCP_REMOTE_IP, ip(remote)),
-            (TCP_REMOTE_PORT, port(remote)),
-            (TCP_LOCAL_IP, ip(local)),
-            (TCP_LOCAL_PORT, port(local)),
-        ];
-        let values = values.map(|(variable, value)| (variable, value.into_bytes()));
-        Self {
-            values: values.into(),
-        }
+        info.add(PROTO, "TCP");
+        info.add(TCP_REMOTE_IP, ip(remote));
+        info.add(TCP_REMOTE_PORT, remote.port());
+        info.add(TCP_LOCAL_IP, ip(local));
+        info.add(TCP_LOCAL_PORT, local.port());
+        info
     }
 
     /// What a Unix connection tells. A client chooses the name of its own socket, so a name with
     /// a control byte in it is left out.
     pub fn unix(peer: UnixPeer<'_>) -> Self {
         let mut info = Self::new();
-        info.set(PROTO, "IPC");
+        info.add(PROTO, "IPC");
         if let Some((uid, gid, pid)) = peer.credentials {
-            info.set(IPC_REMOTE_EUID, uid.to_string());
-            info.set(IPC_REMOTE_EGID, gid.to_string());
+            info.add(IPC_REMOTE_EUID, uid);
+            info.add(IPC_REMOTE_EGID, gid);
             // 0 stands for one that has no number here: it is in another container.
             if pid != 0 {
-                info.set(IPC_REMOTE_PID, pid.to_string());
+                info.add(IPC_REMOTE_PID, pid);
             }
         }
         if let Some(path) = peer.remote_path {
@@ -161,21 +165,59 @@ impl Info {
     }
 
     /// Gives `variable` a value. Returns false, and leaves it without one, if the value is not
-    /// what the name promises.
+    /// what the name promises, or if a message of [`MAX_PAYLOAD`] bytes has no room for it.
     pub fn set(&mut self, variable: Variable, value: impl AsRef<[u8]>) -> bool {
         let value = value.as_ref();
-        self.values.retain(|(known, _)| *known != variable);
-        let accepted = variable.accepts(value);
+        self.unset(variable);
+        let length = self.lines.len() + variable.name.len() + value.len() + b"=\n".len();
+        let accepted = variable.accepts(value) && VERSION_LINE.len() + length <= MAX_PAYLOAD;
         if accepted {
-            self.values.push((variable, value.to_vec()));
+            self.add_line(variable, |lines| lines.extend_from_slice(value));
         }
         accepted
     }
 
+    fn unset(&mut self, variable: Variable) {
+        let mut start = 0;
+        for line in self.lines.split_inclusive(|byte| *byte == b'\n') {
+            let end = start + line.len();
+            if line
+                .strip_prefix(variable.name.as_bytes())
+                .is_some_and(|rest| rest[0] == b'=')
+            {
+                self.lines.drain(start..end);
+                return;
+            }
+            start = end;
+        }
+    }
+
+    /// Says something short that was not said, and is what its name promises.
+    fn add(&mut self, variable: Variable, value: impl Display) {
+        self.add_line(variable, |lines| {
+            // A vector takes everything.
+            let _ = write!(lines, "{value}");
+        });
+    }
+
+    fn add_line(&mut self, variable: Variable, write_value: impl FnOnce(&mut Vec<u8>)) {
+        self.lines.extend_from_slice(variable.name.as_bytes());
+        self.lines.push(b'=');
+        write_value(&mut self.lines);
+        self.lines.push(b'\n');
+    }
+
+    /// Everything that was said: names, which all are those of [`VARIABLES`], and values.
+    fn entries(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.lines.split(|byte| *byte == b'\n');
+        lines.filter_map(split_at_equals)
+    }
+
     /// The value of `variable`, if there is one.
     pub fn get(&self, variable: Variable) -> Option<&[u8]> {
-        let found = self.values.iter().find(|(known, _)| *known == variable);
-        found.map(|(_, value)| value.as_slice())
+        let mut entries = self.entries();
+        let found = entries.find(|(name, _)| *name == variable.name.as_bytes());
+        found.map(|(_, value)| value)
     }
 
     /// Every variable that has a value, with `REMOTE_ADDR` and `REMOTE_PORT` taken from the TCP
@@ -185,8 +227,8 @@ impl Info {
             Some(_) => None,
             None => self.get(of).map(|value| (alias, value)),
         };
-        let own = self.values.iter();
-        own.map(|(variable, value)| (*variable, value.as_slice()))
+        let own = self.entries();
+        own.filter_map(|(name, value)| Some((VARIABLES[index_of(name)?], value)))
             .chain(alias(REMOTE_ADDR, TCP_REMOTE_IP))
             .chain(alias(REMOTE_PORT, TCP_REMOTE_PORT))
     }
@@ -206,21 +248,9 @@ impl Info {
         }
     }
 
-    /// The payload of a message that says all this: at most [`MAX_PAYLOAD`] bytes. A value that
-    /// would not fit is left out.
+    /// The payload of a message that says all this: at most [`MAX_PAYLOAD`] bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(256);
-        payload.extend_from_slice(VERSION_LINE);
-        for (variable, value) in &self.values {
-            if payload.len() + variable.name.len() + value.len() + 2 > MAX_PAYLOAD {
-                continue;
-            }
-            payload.extend_from_slice(variable.name.as_bytes());
-            payload.push(b'=');
-            payload.extend_from_slice(value);
-            payload.push(b'\n');
-        }
-        payload
+        [VERSION_LINE, &self.lines].concat()
     }
 
     /// Reads a payload. Returns `None` if this is not one, or is one of another version, or says
@@ -231,27 +261,45 @@ impl Info {
             return None;
         }
         let lines = payload.strip_prefix(VERSION_LINE)?;
-        let lines = match lines {
-            [] => return Some(Self::new()),
-            _ => lines.strip_suffix(b"\n")?,
+        if !lines.is_empty() && !lines.ends_with(b"\n") {
+            return None;
+        }
+        let mut info = Self {
+            lines: Vec::with_capacity(lines.len()),
         };
-        let mut info = Self::new();
-        let mut seen = BTreeSet::from([&b"FDTOOLS"[..]]);
-        for line in lines.split(|byte| *byte == b'\n') {
-            let Some(equals) = line.iter().position(|byte| *byte == b'=') else {
+        let mut seen = [false; VARIABLES.len()];
+        let mut seen_others = BTreeSet::new();
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let Some((name, value)) = split_at_equals(&line[..line.len() - 1]) else {
                 continue;
             };
-            let (name, value) = (&line[..equals], &line[equals + 1..]);
-            if !seen.insert(name) {
-                return None;
-            }
-            let known = VARIABLES.iter().find(|known| known.name.as_bytes() == name);
-            if let Some(variable) = known.filter(|known| known.accepts(value)) {
-                info.values.push((*variable, value.to_vec()));
+            match index_of(name) {
+                Some(index) if seen[index] => return None,
+                Some(index) => {
+                    seen[index] = true;
+                    if VARIABLES[index].accepts(value) {
+                        info.lines.extend_from_slice(line);
+                    }
+                }
+                None if name == b"FDTOOLS" || !seen_others.insert(name) => return None,
+                None => {}
             }
         }
         Some(info)
     }
+}
+
+/// The name and the value of a line; `None` if it has no `=`.
+fn split_at_equals(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = line.iter().position(|byte| *byte == b'=')?;
+    Some((&line[..equals], &line[equals + 1..]))
+}
+
+/// Where in [`VARIABLES`] the one of this name is.
+fn index_of(name: &[u8]) -> Option<usize> {
+    VARIABLES
+        .iter()
+        .position(|known| known.name.as_bytes() == name)
 }
 
 #[cfg(test)]
@@ -331,6 +379,21 @@ mod tests {
         assert_eq!(info.get(IPC_REMOTE_PATH), None);
         assert_eq!(info.get(IPC_LOCAL_PATH), Some(&b"/run/\xff"[..]));
         assert_eq!(info.client(), "1:2");
+    }
+
+    #[test]
+    fn what_has_no_room_in_a_message_is_left_out() {
+        let mut info = Info::new();
+        let room = MAX_PAYLOAD - VERSION_LINE.len() - "IPCLOCALPATH=\n".len();
+        assert!(!info.set(IPC_LOCAL_PATH, vec![b'x'; room + 1]));
+        assert_eq!(info, Info::new());
+        assert!(info.set(IPC_LOCAL_PATH, vec![b'x'; room]));
+        assert!(!info.set(PROTO, "IPC"));
+        assert_eq!(info.encode().len(), MAX_PAYLOAD);
+        // The new value takes the place of the old one.
+        assert!(info.set(IPC_LOCAL_PATH, "/run/x"));
+        assert!(info.set(PROTO, "IPC"));
+        assert_eq!(info.get(IPC_LOCAL_PATH), Some(&b"/run/x"[..]));
     }
 
     #[test]

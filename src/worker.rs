@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
-use nix::unistd::{Pid, execve, pipe2, setsid};
+use nix::unistd::{Pid, execve, pipe2, setpgid};
 
 use crate::command::Command;
 use crate::handler::clean_environment;
@@ -100,9 +100,10 @@ impl WorkerCommand {
         ready: Option<(RawFd, BorrowedFd<'_>)>,
     ) -> Result<Infallible, Errno> {
         let errno = |error: Error| error.errno().unwrap_or(Errno::EINVAL);
-        // A group of its own, and a session, since the kernel hangs up on a group in which somebody
-        // is stopped when its parent in the same session dies. TERM is what we promise then.
-        setsid()?;
+        // A group, but no session, of its own: the kernel shares processor time out by session first
+        // (autogroups, sched(7)), and then a worker that is given a connection takes the processor
+        // from the one that gives it.
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
         inherited::place(queue.as_fd(), QUEUE).map_err(errno)?;
         if let Some((number, end)) = ready {
             inherited::place(end, number).map_err(errno)?;

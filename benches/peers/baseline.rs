@@ -1,15 +1,20 @@
 //! What a server costs at least: nothing but what the job itself takes.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::Command;
+use std::process::{Child, Command};
 
 use fdtools::command::environment_without;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::wait::{WaitPidFlag, waitpid};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
 
-/// How many processes the one that echoes by itself has.
+/// How many processes echo.
 const WORKERS: usize = 2;
 
 /// Becomes the baseline of this name, on this port.
@@ -18,10 +23,9 @@ pub fn run(name: &str, port: &str) -> ! {
     match name {
         "exec" => exec(&listen(port)),
         "echo" => echo(&listen(port)),
-        "inherited" => {
-            let listener = std::io::stdin().as_fd().try_clone_to_owned();
-            accept_and_echo(&listener.expect("a descriptor").into())
-        }
+        "accept-and-echo" => accept_and_echo(&inherited().into()),
+        "pass" => pass(&listen(port)),
+        "receive-and-echo" => receive_and_echo(&inherited()),
         _ => panic!("no such baseline"),
     }
 }
@@ -54,19 +58,72 @@ fn exec(listener: &TcpListener) -> ! {
     }
 }
 
-/// Processes that each accept, and echo by themselves. The others get the listener as their standard
-/// input.
+/// Processes that each accept, and echo by themselves.
 fn echo(listener: &TcpListener) -> ! {
-    let start = |_| {
-        let this = std::env::current_exe().expect("this program");
-        Command::new(this)
-            .args(["--baseline", "inherited", "0"])
-            .stdin(OwnedFd::from(listener.try_clone().expect("a descriptor")))
-            .spawn()
-            .expect("a process")
-    };
-    let _others: Vec<_> = (1..WORKERS).map(start).collect();
+    let _others: Vec<_> = (1..WORKERS)
+        .map(|_| start("accept-and-echo", listener))
+        .collect();
     accept_and_echo(listener)
+}
+
+/// Accepts and passes on, to processes that receive and echo: what passing costs at least.
+fn pass(listener: &TcpListener) -> ! {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
+    let (write_end, read_end) = pair.expect("a pair");
+    let _workers: Vec<_> = (0..WORKERS)
+        .map(|_| start("receive-and-echo", &read_end))
+        .collect();
+    loop {
+        let Ok((connection, _)) = listener.accept() else {
+            continue;
+        };
+        let descriptors = [connection.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let byte = [IoSlice::new(&[0])];
+        sendmsg(&write_end, &byte, &mut control, SendFlags::NOSIGNAL).expect("it is received");
+    }
+}
+
+/// Another process of this program, with this as its standard input.
+fn start(baseline: &str, input: impl AsFd) -> Child {
+    let input = input.as_fd().try_clone_to_owned().expect("a descriptor");
+    Command::new(std::env::current_exe().expect("this program"))
+        .args(["--baseline", baseline, "0"])
+        .stdin(input)
+        .spawn()
+        .expect("a process")
+}
+
+/// What [`start`] gave it.
+fn inherited() -> OwnedFd {
+    let input = std::io::stdin();
+    input.as_fd().try_clone_to_owned().expect("a descriptor")
+}
+
+fn receive_and_echo(queue: &OwnedFd) -> ! {
+    let mut buffer = [0; 65536];
+    loop {
+        let mut byte = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [IoSliceMut::new(&mut byte)];
+        let received = recvmsg(queue, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC);
+        if received.is_ok_and(|received| received.bytes == 0) {
+            // Who accepts is gone.
+            std::process::exit(0);
+        }
+        for part in control.drain() {
+            let RecvAncillaryMessage::ScmRights(descriptors) = part else {
+                continue;
+            };
+            for connection in descriptors {
+                let _ = answer(connection.into(), &mut buffer);
+            }
+        }
+    }
 }
 
 fn accept_and_echo(listener: &TcpListener) -> ! {

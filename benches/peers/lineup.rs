@@ -60,6 +60,11 @@ const WORKERS: &[Line] = &[
         needs: &[],
         text: "exec \"$BENCH\" --baseline echo PORT",
     },
+    Line {
+        name: "bare accept, pass, 2 that receive",
+        needs: &[],
+        text: "exec \"$BENCH\" --baseline pass PORT",
+    },
 ];
 
 /// All that start a process for each connection.
