@@ -31,11 +31,12 @@ fn main() -> Result<()> {
         [bind, path] if bind == "--bind" => Receiver::bind(&Name::parse(path)?, None, trust)?,
         _ => return Err(Error::Usage("usage: worker [[--bind] PATH]".into())),
     };
-    // On TERM or INT the connection in hand is served, and no other one is taken. A flag that is
+    // On TERM, INT or HUP the connection in hand is served, and no other one is taken. A flag that is
     // looked at between two connections would be missed if the signal came after the look and before
     // the wait. So the signal's handler puts /dev/null in the place of the queue: a receive that has
     // not begun fails, one that waits is interrupted, and one that has its connection returns it.
-    interrupt::break_off_on(&[Signal::SIGTERM, Signal::SIGINT])?;
+    // HUP is how the kernel ends a process that is stopped when its pool is killed.
+    interrupt::break_off_on(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])?;
     let _watch = interrupt::watch(queue.as_fd());
     loop {
         match queue.receive()? {

@@ -56,7 +56,7 @@ impl WorkerCommand {
         })
     }
 
-    /// Starts a worker, in a process group and session of its own, that serves `queue`. It is
+    /// Starts a worker, in a process group of its own, that serves `queue`. It is
     /// executing its command when this returns.
     ///
     /// # Errors

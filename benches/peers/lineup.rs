@@ -11,6 +11,12 @@ const PROCESS_PER_CONNECTION: &[Line] = &[
         needs: &[],
         text: "fdaccept -q 127.0.0.1:PORT | fdpool -q 16 -- cat",
     },
+    // Twice as many as there are cores, for a machine with two.
+    Line {
+        name: "fdaccept | fdpool 4",
+        needs: &[],
+        text: "fdaccept -q 127.0.0.1:PORT | fdpool -q 4 -- cat",
+    },
     Line {
         name: "bare accept, vfork, exec",
         needs: &[],
