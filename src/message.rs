@@ -15,7 +15,7 @@ pub const VERSION_LINE: &[u8] = b"FDTOOLS=1\n";
 /// The most bytes that a payload may have.
 pub const MAX_PAYLOAD: usize = 4096;
 
-/// More than most TCP connections have to say, so that it is written without moving.
+/// Room for all that a TCP connection can have to say, so that it is written without moving.
 const TCP_LENGTH: usize = 160;
 
 /// What a value must look like.
@@ -143,7 +143,7 @@ impl Info {
     }
 
     /// What a Unix connection tells. A client chooses the name of its own socket, so a name with
-    /// a control byte in it is left out.
+    /// a control byte in it, or too long for a message, is left out.
     pub fn unix(peer: UnixPeer<'_>) -> Self {
         let mut info = Self::new();
         info.add(PROTO, "IPC");
