@@ -1603,21 +1603,24 @@ fn when_the_pool_is_killed_workers_that_are_stopped_get_hup_and_term() {
 
 #[test]
 fn an_example_that_is_stopped_when_the_pool_is_killed_finishes_what_it_has() {
-    let Some(worker) = rust_example() else { return };
-    let names = Names::new();
-    let mut acceptor = fdaccept(&["--bind", &names.path(), ADDRESS]);
-    let port = acceptor.port();
-    let mut pool = fdpool(&["--connect", &names.path(), "1"], &[&worker]);
-    let client = connect(port);
-    assert_is_served(&client);
-    let worker = workers(&pool).pop_first().expect("it serves");
-    kill(worker, Signal::SIGSTOP).unwrap();
-    until_stopped(worker);
-    pool.signal(Signal::SIGKILL);
-    pool.wait();
-    assert_is_served(&client);
-    drop(client);
-    until_gone(worker);
+    let examples = [rust_example().map(|path| vec![path]), python_example()];
+    for command in examples.into_iter().flatten() {
+        let names = Names::new();
+        let mut acceptor = fdaccept(&["--bind", &names.path(), ADDRESS]);
+        let port = acceptor.port();
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let mut pool = fdpool(&["--connect", &names.path(), "1"], &command);
+        let client = connect(port);
+        assert_is_served(&client);
+        let worker = workers(&pool).pop_first().expect("it serves");
+        kill(worker, Signal::SIGSTOP).unwrap();
+        until_stopped(worker);
+        pool.signal(Signal::SIGKILL);
+        pool.wait();
+        assert_is_served(&client);
+        drop(client);
+        until_gone(worker);
+    }
 }
 
 #[test]
