@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockType, SockaddrStorage, VsockAddr, getsockname, getsockopt,
-    setsockopt, sockopt,
+    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, VsockAddr, getsockname,
+    getsockopt, setsockopt, shutdown, sockopt,
 };
 
 use crate::address::{self, Address};
@@ -202,13 +202,18 @@ fn keys(addresses: &[Address], options: &Options) -> Vec<String> {
     (0..shown.len()).map(key).collect()
 }
 
-/// Gives up a listener that was kept, with the path that it has, if it still is that.
-pub(crate) fn give_up(kept: OwnedFd) {
+/// Gives up a listener that was kept, with the path that it has, if it still is that. `is_ours` says
+/// that nobody is to go on with it: who has a copy for a moment yet, as a process that the manager is
+/// starting, is then not in the way of another listener.
+pub(crate) fn give_up(kept: OwnedFd, is_ours: bool) {
     if let (Some(path), _) = unix_names(kept.as_fd())
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {
         // Dropping the right to it removes it. Whoever else has it by now keeps it.
         let _ = name::take_over(kept.as_fd(), &name);
+    }
+    if is_ours {
+        let _ = shutdown(kept.as_raw_fd(), Shutdown::Both);
     }
 }
 

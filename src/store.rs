@@ -116,15 +116,14 @@ impl<'a> Store<'a> {
             Vec::new()
         };
         let kept = keys.iter().map(all_of).collect();
-        let is_anything_left = !self.kept.is_empty();
-        for (name, descriptor) in self.kept.drain(..) {
+        for (name, _) in &self.kept {
             self.log
                 .notice(format_args!("{name} was kept and is not needed any more"));
-            self.supervisor.forget(&name, self.log);
-            listener::give_up(descriptor);
+            self.supervisor.forget(name, self.log);
         }
-        if is_anything_left {
-            self.supervisor.wait_until_heard(self.log);
+        let is_forgotten = !self.kept.is_empty() && self.supervisor.wait_until_heard(self.log);
+        for (_, descriptor) in self.kept.drain(..) {
+            listener::give_up(descriptor, is_forgotten);
         }
         kept
     }

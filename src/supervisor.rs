@@ -149,13 +149,16 @@ impl Supervisor {
         self.tell_surely(&what, &[], PATIENCE, log);
     }
 
-    /// Waits until the manager has heard everything that it was told.
-    pub fn wait_until_heard(&self, log: &Log) {
+    /// Waits until the manager has heard everything that it was told. False if that is not known:
+    /// there is none, or it takes too long.
+    pub fn wait_until_heard(&self, log: &Log) -> bool {
         let Ok((read_end, write_end)) = pipe2(OFlag::O_CLOEXEC) else {
-            return;
+            return false;
         };
         let barrier = [NotifyState::Custom("BARRIER=1")];
-        self.tell_surely(&barrier, &[write_end.as_fd()], PATIENCE, log);
+        if !self.tell_surely(&barrier, &[write_end.as_fd()], PATIENCE, log) {
+            return false;
+        }
         drop(write_end);
         // It hangs up when the manager, too, has closed it.
         let mut fds = [PollFd::new(&read_end, PollFlags::IN)];
@@ -163,6 +166,7 @@ impl Supervisor {
         while fds[0].revents().is_empty() && Instant::now() < until {
             let _ = wait(&mut fds, Some(until));
         }
+        !fds[0].revents().is_empty()
     }
 
     /// Whether it could be told now.
@@ -171,27 +175,28 @@ impl Supervisor {
         manager.is_some_and(|manager| queue::send(manager, &encode(what), &[], false).is_ok())
     }
 
+    /// Tells the manager, if there is one, in the time that `patience` gives. Whether it was told.
     fn tell_surely(
         &self,
         what: &[NotifyState<'_>],
         with: &[BorrowedFd<'_>],
         patience: Duration,
         log: &Log,
-    ) {
+    ) -> bool {
         let Some(manager) = &self.manager else {
-            return;
+            return false;
         };
         let until = Instant::now() + patience;
         loop {
             match queue::send(manager, &encode(what), with, false) {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(Errno::EAGAIN) if Instant::now() < until => {
                     let mut fds = [PollFd::new(manager, PollFlags::OUT)];
                     let _ = wait(&mut fds, Some(until));
                 }
                 Err(errno) => {
                     log.error(Error::system("tell the service manager", errno));
-                    return;
+                    return false;
                 }
             }
         }

@@ -1246,6 +1246,23 @@ fn a_port_can_become_one_of_both_families_and_back() {
 }
 
 #[test]
+fn an_address_can_change_while_somebody_else_has_the_old_one_open() {
+    let (_reserved, port) = reserve_port();
+    let manager = Manager::new();
+    let mut process = manager.start(&[&format!("127.0.0.1:{port}")]);
+    process.listening();
+    manager.expect_kept(1);
+    crash(process);
+    // As a process does that the manager is just starting.
+    let kept = manager.kept.lock().unwrap();
+    let copy = |(_, fd): &(String, OwnedFd)| fd.try_clone().unwrap();
+    let _copies: Vec<_> = kept.store.iter().map(copy).collect();
+    drop(kept);
+    let mut process = manager.start(&[&port.to_string()]);
+    assert_eq!(process.port(), port);
+}
+
+#[test]
 fn an_address_that_is_not_given_any_more_is_given_up_and_the_others_stay() {
     let manager = Manager::new();
     let mut process = manager.start(&["127.0.0.1:0", "127.0.0.2:0"]);
