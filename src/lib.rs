@@ -96,7 +96,8 @@
 //!
 //! Passing connections:
 //!
-//! - [`queue`]: both ends of a queue; the only file that knows `SCM_RIGHTS`
+//! - [`queue`]: both ends of a queue; the only file that knows `SCM_RIGHTS`; `room`: numbers for what
+//!   comes
 //! - [`message`]: what a message says of its connection, to bytes and back
 //! - [`connection`]: a connection with what is known of it
 //! - [`name`]: names of Unix sockets and who owns them; [`trust`]: who may be on the other side
@@ -188,6 +189,7 @@ pub mod queue;
 pub mod rate;
 pub mod rendezvous;
 pub mod report;
+mod room;
 pub mod sandbox;
 pub mod scoreboard;
 pub mod service_arguments;

@@ -4,7 +4,6 @@
 //! [`Receiver`] are its two sides; [`send`] and [`receive`] below them pass any descriptors with
 //! any bytes.
 
-use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -26,6 +25,7 @@ use crate::descriptor::{describe, file_type, socket_facts};
 use crate::error::to_nix;
 use crate::message::{Info, MAX_PAYLOAD};
 use crate::name::{self, Name, OwnedName};
+use crate::room::Room;
 use crate::trust::Trust;
 use crate::wait::{PollFd, PollFlags, ready, wait};
 use crate::{Error, Result, inherited};
@@ -146,7 +146,7 @@ impl Drop for Message {
 /// [`Error::System`] (`EMFILE` and the like).
 pub fn pair() -> Result<(Sender, Receiver)> {
     let (sender, read_end) = ends()?;
-    Ok((sender, Receiver::new(read_end, Trust::everybody(), None)?))
+    Ok((sender, Receiver::new(read_end, Trust::everybody(), None)))
 }
 
 /// As [`pair`], for one who only passes the read end on.
@@ -284,26 +284,19 @@ pub struct Receiver {
     socket: OwnedFd,
     /// Who may send, where the name itself does not say so.
     trust: Trust,
-    /// Closed while a message is received, so that there is a number for its descriptor: the
-    /// kernel drops one that does not fit.
-    spare: Cell<Option<OwnedFd>>,
-    /// What the spare one is a copy of.
-    null: OwnedFd,
+    room: Room,
     /// The name that this end is bound to, if it is.
     name: Option<OwnedName>,
 }
 
 impl Receiver {
-    fn new(socket: OwnedFd, trust: Trust, name: Option<OwnedName>) -> Result<Self> {
-        let short = |error| Error::io("keep a spare descriptor", error);
-        let null = OwnedFd::from(std::fs::File::open("/dev/null").map_err(short)?);
-        Ok(Self {
+    fn new(socket: OwnedFd, trust: Trust, name: Option<OwnedName>) -> Self {
+        Self {
             socket,
             trust,
-            spare: Cell::new(Some(null.try_clone().map_err(short)?)),
-            null,
+            room: Room::default(),
             name,
-        })
+        }
     }
 
     /// The read end that `socket` is: a connected Unix socket of any type, or a bound datagram
@@ -313,7 +306,7 @@ impl Receiver {
     /// [`Error::Usage`] if it is something else; the text says what.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
         check_is_queue(socket.as_fd())?;
-        Self::new(socket, Trust::everybody(), None)
+        Ok(Self::new(socket, Trust::everybody(), None))
     }
 
     /// The read end that this process was started with as descriptor `number`: 0 for a worker of
@@ -342,7 +335,7 @@ impl Receiver {
                 .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
         }
         let owned = name::bind(socket.as_fd(), name, mode)?;
-        Self::new(socket, trust, Some(owned))
+        Ok(Self::new(socket, trust, Some(owned)))
     }
 
     /// Fetches the read end from who owns the name, as `fdaccept --bind` does. For an abstract
@@ -370,8 +363,8 @@ impl Receiver {
     /// is not taken stays for others.
     ///
     /// # Errors
-    /// [`Error::System`]: `EMFILE` if there is no number for a further descriptor, in which case
-    /// nothing was taken.
+    /// [`Error::System`]: `EMFILE` if there are no numbers for a connection and its lease, in which
+    /// case nothing was taken.
     pub fn receive(&self) -> Result<Received> {
         loop {
             if let Some(received) = self.take(true)? {
@@ -394,15 +387,8 @@ impl Receiver {
         let failed = |errno| Error::system("receive a connection", errno);
         let mut empties = 0;
         loop {
-            // Where the last one could not be had again, one must be free now.
-            let spare = match self.spare.take() {
-                Some(spare) => spare,
-                None => self.null.try_clone().map_err(|_| failed(Errno::EMFILE))?,
-            };
-            drop(spare);
-            let message = receive(&self.socket, wait);
-            self.spare.set(self.null.try_clone().ok());
-            match message {
+            self.room.check(self.socket.as_fd()).map_err(failed)?;
+            match receive(&self.socket, wait) {
                 // An empty message reads as the end does, and may have others behind it.
                 Ok(message) if message.is_empty() && self.other_side_is_gone() => {
                     empties += 1;
@@ -560,6 +546,10 @@ impl Visit {
                 other => break other?,
             }
         };
+        if answer.descriptors_cut {
+            // It came, and there was no number for it.
+            return Err(Errno::EMFILE);
+        }
         if answer.is_empty() {
             return Err(Errno::ECONNRESET);
         }
@@ -570,12 +560,7 @@ impl Visit {
         let Some(socket) = answer.descriptors.pop() else {
             return Ok(None);
         };
-        match Receiver::from_socket(socket) {
-            Ok(receiver) => Ok(Some(receiver)),
-            // It is there, and cannot be used for want of a spare descriptor.
-            Err(Error::System { errno, .. }) => Err(errno),
-            Err(_) => Ok(None),
-        }
+        Ok(Receiver::from_socket(socket).ok())
     }
 }
 

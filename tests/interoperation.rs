@@ -264,7 +264,7 @@ fn a_worker_closes_what_is_no_connection_and_goes_on() {
             assert_eq!(read_all(client), "hello");
         };
         serve();
-        // What else a worker has open, a spare one perhaps, comes and goes.
+        // What else a worker has open comes and goes.
         let sockets = |pid| {
             let open = descriptors(pid).into_iter();
             open.filter(|(_, what)| what.starts_with("socket:")).count()

@@ -1093,6 +1093,29 @@ fn the_connection_can_have_the_last_number_of_all() {
 }
 
 #[test]
+fn who_has_no_number_for_the_lease_leaves_the_connection_to_others() {
+    let acceptor = Acceptor::start(&["--max", "9"]);
+    let (mut served, mut short) = (0, 0);
+    for limit in 4..16 {
+        let client = acceptor.connect();
+        let text =
+            format!("ulimit -S -n {limit}; exec fdrecv --connect \"$0\" -- sh -c 'echo here'");
+        let (status, _, stderr) = support::run(script("sh", &text).arg(acceptor.names.path()));
+        match status {
+            Some(0) => served += 1,
+            _ => {
+                assert!(stderr.contains("Too many open files"), "{limit}: {stderr}");
+                short += 1;
+                let mut other = acceptor.fdrecv(&[], &["sh", "-c", "echo here"]);
+                assert!(other.wait().success());
+            }
+        }
+        assert_eq!(read_line(&client), "here", "{limit}");
+    }
+    assert!(served > 0 && short > 0, "{served} {short}");
+}
+
+#[test]
 fn a_shell_finds_its_connection_and_not_the_lease() {
     let acceptor = Acceptor::start(&["--max-per-source", "9"]);
     let text = "echo $LISTEN_FDS $TCPCONNNUM >&3";
