@@ -20,11 +20,12 @@ use crate::guard::Guard;
 use crate::listener::Listener;
 use crate::queue::RETRY;
 use crate::report::Log;
+use crate::room::Room;
 use crate::signals::{Signals, not_ignored};
 use crate::sink::{Passed, Sink, Untaken};
 use crate::supervisor::Supervisor;
 use crate::wait::{PollFd, PollFlags, wait};
-use crate::{Error, Result, message};
+use crate::{Error, Result, backlog, message};
 
 /// How long nothing is accepted when descriptors or memory are short.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -34,7 +35,7 @@ const SAME_SHORTAGE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a TERM that was not to wait a command is ended.
 const KILL_AFTER: Duration = Duration::from_secs(5);
-/// Connections taken from one listener before the next has its turn.
+/// The most connections taken from one listener before the next has its turn.
 const TURN: usize = 16;
 /// How long closing what a stranger sent may block.
 const LINGER: Duration = Duration::from_millis(5);
@@ -140,6 +141,8 @@ pub struct Acceptor {
     /// The one whose turn it is.
     next_place: usize,
     headers: Option<AwaitedHeaders>,
+    /// What those who are awaited leave free.
+    room: Room,
     guard: Guard,
     sink: Sink,
     chain: Option<Chain>,
@@ -147,7 +150,7 @@ pub struct Acceptor {
     signals: Signals,
     grace: Duration,
     log: Log,
-    backlog_limit: usize,
+    longest_backlog: usize,
     alarm: Alarm,
     stage: Stage,
     in_hand: Option<InHand>,
@@ -179,6 +182,7 @@ impl Acceptor {
             places: parts.listeners.into_iter().map(place).collect(),
             next_place: 0,
             headers: parts.headers,
+            room: Room::default(),
             guard: parts.guard,
             sink: parts.sink,
             chain: parts.chain,
@@ -186,7 +190,7 @@ impl Acceptor {
             signals: parts.signals,
             grace: parts.grace,
             log: parts.log,
-            backlog_limit: backlog_limit(),
+            longest_backlog: backlog::longest(),
             alarm: Alarm::breaking_off()?,
             stage: Stage::Open,
             in_hand: None,
@@ -355,44 +359,12 @@ impl Acceptor {
         let first = self.next_place;
         let in_turn = (0..count).map(|index| (first + index) % count);
         for index in in_turn.filter(|index| ready[*index]) {
-            // To find nobody costs a call, and time where that blocks.
-            let turn = match self.places[index].listener.is_inherited() {
-                true => 1,
-                false => TURN,
-            };
-            for _ in 0..turn {
-                if !self.may_accept(Instant::now()) || self.places[index].is_finished(self.stage) {
+            for _ in 0..self.places[index].turn() {
+                let may_accept = self.is_accepting(Instant::now());
+                if !may_accept || self.places[index].is_finished(self.stage) {
                     break;
                 }
-                match self.accept_one(index) {
-                    Ok((connection, remote)) => {
-                        self.places[index].left = self.places[index].left.saturating_sub(1);
-                        self.next_place = index + 1;
-                        self.guard.count();
-                        let listener = &self.places[index].listener;
-                        let arrival = Arrival::new(connection, remote.as_ref(), listener);
-                        self.receive(arrival)?;
-                    }
-                    Err(errno) => match classify(errno) {
-                        Class::Retry => {
-                            let is_clients = errno != Errno::INTR;
-                            self.guard.counters.failed += u64::from(is_clients);
-                        }
-                        Class::Nobody => {
-                            self.places[index].left = 0;
-                            break;
-                        }
-                        Class::Pause if self.give_up_header() => {}
-                        Class::Pause => {
-                            self.pause(to_nix(errno));
-                            return Ok(());
-                        }
-                        Class::Fatal => {
-                            let action = format!("accept on {}", self.places[index].listener);
-                            return Err(Error::system(action, to_nix(errno)));
-                        }
-                    },
-                }
+                self.accept_from(index)?;
             }
         }
         if self.stage == Stage::LastOrders {
@@ -407,6 +379,37 @@ impl Acceptor {
             }
             // Nobody is to connect for nothing.
             self.places.retain(|place| place.left > 0);
+        }
+        Ok(())
+    }
+
+    /// Accepts one connection, if one is there.
+    fn accept_from(&mut self, index: usize) -> Result<()> {
+        match self.accept_one(index) {
+            Ok((connection, remote)) => {
+                self.places[index].left = self.places[index].left.saturating_sub(1);
+                self.next_place = index + 1;
+                self.guard.count();
+                let listener = &self.places[index].listener;
+                let arrival = Arrival::new(connection, remote.as_ref(), listener);
+                return self.receive(arrival);
+            }
+            Err(errno) => match classify(errno) {
+                Class::Retry => {
+                    let is_clients = errno != Errno::INTR;
+                    self.guard.counters.failed += u64::from(is_clients);
+                }
+                Class::Nobody => self.places[index].left = 0,
+                Class::Pause => {
+                    if !self.give_up_header() {
+                        self.pause(to_nix(errno));
+                    }
+                }
+                Class::Fatal => {
+                    let action = format!("accept on {}", self.places[index].listener);
+                    return Err(Error::system(action, to_nix(errno)));
+                }
+            },
         }
         Ok(())
     }
@@ -429,12 +432,13 @@ impl Acceptor {
     /// One was accepted: it is let in, or first must say whom it speaks for.
     fn receive(&mut self, arrival: Arrival) -> Result<()> {
         let Some(headers) = &mut self.headers else {
-            self.let_in(arrival);
-            return self.pass();
+            return self.let_in_and_pass(arrival);
         };
         if let Some((refused, why)) = headers.expect(arrival, Instant::now()) {
             self.turn_away(refused, why);
         }
+        // A consumer that comes needs a descriptor, too.
+        while self.room.check(self.signals.as_fd()).is_err() && self.give_up_header() {}
         self.let_in_complete()
     }
 
@@ -447,13 +451,17 @@ impl Acceptor {
             }
             let complete = self.headers.as_mut().and_then(AwaitedHeaders::take);
             if let Some(arrival) = complete {
-                self.let_in(arrival);
-                self.pass()?;
-                // As after an accept, the next one finds everything prepared; that it cannot be is
-                // said when it is needed.
-                let _ = self.guard.prepare();
+                self.let_in_and_pass(arrival)?;
             }
         }
+        Ok(())
+    }
+
+    fn let_in_and_pass(&mut self, arrival: Arrival) -> Result<()> {
+        self.let_in(arrival);
+        self.pass()?;
+        // The next one finds everything prepared; that it cannot be is said when it is needed.
+        let _ = self.guard.prepare();
         Ok(())
     }
 
@@ -625,7 +633,7 @@ impl Acceptor {
             self.stage = Stage::LastOrders;
             for place in &mut self.places {
                 // More than this cannot have been waiting when the signal came.
-                place.left = self.backlog_limit + 1;
+                place.left = self.longest_backlog + 1;
             }
         }
     }
@@ -739,15 +747,20 @@ struct Ready {
 }
 
 impl Place {
+    /// How many connections to take now that somebody is there. To find nobody costs more than to
+    /// ask, since accept(2) makes a socket before it looks; and it costs time where that blocks.
+    fn turn(&self) -> usize {
+        match self.listener.is_inherited() {
+            true => 1,
+            false => {
+                backlog::waiting(self.listener.as_fd()).map_or(1, |waiting| waiting.clamp(1, TURN))
+            }
+        }
+    }
+
     fn is_finished(&self, stage: Stage) -> bool {
         stage == Stage::LastOrders && self.left == 0
     }
-}
-
-/// The longest backlog that a listener can have here, in connections.
-fn backlog_limit() -> usize {
-    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
-    text.trim().parse().unwrap_or(4096)
 }
 
 #[cfg(test)]

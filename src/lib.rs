@@ -105,7 +105,7 @@
 //! Who accepts:
 //!
 //! - [`address`]: where to listen, as users spell it; [`listener`]: listening sockets, made or
-//!   inherited; [`sockopt`]: their options
+//!   inherited; [`sockopt`]: their options; `backlog`: what waits at them
 //! - [`arrival`]: a connection that was just accepted; [`proxy_header`] and [`awaited_headers`]: whom
 //!   a proxy speaks for
 //! - [`guard`]: who gets from a listener to the sink: [`access`] rules, what is in service
@@ -154,6 +154,7 @@ pub mod alarm;
 pub mod arguments;
 pub mod arrival;
 pub mod awaited_headers;
+mod backlog;
 mod ballast;
 pub mod chain;
 pub mod client;
