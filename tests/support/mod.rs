@@ -455,6 +455,18 @@ pub fn receive_message(socket: &UnixDatagram, buffer: &mut [u8]) -> usize {
     }
 }
 
+/// Whether the end of what a client said is not acknowledged for some yet (proc_pid_net(5)).
+fn are_on_their_way(clients: &[TcpStream]) -> bool {
+    const FIN_WAIT_1: &str = "04"; // include/net/tcp_states.h of the kernel
+    let port = |client: &TcpStream| format!(":{:04X}", client.local_addr().unwrap().port());
+    let ports: Vec<_> = clients.iter().map(port).collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().take(4).collect();
+        words[3] == FIN_WAIT_1 && ports.iter().any(|port| words[1].ends_with(port))
+    })
+}
+
 /// Clients that have sent who they are and wait for it to come back.
 pub struct Crowd(Vec<TcpStream>);
 
@@ -467,7 +479,10 @@ impl Crowd {
             stream.shutdown(Shutdown::Write).unwrap();
             stream
         };
-        Self((0..count).map(client).collect())
+        let clients: Vec<_> = (0..count).map(client).collect();
+        // Connecting ends before the listener knows, which is when it has the last packet.
+        until("all have arrived", || !are_on_their_way(&clients));
+        Self(clients)
     }
 
     #[track_caller]
