@@ -17,7 +17,7 @@ use crate::chain::Chain;
 use crate::counters::Refusal;
 use crate::error::{to_nix, to_rustix};
 use crate::guard::Guard;
-use crate::listener::Listener;
+use crate::listener::{Kind, Listener};
 use crate::queue::RETRY;
 use crate::report::Log;
 use crate::room::Room;
@@ -141,8 +141,8 @@ pub struct Acceptor {
     /// The one whose turn it is.
     next_place: usize,
     headers: Option<AwaitedHeaders>,
-    /// What those who are awaited leave free.
-    room: Room,
+    /// For a consumer that comes.
+    room: Room<1>,
     guard: Guard,
     sink: Sink,
     chain: Option<Chain>,
@@ -182,7 +182,7 @@ impl Acceptor {
             places: parts.listeners.into_iter().map(place).collect(),
             next_place: 0,
             headers: parts.headers,
-            room: Room::default(),
+            room: Room::new(),
             guard: parts.guard,
             sink: parts.sink,
             chain: parts.chain,
@@ -246,10 +246,15 @@ impl Acceptor {
             let ready = self.wait()?;
             if ready.signals {
                 // First all signals are read: one that comes later wakes the loop again.
+                let stage = self.stage;
                 self.attend_signals();
                 let ended = self.chain.as_ref().and_then(Chain::ended);
                 if ended.is_some() {
                     return Ok(ended);
+                }
+                if self.stage != stage {
+                    // Who came before that signal may have come after the listeners were looked at.
+                    continue;
                 }
             }
             if ready.sink {
@@ -359,6 +364,10 @@ impl Acceptor {
         let first = self.next_place;
         let in_turn = (0..count).map(|index| (first + index) % count);
         for index in in_turn.filter(|index| ready[*index]) {
+            // Nobody may have been left to take the one before.
+            if self.stage == Stage::Closed {
+                return Ok(());
+            }
             for _ in 0..self.places[index].turn() {
                 let may_accept = self.is_accepting(Instant::now());
                 if !may_accept || self.places[index].is_finished(self.stage) {
@@ -437,8 +446,7 @@ impl Acceptor {
         if let Some((refused, why)) = headers.expect(arrival, Instant::now()) {
             self.turn_away(refused, why);
         }
-        // A consumer that comes needs a descriptor, too.
-        while self.room.check(self.signals.as_fd()).is_err() && self.give_up_header() {}
+        self.leave_room();
         self.let_in_complete()
     }
 
@@ -460,9 +468,26 @@ impl Acceptor {
     fn let_in_and_pass(&mut self, arrival: Arrival) -> Result<()> {
         self.let_in(arrival);
         self.pass()?;
-        // The next one finds everything prepared; that it cannot be is said when it is needed.
-        let _ = self.guard.prepare();
+        if self.may_let_in() {
+            // The next one finds everything prepared; that it cannot be is said when it is needed.
+            let _ = self.guard.prepare();
+            self.leave_room();
+        }
         Ok(())
+    }
+
+    /// A consumer that comes needs a descriptor, too: where each client takes some, those give theirs
+    /// up that can.
+    fn leave_room(&mut self) {
+        if self.headers.is_none() && !self.guard.counts() {
+            return;
+        }
+        while self.room.check(self.signals.as_fd()).is_err() {
+            if !self.give_up_header() {
+                self.guard.is_short();
+                break;
+            }
+        }
     }
 
     /// Takes one in hand, or turns it away.
@@ -750,11 +775,11 @@ impl Place {
     /// How many connections to take now that somebody is there. To find nobody costs more than to
     /// ask, since accept(2) makes a socket before it looks; and it costs time where that blocks.
     fn turn(&self) -> usize {
-        match self.listener.is_inherited() {
-            true => 1,
-            false => {
-                backlog::waiting(self.listener.as_fd()).map_or(1, |waiting| waiting.clamp(1, TURN))
+        match self.listener.kind() {
+            Kind::Tcp if !self.listener.is_inherited() => {
+                backlog::waiting(self.listener.as_fd()).clamp(1, TURN)
             }
+            _ => 1,
         }
     }
 

@@ -6,9 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
 
-/// How many connections wait at a TCP listener, as ss(8) shows it; `None` for a listener of another
-/// kind, whose number the kernel does not tell.
-pub(crate) fn waiting(listener: BorrowedFd<'_>) -> Option<usize> {
+/// How many connections wait at a TCP listener, as ss(8) shows it; 0 if the kernel does not tell.
+pub(crate) fn waiting(listener: BorrowedFd<'_>) -> usize {
     // SAFETY: it has only numbers, for which 0 is one.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     // The statistics behind it are not wanted.
@@ -24,8 +23,10 @@ pub(crate) fn waiting(listener: BorrowedFd<'_>) -> Option<usize> {
             &mut length,
         )
     };
-    let is_told = result == 0 && length as usize == wanted;
-    is_told.then_some(info.tcpi_unacked as usize)
+    match result == 0 && length as usize == wanted {
+        true => info.tcpi_unacked as usize,
+        false => 0,
+    }
 }
 
 /// The longest backlog that a listener can have here, in connections.
@@ -47,23 +48,23 @@ mod tests {
         let listener = TcpListener::bind("[::1]:0")
             .or_else(|_| TcpListener::bind("127.0.0.1:0"))
             .unwrap();
-        assert_eq!(waiting(listener.as_fd()), Some(0));
+        assert_eq!(waiting(listener.as_fd()), 0);
         let address = listener.local_addr().unwrap();
         let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
         // The last step of a connection is the listener's.
         let _taken = [(); 2].map(|()| listener.accept().unwrap());
         assert!(!ready(listener.as_fd(), PollFlags::IN).is_empty());
-        assert_eq!(waiting(listener.as_fd()), Some(1));
+        assert_eq!(waiting(listener.as_fd()), 1);
         listener.accept().unwrap();
-        assert_eq!(waiting(listener.as_fd()), Some(0));
+        assert_eq!(waiting(listener.as_fd()), 0);
     }
 
     #[test]
-    fn those_of_a_unix_listener_are_not() {
+    fn those_of_a_unix_listener_are_not_told() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
         let _client = UnixStream::connect(&path).unwrap();
-        assert_eq!(waiting(listener.as_fd()), None);
+        assert_eq!(waiting(listener.as_fd()), 0);
     }
 }

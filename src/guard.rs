@@ -133,6 +133,11 @@ impl Guard {
         }
     }
 
+    /// Whether it counts what is in service, for which it has a descriptor open each.
+    pub fn counts(&self) -> bool {
+        self.leases.is_some()
+    }
+
     /// Whether everybody waits until a service ends.
     pub fn is_full(&self) -> bool {
         let waits = matches!(self.options.when_full, None | Some(WhenFull::Wait));

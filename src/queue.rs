@@ -284,7 +284,8 @@ pub struct Receiver {
     socket: OwnedFd,
     /// Who may send, where the name itself does not say so.
     trust: Trust,
-    room: Room,
+    /// For a connection and its lease.
+    room: Room<2>,
     /// The name that this end is bound to, if it is.
     name: Option<OwnedName>,
 }
@@ -294,7 +295,7 @@ impl Receiver {
         Self {
             socket,
             trust,
-            room: Room::default(),
+            room: Room::new(),
             name,
         }
     }
@@ -412,6 +413,9 @@ impl Receiver {
 
     /// Decides what a message is, and closes all of one that is refused.
     fn judge(&self, mut message: Message) -> Received {
+        if message.descriptors_cut {
+            self.room.forget();
+        }
         let info = match message.payload_cut {
             true => None,
             false => Info::decode(&message.payload),

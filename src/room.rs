@@ -13,19 +13,22 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::error::to_nix;
 
-/// How many there must be: a message brings a connection and its lease.
-const WANTED: usize = 2;
-
 /// Numbers that were free when last looked at. Who serves one connection after another finds them
 /// free again each time, which costs less than to try whether there are any.
-#[derive(Debug, Default)]
-pub(crate) struct Room {
+#[derive(Debug)]
+pub(crate) struct Room<const WANTED: usize> {
     numbers: Cell<Option<[RawFd; WANTED]>>,
 }
 
-impl Room {
-    /// Looks whether there is some, for a connection and its lease. `any` is an open descriptor, no
-    /// matter of what.
+impl<const WANTED: usize> Room<WANTED> {
+    /// None looked at yet.
+    pub fn new() -> Self {
+        Self {
+            numbers: Cell::new(None),
+        }
+    }
+
+    /// Looks whether there is room for so many. `any` is an open descriptor, no matter of what.
     ///
     /// # Errors
     /// The errno of fcntl(2): `EMFILE` if there is not enough, `ENOMEM`.
@@ -34,11 +37,16 @@ impl Room {
         if numbers.is_some_and(|numbers| numbers.into_iter().all(is_free)) {
             return Ok(());
         }
-        let copy = || fcntl_dupfd_cloexec(any, 0).map_err(to_nix);
-        let copies: [OwnedFd; WANTED] = [copy()?, copy()?];
-        self.numbers
-            .set(Some(copies.each_ref().map(AsRawFd::as_raw_fd)));
+        let copy = |_| fcntl_dupfd_cloexec(any, 0).map_err(to_nix);
+        let copies: Vec<OwnedFd> = (0..WANTED).map(copy).collect::<Result<_, _>>()?;
+        let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
+        self.numbers.set(numbers.try_into().ok());
         Ok(())
+    }
+
+    /// Forgets the numbers: something had no room, so they are beyond a limit that is lower now.
+    pub fn forget(&self) {
+        self.numbers.set(None);
     }
 }
 
@@ -56,7 +64,7 @@ mod tests {
     #[test]
     fn numbers_are_tried_and_then_remembered() {
         let (any, _other) = pipe().unwrap();
-        let room = Room::default();
+        let room = Room::<2>::new();
         room.check(any.as_fd()).unwrap();
         let [first, second] = room.numbers.get().unwrap();
         assert!(first > 2 && second > 2 && first != second);
@@ -68,8 +76,8 @@ mod tests {
         assert!(!is_free(any.as_raw_fd()));
         assert!(is_free(-1) && is_free(RawFd::MAX));
         // One that was in use by now is replaced.
-        let room = Room::default();
-        room.numbers.set(Some([any.as_raw_fd(); WANTED]));
+        let room = Room::<2>::new();
+        room.numbers.set(Some([any.as_raw_fd(); 2]));
         room.check(any.as_fd()).unwrap();
         assert!(!room.numbers.get().unwrap().contains(&any.as_raw_fd()));
     }

@@ -132,6 +132,45 @@ fn a_named_queue_with_few_descriptors_serves_everybody() {
 }
 
 #[test]
+fn a_consumer_that_comes_last_finds_a_descriptor_whatever_clients_have() {
+    for limit in 22..25 {
+        for options in ["--max 4", "--queue 3 --max-per-source 50"] {
+            let dir = tempfile::tempdir().unwrap();
+            let text = format!("ulimit -n {limit}; exec fdaccept {options} --bind ./q 127.0.0.1:0");
+            let mut process = Process::start(script("sh", &text).current_dir(&dir));
+            let crowd = Crowd::connect(process.port(), 12);
+            let mut pool = program("fdpool");
+            pool.args(["--connect", "./q", "2", "--", "cat"]);
+            let _pool = Process::start(pool.current_dir(&dir));
+            crowd.expect_served();
+        }
+    }
+}
+
+#[test]
+fn a_worker_whose_limit_becomes_lower_ends_instead_of_losing_more() {
+    let (Some(prlimit), Some(worker)) = (peer("prlimit"), rust_worker()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = script("sh", "exec fdaccept --max 9 --bind ./q 127.0.0.1:0");
+    let mut process = Process::start(command.current_dir(&dir));
+    let port = process.port();
+    let mut command = Command::new(worker);
+    let mut low = Process::start(command.arg("./q").current_dir(&dir));
+    assert_eq!(exchange(port, b"hello"), b"hello");
+    limit(&prlimit, low.pid(), "4:");
+    // The numbers that were free are not any more, which is found out by the first one.
+    let _lost = connect(port);
+    let waiting = Crowd::connect(port, 3);
+    assert!(low.finish().1.contains("EMFILE"));
+    let mut pool = program("fdpool");
+    pool.args(["--connect", "./q", "2", "--", "cat"]);
+    let _pool = Process::start(pool.current_dir(&dir));
+    waiting.expect_served();
+}
+
+#[test]
 fn single_consumers_with_few_descriptors_serve_everybody() {
     let loop_of_fdrecv = "while fdrecv -- cat || [ $? -ne 69 ]; do :; done";
     let mut process = sh(&format!(

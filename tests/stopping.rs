@@ -3,15 +3,19 @@
 mod support;
 
 use std::fs::File;
-use std::io::{PipeReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use fdtools::queue::{Received, Receiver};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::SockType;
+use nix::unistd::Pid;
 use support::*;
 
 const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -707,6 +711,71 @@ fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
     assert_eq!(status.code(), Some(1));
     let expected = "fdaccept: nobody takes connections from the queue any more";
     assert_eq!(log.lines().last(), Some(expected));
+}
+
+#[test]
+fn that_nobody_is_left_is_found_while_another_client_waits_to_be_accepted() {
+    let Some(strace) = peer("strace") else {
+        return;
+    };
+    let (_one, other) = socket_pair(SockType::SeqPacket);
+    // The consumers go between the look at the listeners and the first connection.
+    let mut command = script(
+        "sh",
+        "exec \"$0\" -D -qq -o /dev/null -e inject=sendmsg:error=EPIPE \
+         fdaccept --queue-fd 5 127.0.0.1:0 127.0.0.1:0 5<&0 </dev/null",
+    );
+    let mut process = Process::start(command.arg(strace).stdin(other));
+    drop(command);
+    let ports = [process.port(), process.port()];
+    process.signal(Signal::SIGSTOP);
+    until("the stop", || {
+        matches!(state(process.pid()), Some('T' | 't'))
+    });
+    let _clients = ports.map(connect);
+    process.signal(Signal::SIGCONT);
+    let (status, log) = process.finish();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let expected = "fdaccept: nobody takes connections from the queue any more";
+    assert_eq!(log.lines().last(), Some(expected), "{log}");
+}
+
+#[test]
+fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
+    let (one, other) = socket_pair(SockType::SeqPacket);
+    let (reader, writer) = std::io::pipe().unwrap();
+    let text = "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null";
+    let mut command = script("sh", text);
+    command.stdin(other).stderr(writer.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut log = BufReader::new(reader);
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    let port = line.trim().rsplit(':').next().unwrap().parse().unwrap();
+    // Of its own, so that only this end does not block.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let flags = nix::libc::O_NONBLOCK;
+    let mut options = std::fs::File::options();
+    let filler = options.write(true).custom_flags(flags).open(path).unwrap();
+    while (&filler).write(b"\n").is_ok() {}
+    drop((filler, writer));
+    let pid = Pid::from_raw(child.id() as i32);
+    kill(pid, Signal::SIGUSR1).unwrap();
+    // It polls the log alone.
+    until("a full pipe", || {
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+        let words: Vec<_> = call.split(' ').collect();
+        words[0] == nix::libc::SYS_ppoll.to_string() && words[2] == "0x1"
+    });
+    let _crowd = Crowd::connect(port, 1);
+    kill(pid, Signal::SIGTERM).unwrap();
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success(), "{rest}");
+    let queue = Receiver::from_socket(one).unwrap();
+    let received = queue.receive().unwrap();
+    assert!(matches!(received, Received::Connection { .. }), "{rest}");
 }
 
 #[test]
