@@ -1,6 +1,7 @@
 //! Who takes part.
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::server::{Line, Server};
 
@@ -73,36 +74,46 @@ const WORKERS: &[Line] = &[
     },
 ];
 
-/// All that start a process for each connection.
-pub fn process_per_connection() -> Vec<Server> {
-    start_all(PROCESS_PER_CONNECTION)
+/// All that start a process for each connection; `None` without fdtools among them.
+pub fn process_per_connection() -> Option<Vec<Server>> {
+    start_all(PROCESS_PER_CONNECTION, &[])
 }
 
 /// Those that do not.
-pub fn workers() -> Vec<Server> {
-    build_worker();
-    start_all(WORKERS)
+pub fn workers() -> Option<Vec<Server>> {
+    let Some(worker) = build_worker() else {
+        eprintln!("the example could not be built");
+        return None;
+    };
+    start_all(WORKERS, &[("WORKER", &worker)])
 }
 
-/// The worker of examples/, which cargo does not build for benchmarks.
-fn build_worker() {
+/// The worker of examples/, which cargo does not build for benchmarks. Returns where it is.
+fn build_worker() -> Option<PathBuf> {
     let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--release",
-            "--example",
-            "worker",
-        ])
+        .args(["build", "--locked", "--release", "--example", "worker"])
+        .args(["--message-format", "json-render-diagnostics"])
         .arg("--manifest-path")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-        .status();
-    if !built.is_ok_and(|status| status.success()) {
-        eprintln!("the example could not be built");
-    }
+        .stderr(Stdio::inherit())
+        .output()
+        .ok()
+        .filter(|built| built.status.success())?;
+    let messages = serde_json::Deserializer::from_slice(&built.stdout).into_iter();
+    let executable = |message: serde_json::Value| {
+        let is_worker = message["target"]["name"] == "worker";
+        let path = message["executable"].as_str().filter(|_| is_worker)?;
+        Some(PathBuf::from(path))
+    };
+    messages.filter_map(Result::ok).find_map(executable)
 }
 
-fn start_all(lines: &[Line]) -> Vec<Server> {
-    lines.iter().filter_map(Server::start).collect()
+/// Starts those that are installed; `None` if the first one, which is ours, does not answer.
+fn start_all(lines: &[Line], environment: &[(&str, &Path)]) -> Option<Vec<Server>> {
+    let (ours, others) = lines.split_first()?;
+    let ours = Server::start(ours, environment)?;
+    let others = others
+        .iter()
+        .filter_map(|line| Server::start(line, environment));
+    Some(std::iter::once(ours).chain(others).collect())
 }

@@ -15,11 +15,13 @@ mod plot;
 mod server;
 mod table;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 
 use outcome::Outcome;
 use server::Server;
@@ -28,15 +30,15 @@ use server::Server;
 #[derive(Parser)]
 struct Arguments {
     /// How often each server is loaded, in turns
-    #[arg(long, default_value_t = 10)]
-    rounds: usize,
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
 
     /// How long, each time
-    #[arg(long, default_value_t = 1.5)]
-    seconds: f64,
+    #[arg(long, default_value = "1.5", value_parser = parse_seconds)]
+    seconds: Duration,
 
     /// Only this scenario (repeatable)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = scenario_names())]
     scenario: Vec<String>,
 
     /// Also write everything to FILE, as JSON
@@ -51,7 +53,7 @@ struct Arguments {
     #[arg(long, value_name = "PORT")]
     against: Option<u16>,
 
-    /// What cargo says to every benchmark
+    /// What cargo bench says to every benchmark, and cargo test does not
     #[arg(long, hide = true)]
     bench: bool,
 
@@ -65,7 +67,7 @@ struct Scenario {
     name: &'static str,
     title: &'static str,
     clients: usize,
-    servers: fn() -> Vec<Server>,
+    servers: fn() -> Option<Vec<Server>>,
 }
 
 const SCENARIOS: &[Scenario] = &[
@@ -95,45 +97,71 @@ const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+fn scenario_names() -> PossibleValuesParser {
+    SCENARIOS.iter().map(|scenario| scenario.name).into()
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds > 0.0);
+    let length = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    length.ok_or_else(|| "not a number of seconds above 0".into())
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(baseline) = &arguments.baseline {
         baseline::run(&baseline[0], &baseline[1]);
     }
-    let seconds = Duration::from_secs_f64(arguments.seconds);
     if let Some(port) = arguments.against {
-        let load = load::run(port, 16, seconds);
-        let rate = load.latencies.len() as f64 / load.elapsed.as_secs_f64();
-        println!("{rate:.0} connections/s, {} failures", load.failures);
+        let load = load::run(port, 16, arguments.seconds);
+        println!("{:.0} connections/s, {} failures", load.rate, load.failures);
         return ExitCode::SUCCESS;
     }
-    let wanted = |scenario: &&Scenario| {
-        let names = &arguments.scenario;
-        names.is_empty() || names.iter().any(|name| name == scenario.name)
-    };
+    if !arguments.bench {
+        println!("nothing is tested here: this is for cargo bench");
+        return ExitCode::SUCCESS;
+    }
+    match compare(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures, prints, and writes what is to be written.
+fn compare(arguments: &Arguments) -> Result<(), String> {
+    // What cannot be written is noticed before minutes have passed.
+    for path in arguments.json.iter().chain(&arguments.plot) {
+        File::create(path).map_err(|error| unwritten(path, &error))?;
+    }
+    let names = &arguments.scenario;
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let mut outcomes = Vec::new();
-    for scenario in SCENARIOS.iter().filter(wanted) {
-        let outcome = measure(scenario, arguments.rounds, seconds);
+    for scenario in SCENARIOS.iter().filter(|scenario| is_wanted(scenario.name)) {
+        let outcome = measure(scenario, arguments.rounds, arguments.seconds)
+            .ok_or("there is nothing to compare without fdtools")?;
         println!("{}", table::render(&outcome));
         outcomes.push(outcome);
     }
-    if outcomes.is_empty() {
-        eprintln!("no such scenario");
-        return ExitCode::from(2);
-    }
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&outcomes).expect("numbers and names");
-        std::fs::write(path, text).expect("the JSON can be written");
+        std::fs::write(path, text).map_err(|error| unwritten(path, &error))?;
     }
     if let Some(path) = &arguments.plot {
-        plot::draw(&outcomes, path).expect("the plot can be drawn");
+        plot::draw(&outcomes, path).map_err(|error| unwritten(path, &error))?;
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-/// Loads the servers of a scenario in turns.
-fn measure(scenario: &Scenario, rounds: usize, length: Duration) -> Outcome {
-    let mut servers = (scenario.servers)();
+fn unwritten(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("cannot write {}: {error}", path.display())
+}
+
+/// Loads the servers of a scenario in turns; `None` if fdtools is not among them.
+fn measure(scenario: &Scenario, rounds: u32, length: Duration) -> Option<Outcome> {
+    let mut servers = (scenario.servers)()?;
     let mut outcome = Outcome::new(scenario.name, scenario.title, scenario.clients);
     for server in &servers {
         outcome.add(server.name);
@@ -144,7 +172,7 @@ fn measure(scenario: &Scenario, rounds: usize, length: Duration) -> Outcome {
             length.min(Duration::from_millis(300)),
         );
     }
-    for round in 0..rounds {
+    for round in 0..rounds as usize {
         // Each is the first one in turn.
         let count = servers.len();
         for index in (0..count).map(|index| (index + round) % count) {
@@ -159,5 +187,5 @@ fn measure(scenario: &Scenario, rounds: usize, length: Duration) -> Outcome {
             outcome.record(index, load, cpu);
         }
     }
-    outcome
+    Some(outcome)
 }

@@ -12,7 +12,7 @@ pub struct Outcome {
     pub name: &'static str,
     pub title: &'static str,
     pub clients: usize,
-    /// fdtools is the first.
+    /// fdtools is the first, with which the others are compared.
     pub servers: Vec<Measured>,
 }
 
@@ -63,7 +63,7 @@ impl Outcome {
         let count = latencies.len() as f64;
         let server = &mut self.servers[server];
         server.rounds.push(Round {
-            rate: count / load.elapsed.as_secs_f64(),
+            rate: load.rate,
             p50: quantile(&latencies, 0.5),
             p99: quantile(&latencies, 0.99),
             failures: load.failures,

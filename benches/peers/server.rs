@@ -15,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the shell does around a server: it ends all of it when its own input ends, which is when the
 /// benchmark does, however that comes about.
-const GUARD: &str = "{ TEXT\n} & read -r _; trap '' TERM; kill 0; sleep 0.1; kill -KILL 0";
+const GUARD: &str = "{ TEXT\n} & read -r _; trap '' TERM; kill 0; sleep 0.1; \
+                     rm -rf -- \"$DIRECTORY\"; kill -KILL 0";
 
 /// One that runs. Dropping it ends all of its processes.
 pub struct Server {
@@ -35,8 +36,8 @@ pub struct Line {
 }
 
 impl Server {
-    /// Starts one, and waits until it answers; says so if it does not.
-    pub fn start(line: &Line) -> Option<Self> {
+    /// Starts one, with more in its environment, and waits until it answers; says so if it does not.
+    pub fn start(line: &Line, environment: &[(&str, &Path)]) -> Option<Self> {
         if let Some(missing) = line.needs.iter().find(|name| !is_installed(name)) {
             eprintln!("left out: {missing} is not installed");
             return None;
@@ -56,7 +57,8 @@ impl Server {
             .args(["-c", &GUARD.replace("TEXT", &text)])
             .env("PATH", path)
             .env("BENCH", std::env::current_exe().expect("this program"))
-            .env("WORKER", programs.join("examples/worker"))
+            .env("DIRECTORY", directory.path())
+            .envs(environment.iter().copied())
             .current_dir(directory.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -71,14 +73,13 @@ impl Server {
             directory,
         };
         let until = Instant::now() + PATIENCE;
-        let mut answer = Vec::new();
-        while load::ask(port, &mut answer).is_err() || answer.is_empty() {
+        while !load::ask(port) {
             if Instant::now() > until {
-                eprintln!("left out: {} does not answer", line.name);
+                eprintln!("left out: {} does not answer as it should", line.name);
                 return None;
             }
             // Not every one says when it is ready.
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(1));
         }
         Some(server)
     }

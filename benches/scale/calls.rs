@@ -17,15 +17,14 @@ pub fn measure() {
         text: "exec strace -f -qq -e signal=none -o trace \
                fdaccept -q 127.0.0.1:PORT -- fdpool -q 1 -- cat",
     };
-    let Some(server) = Server::start(&line) else {
+    let Some(server) = Server::start(&line, &[]) else {
         return;
     };
-    let mut answer = Vec::new();
     let path = server.directory().join("trace");
     let read = || std::fs::read_to_string(&path).expect("a trace");
     let before = read().len();
     for _ in 0..CONNECTIONS {
-        load::ask(server.port, &mut answer).expect("an answer");
+        assert!(load::ask(server.port), "an answer");
     }
     let trace = read();
     // Of strace there is one child.

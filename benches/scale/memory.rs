@@ -8,7 +8,7 @@ use crate::server::{Line, Server};
 use crate::slots::{Pool, pool_of};
 
 pub fn measure() {
-    let Some(server) = Server::start(&pool_of!(16)) else {
+    let Some(server) = Server::start(&pool_of!(16), &[]) else {
         return;
     };
     load::run(server.port, 16, Duration::from_millis(500));

@@ -15,7 +15,7 @@ pub fn measure() {
         needs: &[],
         text: "exec fdaccept -q 127.0.0.1:PORT -- fdpool -q --worker 2 -- \"$BENCH\" --hold",
     };
-    let Some(server) = Server::start(&line) else {
+    let Some(server) = Server::start(&line, &[]) else {
         return;
     };
     let start = Instant::now();

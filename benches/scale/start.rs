@@ -22,7 +22,7 @@ pub fn measure() {
                until [ -S queue ]; do sleep 0.01; done; \
                fdrecv --connect ./queue -- cat; wait",
     };
-    let Some(server) = Server::start(&line) else {
+    let Some(server) = Server::start(&line, &[]) else {
         return;
     };
     let (sender, read_end) = queue::ends().expect("a queue");

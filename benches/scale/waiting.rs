@@ -20,7 +20,7 @@ pub fn measure() {
                until [ -e go ]; do sleep 0.01; done; \
                exec fdpool -q --connect ./queue 16 -- cat",
     };
-    let Some(server) = Server::start(&line) else {
+    let Some(server) = Server::start(&line, &[]) else {
         return;
     };
     let ports = std::fs::read_to_string(server.directory().join("ports")).unwrap_or_default();
@@ -33,14 +33,15 @@ pub fn measure() {
     let mut clients = Vec::new();
     for number in 0..WAITING {
         let port = ports[number % ports.len()];
-        let mut client =
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("room in a backlog");
-        let asked = client.write_all(b"waiting\n");
-        asked
-            .and_then(|()| client.shutdown(Shutdown::Write))
-            .expect("an open connection");
-        clients.push(client);
+        match ask(port) {
+            Ok(client) => clients.push(client),
+            Err(error) => {
+                eprintln!("after {number} connections: {error}");
+                break;
+            }
+        }
     }
+    let waiting = clients.len();
     std::fs::write(server.directory().join("go"), "").expect("a file");
     let start = Instant::now();
     let answered = clients.into_iter().filter_map(|mut client| {
@@ -51,5 +52,13 @@ pub fn measure() {
     });
     let answered = answered.count();
     let rate = answered as f64 / start.elapsed().as_secs_f64();
-    println!("{WAITING} that waited: {answered} answered, {rate:.0} a second");
+    println!("{waiting} that waited: {answered} answered, {rate:.0} a second");
+}
+
+/// A client that has asked and does not wait for the answer.
+fn ask(port: u16) -> std::io::Result<TcpStream> {
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    client.write_all(b"waiting\n")?;
+    client.shutdown(Shutdown::Write)?;
+    Ok(client)
 }
