@@ -218,7 +218,11 @@ fn workers(pool: &Process) -> BTreeSet<Pid> {
 /// sleeps until that goes on.
 #[track_caller]
 fn until_stopped(worker: Pid) {
-    until("it to stop", || matches!(state(worker), Some('T' | 'D')));
+    let is_stopped = |pid: &Pid| state(*pid) == Some('T');
+    until("it to stop", || match state(worker) {
+        Some('D') => children(worker).iter().any(is_stopped),
+        _ => is_stopped(&worker),
+    });
 }
 
 #[track_caller]
