@@ -73,6 +73,13 @@ fn sh(text: &str) -> Process {
     Process::start(&mut script("sh", text))
 }
 
+/// A pool of `cat` that has no shortage of its own, at the queue `q` in a directory.
+fn pool_at_q(directory: &Path) -> Process {
+    let mut command = program("fdpool");
+    command.args(["--connect", "./q", "2", "--", "cat"]);
+    Process::start(command.current_dir(directory))
+}
+
 /// Sets the limits on descriptors of a running process, as `SOFT:HARD` or `SOFT:`.
 fn limit(prlimit: &Path, pid: Pid, limits: &str) {
     let mut command = Command::new(prlimit);
@@ -139,9 +146,7 @@ fn a_consumer_that_comes_last_finds_a_descriptor_whatever_clients_have() {
             let text = format!("ulimit -n {limit}; exec fdaccept {options} --bind ./q 127.0.0.1:0");
             let mut process = Process::start(script("sh", &text).current_dir(&dir));
             let crowd = Crowd::connect(process.port(), 12);
-            let mut pool = program("fdpool");
-            pool.args(["--connect", "./q", "2", "--", "cat"]);
-            let _pool = Process::start(pool.current_dir(&dir));
+            let _pool = pool_at_q(dir.path());
             crowd.expect_served();
         }
     }
@@ -164,9 +169,7 @@ fn a_worker_whose_limit_becomes_lower_ends_instead_of_losing_more() {
     let _lost = connect(port);
     let waiting = Crowd::connect(port, 3);
     assert!(low.finish().1.contains("EMFILE"));
-    let mut pool = program("fdpool");
-    pool.args(["--connect", "./q", "2", "--", "cat"]);
-    let _pool = Process::start(pool.current_dir(&dir));
+    let _pool = pool_at_q(dir.path());
     waiting.expect_served();
 }
 

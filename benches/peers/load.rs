@@ -13,7 +13,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 /// A client that gets no answer gives up after this long.
 const PATIENCE: Duration = Duration::from_secs(3);
-const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog\n";
+/// What a client says, and gets back.
+pub const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog\n";
 
 /// What came of a load.
 #[derive(Debug, Default)]
@@ -76,10 +77,15 @@ fn is_answered(source: Ipv4Addr, port: u16, answer: &mut Vec<u8>) -> bool {
 }
 
 fn exchange(source: Ipv4Addr, port: u16, answer: &mut Vec<u8>) -> std::io::Result<()> {
+    say(source, port)?.read_to_end(answer).map(drop)
+}
+
+/// A connection on which all has been said, and nothing was read yet.
+pub fn say(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
     let mut connection = open(source, port)?;
     connection.write_all(LINE)?;
     connection.shutdown(Shutdown::Write)?;
-    connection.read_to_end(answer).map(drop)
+    Ok(connection)
 }
 
 fn open(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {

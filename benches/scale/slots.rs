@@ -48,19 +48,18 @@ pub fn measure() {
             continue;
         };
         let pool = Pool::of(server.pid());
-        while pool.slots().len() < count && start.elapsed() < PATIENCE {
+        let slots = loop {
+            let slots = pool.slots();
+            if slots.len() >= count || start.elapsed() >= PATIENCE {
+                break slots;
+            }
             std::thread::sleep(Duration::from_millis(1));
-        }
-        if pool.slots().len() < count {
-            eprintln!(
-                "left out: {} has only {} slots",
-                line.name,
-                pool.slots().len()
-            );
+        };
+        let started = start.elapsed();
+        if slots.len() < count {
+            eprintln!("left out: {} has only {} slots", line.name, slots.len());
             continue;
         }
-        let started = start.elapsed();
-        let slots = pool.slots();
         let woken = wake_ups_of(&slots, server.port);
         let everybody = [&slots[..], &[pool.fdaccept, pool.fdpool]].concat();
         let spent = || {

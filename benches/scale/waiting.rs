@@ -1,11 +1,12 @@
 //! How fast those are served that wait in the queue and in two backlogs.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::io::Read;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
+use crate::load;
 use crate::process;
 use crate::server::{Line, Server, children};
 
@@ -33,7 +34,7 @@ pub fn measure() {
     let mut clients = Vec::new();
     for number in 0..WAITING {
         let port = ports[number % ports.len()];
-        match ask(port) {
+        match load::say(Ipv4Addr::LOCALHOST, port) {
             Ok(client) => clients.push(client),
             Err(error) => {
                 eprintln!("after {number} connections: {error}");
@@ -45,20 +46,12 @@ pub fn measure() {
     std::fs::write(server.directory().join("go"), "").expect("a file");
     let start = Instant::now();
     let answered = clients.into_iter().filter_map(|mut client| {
-        let mut answer = String::new();
+        let mut answer = Vec::new();
         let _ = client.set_read_timeout(Some(Duration::from_secs(60)));
-        let read = client.read_to_string(&mut answer);
-        read.ok().filter(|_| answer == "waiting\n")
+        let read = client.read_to_end(&mut answer);
+        read.ok().filter(|_| answer == load::LINE)
     });
     let answered = answered.count();
     let rate = answered as f64 / start.elapsed().as_secs_f64();
     println!("{waiting} that waited: {answered} answered, {rate:.0} a second");
-}
-
-/// A client that has asked and does not wait for the answer.
-fn ask(port: u16) -> std::io::Result<TcpStream> {
-    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    client.write_all(b"waiting\n")?;
-    client.shutdown(Shutdown::Write)?;
-    Ok(client)
 }
