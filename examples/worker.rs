@@ -8,17 +8,17 @@
 //!
 //! PATH may be @name, in the abstract namespace.
 
+use std::error::Error;
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 
-use fdtools::name::Name;
+use fdtools::interrupt;
+use fdtools::queue::name::Name;
+use fdtools::queue::trust::Trust;
 use fdtools::queue::{Received, Receiver};
-use fdtools::trust::Trust;
-use fdtools::{Error, Result, interrupt};
-use nix::sys::signal::Signal;
+use nix::libc::{SIGHUP, SIGINT, SIGTERM};
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     // Of an abstract name's other side, this user and root are trusted.
     let trust = Trust::us_and(&[]);
@@ -29,30 +29,24 @@ fn main() -> Result<()> {
         [path] => Receiver::connect(&Name::parse(path)?, &trust)?,
         // This worker owns the name, and every message that is sent to it is a connection.
         [bind, path] if bind == "--bind" => Receiver::bind(&Name::parse(path)?, None, trust)?,
-        _ => return Err(Error::Usage("usage: worker [[--bind] PATH]".into())),
+        _ => return Err("usage: worker [[--bind] PATH]".into()),
     };
     // On TERM, INT or HUP the connection in hand is served, and no other one is taken. A flag that is
     // looked at between two connections would be missed if the signal came after the look and before
     // the wait. So the signal's handler puts /dev/null in the place of the queue: a receive that has
-    // not begun fails, one that waits is interrupted, and one that has its connection returns it.
+    // not begun fails, a receive that waits is interrupted, and one that has its connection returns it.
     // HUP is how the kernel ends a process that is stopped when its pool is killed.
-    interrupt::break_off_on(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])?;
+    interrupt::on_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let _watch = interrupt::watch(queue.as_fd());
     loop {
         match queue.receive()? {
-            // The lease, where there is one, is to live as long as the connection is served.
-            Received::Connection {
-                descriptor,
-                lease: _lease,
-                ..
-            } => {
-                // Or a Unix stream, which reads and writes alike.
-                let client = TcpStream::from(descriptor);
+            Received::Connection(connection) => {
                 // That the client has gone is no reason to end.
-                let _ = io::copy(&mut &client, &mut &client);
+                let _ = io::copy(&mut &connection, &mut &connection);
             }
-            Received::Refused(_) => {}
-            Received::End | Received::BrokenOff => return Ok(()),
+            Received::End | Received::Interrupted => return Ok(()),
+            // A message that was no connection.
+            _ => {}
         }
     }
 }

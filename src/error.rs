@@ -1,31 +1,42 @@
-//! The library's one error type: what was tried, on what, and why it failed.
+//! The one error type: what was tried, on what, and why it failed.
+
+use std::io;
 
 use nix::errno::Errno;
 
-/// The result of a library call that can fail with [`enum@Error`].
+/// The result of a call that can fail with [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a library call failed.
+/// Why a call failed.
 ///
 /// Its text names action, object and cause (`cannot bind 127.0.0.1:80: Permission denied`);
 /// a program puts its own name in front.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// What the user asked for cannot be: the text says what to do instead.
+    /// What was given cannot be used: the text says what is wrong with it.
     #[error("{0}")]
-    Usage(String),
+    Invalid(String),
     /// A system call failed.
-    #[error("cannot {action}: {}", .errno.desc())]
+    #[error("cannot {action}: {}", describe(.cause))]
     System {
         /// What was tried, on what: `bind 127.0.0.1:80`.
         action: String,
-        /// The cause.
-        errno: Errno,
+        /// The cause, with its errno.
+        cause: io::Error,
     },
-    /// The other side did what it must not, or is not who it should be.
+    /// The other side did what it must not.
     #[error("{0}")]
     Peer(String),
-    /// What a system call of another kind, without an errno, failed with.
+    /// The other side of an abstract name is somebody who is not trusted.
+    #[error("{name} belongs to uid {uid}, which is not trusted")]
+    Untrusted {
+        /// The name, `@` in front.
+        name: String,
+        /// Who has it.
+        uid: u32,
+    },
+    /// Something failed for a reason without an errno.
     #[error("cannot {action}: {cause}")]
     Other {
         /// What was tried, on what.
@@ -57,36 +68,41 @@ pub enum Error {
 impl Error {
     /// A failed system call: `action` says what was tried on what, in the infinitive
     /// (`"bind 127.0.0.1:80"`).
-    pub fn system(action: impl Into<String>, errno: Errno) -> Self {
+    pub(crate) fn system(action: impl Into<String>, errno: Errno) -> Self {
+        Self::io(action, errno.into())
+    }
+
+    /// The same for an error of the standard library.
+    pub(crate) fn io(action: impl Into<String>, cause: io::Error) -> Self {
         Error::System {
             action: action.into(),
-            errno,
+            cause,
         }
     }
 
-    /// The same for an error of the standard library's, which carries an errno.
-    pub fn io(action: impl Into<String>, error: std::io::Error) -> Self {
-        Self::system(
-            action,
-            Errno::from_raw(error.raw_os_error().unwrap_or_default()),
-        )
-    }
-
-    /// The errno of a failed system call, if that is what this error is.
-    pub fn errno(&self) -> Option<Errno> {
+    /// The errno of a failed system call (`EAGAIN` and the like of errno(3)), if that is what this
+    /// error is.
+    pub fn raw_os_error(&self) -> Option<i32> {
         match self {
-            Error::System { errno, .. } => Some(*errno),
+            Error::System { cause, .. } => cause.raw_os_error(),
             _ => None,
         }
+    }
+
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        self.raw_os_error().map(Errno::from_raw)
+    }
+}
+
+/// The cause without the number that the standard library adds.
+fn describe(cause: &io::Error) -> String {
+    match cause.raw_os_error() {
+        Some(errno) => Errno::from_raw(errno).desc().to_owned(),
+        None => cause.to_string(),
     }
 }
 
 /// The same error number in the words of the other library: rustix makes some of the calls.
 pub(crate) fn to_nix(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
-}
-
-/// And the other way round.
-pub(crate) fn to_rustix(errno: Errno) -> rustix::io::Errno {
-    rustix::io::Errno::from_raw_os_error(errno as i32)
 }

@@ -433,9 +433,10 @@ impl UnixListener {
     /// Whether a client with this user, primary group and further groups is served.
     fn serves(&self, uid: u32, gid: u32, groups: &[u32]) -> bool {
         let groups: Vec<_> = groups.iter().map(u32::to_string).collect();
-        let groups = match groups.is_empty() {
-            true => "--clear-groups".to_owned(),
-            false => format!("--groups={}", groups.join(",")),
+        let groups = if groups.is_empty() {
+            "--clear-groups".to_owned()
+        } else {
+            format!("--groups={}", groups.join(","))
         };
         let mut command = Command::new(peer("setpriv").unwrap());
         command.args([format!("--reuid={uid}"), format!("--regid={gid}"), groups]);

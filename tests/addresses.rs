@@ -128,7 +128,7 @@ impl Straight {
     /// The next connection.
     #[track_caller]
     fn receive(&self) -> OwnedFd {
-        let mut message = queue::receive(&self.queue, true).unwrap();
+        let mut message = queue::receive(&self.queue).unwrap();
         assert_eq!(message.descriptors.len(), 1);
         message.descriptors.pop().unwrap()
     }
@@ -269,9 +269,10 @@ fn a_link_local_address_has_its_interface() {
         "fdaccept: cannot bind [fe80::1]:0%fdtools-none: No such device"
     );
     // The loopback interface has no such address.
-    let cause = match has_ipv6() {
-        true => "Cannot assign requested address",
-        false => "Address family not supported by protocol",
+    let cause = if has_ipv6() {
+        "Cannot assign requested address"
+    } else {
+        "Address family not supported by protocol"
     };
     let wrong = error_of(&["[fe80::1]:0%lo"]);
     assert_eq!(

@@ -19,11 +19,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use fdtools::message;
-use fdtools::name::Name;
-use fdtools::queue::{self, Received};
-use fdtools::trust::Trust;
-use nix::errno::Errno;
+use fdtools::queue;
+use fdtools::queue::message;
+use fdtools::queue::name::Name;
+use fdtools::queue::trust::Trust;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
@@ -33,7 +32,7 @@ use nix::sys::socket::{
 use nix::unistd::{Pid, dup2_raw};
 use support::{
     Crowd, DEADLINE, Names, Process, Random, children, connect, connect_unix, descriptors,
-    eventually, exchange, path, peer, program, root, script, skip, socket_pair, until,
+    eventually, exchange, path, peer, program, root, script, skip, socket_pair, take_apart, until,
 };
 
 /// The names of the two ends of a queue.
@@ -319,8 +318,8 @@ impl Drop for Manager {
 
 fn listen(socket: &UnixDatagram, kept: &Mutex<Kept>, here: &Sender<()>) {
     loop {
-        let mut message = match queue::receive(socket, true) {
-            Err(Errno::EINTR) => continue,
+        let mut message = match queue::receive(socket) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             message => message.unwrap(),
         };
         let with = message.descriptors.drain(..).collect();
@@ -492,16 +491,9 @@ fn has_ipv6() -> bool {
 /// What the next connection of a queue is, and which client it has.
 #[track_caller]
 fn take(receiver: &queue::Receiver) -> (TcpStream, u16) {
-    let taken = eventually("a connection", || receiver.try_receive().unwrap());
-    let Received::Connection {
-        descriptor, info, ..
-    } = taken
-    else {
-        panic!("{taken:?}");
-    };
-    let info = info.unwrap();
+    let (connection, _, info) = eventually("a connection", || take_apart(receiver));
     let port = std::str::from_utf8(info.get(message::TCP_REMOTE_PORT).unwrap()).unwrap();
-    (TcpStream::from(descriptor), port.parse().unwrap())
+    (TcpStream::from(connection), port.parse().unwrap())
 }
 
 // A crash.
@@ -1073,9 +1065,10 @@ fn a_path_stays_with_its_mode_and_whoever_waits_there() {
     let first = facts();
     assert_eq!(first.1, 0o640);
     for is_crash in [true, false, true] {
-        match is_crash {
-            true => crash(process),
-            false => assert_eq!(stop(process).0, Some(0)),
+        if is_crash {
+            crash(process)
+        } else {
+            assert_eq!(stop(process).0, Some(0))
         }
         assert_eq!(facts(), first);
         let client = connect_unix(&path);
@@ -1126,9 +1119,10 @@ fn a_path_stays_that_of_another_user() {
         let _pool = manager.echo();
         assert_eq!(ask_unix(connect_unix(&path), "hello"), "hello");
         manager.expect_kept(1);
-        match is_crash {
-            true => crash(process),
-            false => assert_eq!(stop(process).0, Some(0)),
+        if is_crash {
+            crash(process)
+        } else {
+            assert_eq!(stop(process).0, Some(0))
         }
     }
 }
@@ -1160,9 +1154,10 @@ fn an_abstract_name_stays_with_whoever_waits_there() {
     let mut process = manager.start(&[&name]);
     assert_eq!(process.listening(), name);
     for is_crash in [true, false] {
-        match is_crash {
-            true => crash(process),
-            false => assert_eq!(stop(process).0, Some(0)),
+        if is_crash {
+            crash(process)
+        } else {
+            assert_eq!(stop(process).0, Some(0))
         }
         let client = connect_abstract(&name);
         process = manager.start(&[&name]);

@@ -297,8 +297,9 @@ fn an_rsync_daemon_serves_rsync() {
 
 /// As root, an rsync daemon becomes nobody, who may not read what is root's.
 fn uid_and_gid() -> &'static str {
-    match nix::unistd::geteuid().is_root() {
-        true => "uid = 0\ngid = 0\n",
-        false => "",
+    if nix::unistd::geteuid().is_root() {
+        "uid = 0\ngid = 0\n"
+    } else {
+        ""
     }
 }

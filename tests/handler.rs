@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use fdtools::message::Info;
+use fdtools::queue::message::Info;
 use fdtools::queue::{Received, Receiver, Sender, pair};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
@@ -150,7 +150,7 @@ fn send_one(sender: &Sender) -> TcpStream {
 fn has_one(receiver: &Receiver) -> bool {
     matches!(
         receiver.try_receive().unwrap(),
-        Some(Received::Connection { .. })
+        Some(Received::Connection(_))
     )
 }
 
@@ -336,7 +336,11 @@ fn yes_dies_of_sigpipe_when_the_client_of_fdrecv_leaves() {
 /// The variables of the table that a handler has.
 fn told(pid: Pid) -> BTreeMap<String, String> {
     let mut all = environment(pid);
-    all.retain(|name, _| fdtools::message::VARIABLES.iter().any(|v| v.name() == name));
+    all.retain(|name, _| {
+        fdtools::queue::message::VARIABLES
+            .iter()
+            .any(|v| v.name() == name)
+    });
     all
 }
 
@@ -465,7 +469,7 @@ fn a_handler_finds_no_stale_copy_of_its_variables() {
         let (sender, receiver) = queue();
         let mut command = program(consumer[0]);
         command.args(&consumer[1..]).arg("--").args(REPORT);
-        for variable in fdtools::message::VARIABLES {
+        for variable in fdtools::queue::message::VARIABLES {
             command.env(variable.name(), "stale");
         }
         let (mut client, server) = UnixStream::pair().unwrap();

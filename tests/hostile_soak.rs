@@ -45,9 +45,10 @@ fn who_keeps_to_the_rules_is_served_among_200_who_do_not() {
 
 #[test]
 fn so_it_is_behind_a_proxy_and_in_a_sandbox() {
-    let user = match nix::unistd::geteuid().is_root() {
-        true => "--user nobody",
-        false => "",
+    let user = if nix::unistd::geteuid().is_root() {
+        "--user nobody"
+    } else {
+        ""
     };
     let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 3";
     soak(&format!("{proxy} --sandbox {user}"), true);
@@ -274,9 +275,10 @@ impl Site {
 
 /// A header of either version that speaks for this client.
 fn header(address: Ipv4Addr, port: u16, is_text: bool) -> Vec<u8> {
-    match is_text {
-        true => format!("PROXY TCP4 {address} 127.0.0.1 {port} 80\r\n").into_bytes(),
-        false => {
+    if is_text {
+        format!("PROXY TCP4 {address} 127.0.0.1 {port} 80\r\n").into_bytes()
+    } else {
+        {
             let addresses = [address.octets(), [127, 0, 0, 1]].concat();
             [V2, &addresses, &port.to_be_bytes(), &[0, 80]].concat()
         }

@@ -212,9 +212,10 @@ fn a_descriptor_that_is_not_open_is_named() {
     let null = File::open("/dev/null").unwrap();
     let closed: String = (3..10).map(|number| format!(" {number}>&-")).collect();
     for sink in ["-- cat", "--bind @fdtools-never", "| cat"] {
-        let (end, pipe) = match sink.starts_with('|') {
-            true => ("", sink),
-            false => (sink, ""),
+        let (end, pipe) = if sink.starts_with('|') {
+            ("", sink)
+        } else {
+            (sink, "")
         };
         for number in 3..10 {
             let text = format!("fdaccept fd:{number} {end} {closed} {pipe}");

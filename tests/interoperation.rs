@@ -257,7 +257,7 @@ fn a_worker_closes_what_is_no_connection_and_goes_on() {
         until("the worker", || sender.connect(name).is_ok());
         let serve = || {
             let (mut client, server, ..) = tcp_connection();
-            fdtools::queue::send(&sender, b"\0", &[server.as_fd()], true).unwrap();
+            fdtools::queue::send(&sender, b"\0", &[server.as_fd()]).unwrap();
             drop(server);
             client.write_all(b"hello").unwrap();
             client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -273,9 +273,9 @@ fn a_worker_closes_what_is_no_connection_and_goes_on() {
         assert_eq!(sockets(pid), 1);
         let (mut client, server, ..) = tcp_connection();
         let two = [server.as_fd(), server.as_fd()];
-        fdtools::queue::send(&sender, b"two", &two, true).unwrap();
-        fdtools::queue::send(&sender, b"none", &[], true).unwrap();
-        fdtools::queue::send(&sender, b"", &[], true).unwrap();
+        fdtools::queue::send(&sender, b"two", &two).unwrap();
+        fdtools::queue::send(&sender, b"none", &[]).unwrap();
+        fdtools::queue::send(&sender, b"", &[]).unwrap();
         drop(server);
         // The last copy is closed, so this is the end.
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
@@ -286,7 +286,32 @@ fn a_worker_closes_what_is_no_connection_and_goes_on() {
     }
 }
 
-// Senders in Python.
+// Senders.
+
+#[test]
+fn the_smallest_sender_feeds_fdpool() {
+    let Some(sender) = example("sender") else {
+        return;
+    };
+    let names = Names::new();
+    let name = names.path();
+    let answer = "read line && echo \"$line from $TCPREMOTEPORT\"";
+    let mut pool = program("fdpool");
+    pool.args(["--bind", &name, "2", "--", "sh", "-c", answer]);
+    let mut pool = Process::start(&mut pool);
+    until("the name", || Path::new(&name).exists());
+    let mut sender = Process::start(Command::new(sender).args(["0", &name]));
+    let port = sender.port();
+    for _ in 0..20 {
+        let mut client = connect(port);
+        let remote = client.local_addr().unwrap().port();
+        client.write_all(b"hello\n").unwrap();
+        assert_eq!(read_all(client), format!("hello from {remote}\n"));
+    }
+    sender.signal(Signal::SIGTERM);
+    sender.wait();
+    stop(&mut pool);
+}
 
 /// Connects to itself, sends the server side of that connection to a name in one message with a
 /// payload, and prints the two ports and what the client then gets.
@@ -328,8 +353,8 @@ fn sent(output: &str) -> (u16, u16, String) {
 /// Waits until somebody has bound a name.
 #[track_caller]
 fn await_owner(name: &str) {
-    let name = fdtools::name::Name::parse(name.as_ref()).unwrap();
-    let trust = fdtools::trust::Trust::us_and(&[]);
+    let name = fdtools::queue::name::Name::parse(name.as_ref()).unwrap();
+    let trust = fdtools::queue::trust::Trust::us_and(&[]);
     until("the owner of the name", || {
         fdtools::queue::Sender::connect(&name, &trust).is_ok()
     });
@@ -444,7 +469,7 @@ fn messages_of_other_tools_on_a_stream_socket_are_one_connection_each() {
         let connections = payloads.map(|payload| {
             let (mut client, server, remote, local) = tcp_connection();
             client.write_all(b"hello\n").unwrap();
-            fdtools::queue::send(&write_end, payload, &[server.as_fd()], true).unwrap();
+            fdtools::queue::send(&write_end, payload, &[server.as_fd()]).unwrap();
             (client, remote, local)
         });
         drop(write_end);

@@ -12,18 +12,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fdtools::message::{self, Info};
-use fdtools::name::Name;
-use fdtools::queue::{self, Received, Receiver};
-use fdtools::trust::Trust;
-use fdtools::wait::{PollFd, PollFlags, wait};
+use fdtools::queue::message::{self, Info};
+use fdtools::queue::name::Name;
+use fdtools::queue::trust::Trust;
+use fdtools::queue::{self, Receiver};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use nix::unistd::{Pid, pipe};
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use support::poll::wait;
 use support::{
     DEADLINE, Names, Process, cpu_time, descriptors, eventually, is_alive, is_answered, peer,
-    program, python, python_worker, read_line, root, rust_worker, script, skip, socket_pair, until,
+    program, python, python_worker, read_line, root, rust_worker, script, skip, socket_pair,
+    take_apart, until,
 };
 
 /// A handler that tells its process id and the count of its client, and then gives back what it
@@ -165,23 +167,14 @@ struct Taken {
 }
 
 fn try_take(receiver: &Receiver) -> Option<Taken> {
-    match receiver.try_receive().unwrap()? {
-        Received::Connection {
-            descriptor,
-            lease,
-            info,
-        } => {
-            let info = info.unwrap();
-            let number = info.get(message::TCP_CONN_NUM);
-            let number = number.map(|text| std::str::from_utf8(text).unwrap().parse().unwrap());
-            Some(Taken {
-                connection: descriptor,
-                lease,
-                number,
-            })
-        }
-        other => panic!("{other:?}"),
-    }
+    let (connection, lease, info) = take_apart(receiver)?;
+    let number = info.get(message::TCP_CONN_NUM);
+    let number = number.map(|text| std::str::from_utf8(text).unwrap().parse().unwrap());
+    Some(Taken {
+        connection,
+        lease,
+        number,
+    })
 }
 
 #[track_caller]
@@ -1241,7 +1234,7 @@ fn send_to(words: &[&str], payload: &[u8], further: &[OwnedFd]) -> Sent {
     client.set_read_timeout(Some(DEADLINE)).unwrap();
     let all = std::iter::once(connection.as_fd()).chain(further.iter().map(AsFd::as_fd));
     let all: Vec<_> = all.collect();
-    queue::send(&queue, payload, &all, true).unwrap();
+    queue::send(&queue, payload, &all).unwrap();
     Sent {
         client,
         process,
@@ -1266,7 +1259,7 @@ fn assert_refused(payload: &[u8], further: impl Fn() -> Vec<OwnedFd>) {
         assert_eq!(sent.client.read(&mut [0]).unwrap(), 0);
         let (mut client, connection) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
-        queue::send(&sent.queue, payload, &[connection.as_fd()], true).unwrap();
+        queue::send(&sent.queue, payload, &[connection.as_fd()]).unwrap();
         drop(connection);
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
@@ -1362,7 +1355,7 @@ fn the_descriptors_of_fdaccept_are_as_many_as_before_when_clients_were_turned_aw
 #[test]
 fn ten_thousand_leases_cost_no_time_while_nothing_happens_and_all_end() {
     const MANY: usize = 10_000;
-    fdtools::limit::Limit::raise();
+    support::raise_limit();
     let (most, _) =
         nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
     // One for each here, and one in fdaccept.

@@ -2,14 +2,10 @@
 //! what it accepts is valid.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::ffi::OsStrExt;
 
-use fdtools::address::Address;
-use fdtools::message::{Info, MAX_PAYLOAD, UnixPeer, VARIABLES, VERSION_LINE, Variable};
-use fdtools::name::{Name, parse_mode};
-use fdtools::ticket::{self, Ticket};
+use fdtools::queue::message::{Info, MAX_PAYLOAD, UnixPeer, VARIABLES, VERSION_LINE, Variable};
+use fdtools::queue::ticket::{self, Ticket};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -279,78 +275,6 @@ proptest! {
             Ok(None) => prop_assert!(rest.is_empty()),
             Ok(Some(_)) => prop_assert!(false, "{rest:?} is a ticket"),
             Err(_) => {}
-        }
-    }
-
-    #[test]
-    fn no_bytes_are_an_address_that_does_not_mean_itself(bytes in vec(any::<u8>(), 0..130)) {
-        check_address(&bytes)?;
-    }
-
-    #[test]
-    fn likely_addresses_mean_themselves(
-        text in "(\\[?[0-9a-f:.]{0,12}\\]?|localhost|@|/|\\./|fd|vsock|vsock:[0-9]{0,11}|\\*|a-b\\.c)?:?[0-9+ -]{0,7}(%[a-z0-9]{0,17})?",
-    ) {
-        check_address(text.as_bytes())?;
-    }
-
-    #[test]
-    fn every_ip_and_port_is_an_address(address: SocketAddr) {
-        let text = match address {
-            SocketAddr::V4(_) => address.to_string(),
-            SocketAddr::V6(v6) => format!("[{}]:{}", v6.ip(), v6.port()),
-        };
-        let link_local = matches!(address.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-        prop_assert_eq!(Address::parse(OsStr::new(&text)).is_ok(), !link_local);
-        prop_assert_eq!(check_address(text.as_bytes())?, !link_local);
-    }
-
-    #[test]
-    fn a_name_is_shown_without_control_characters(bytes in vec(any::<u8>(), 0..130)) {
-        match Name::parse(OsStr::from_bytes(&bytes)) {
-            Ok(name) => {
-                prop_assert!(name.address().is_ok());
-                prop_assert!(!name.to_string().chars().any(char::is_control));
-            }
-            Err(error) => prop_assert!(!error.to_string().chars().any(char::is_control)),
-        }
-    }
-
-    #[test]
-    fn a_mode_is_what_chmod_would_make_of_it(text in "[0-9+o-]{0,5}") {
-        let octal = u32::from_str_radix(&text, 8).ok();
-        match parse_mode(&text) {
-            Ok(mode) => {
-                prop_assert!(mode <= 0o777);
-                prop_assert_eq!(octal, Some(mode));
-            }
-            Err(_) => prop_assert!(
-                octal.is_none_or(|mode| mode > 0o777) || text.starts_with('+')
-            ),
-        }
-    }
-}
-
-/// Checks what an address was parsed to: it is shown in a way that parses to it again. Whether it
-/// was one.
-fn check_address(bytes: &[u8]) -> Result<bool, TestCaseError> {
-    match Address::parse(OsStr::from_bytes(bytes)) {
-        Ok(address) => {
-            let shown = address.to_string();
-            prop_assert!(!shown.chars().any(char::is_control));
-            if std::str::from_utf8(bytes).is_ok() {
-                prop_assert_eq!(Address::parse(OsStr::new(&shown)).ok(), Some(address));
-            }
-            Ok(true)
-        }
-        Err(error) => {
-            let error = error.to_string();
-            prop_assert!(
-                !error.is_empty() && !error.chars().any(char::is_control),
-                "{}",
-                error
-            );
-            Ok(false)
         }
     }
 }

@@ -865,9 +865,10 @@ fn a_consumers_path_that_the_user_may_not_use_is_an_error_or_served_all_the_same
 fn until_full(pid: Pid, count: usize) {
     let mut full = 0;
     until("a full queue", || {
-        full = match descriptors(pid).len() > count {
-            true => full + 1,
-            false => 0,
+        full = if descriptors(pid).len() > count {
+            full + 1
+        } else {
+            0
         };
         full == 20
     });

@@ -9,11 +9,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use fdtools::message;
-use fdtools::name::Name;
-use fdtools::queue::{Received, Receiver};
-use fdtools::trust::Trust;
-use fdtools::wait::{PollFd, PollFlags, wait};
+use fdtools::queue::Receiver;
+use fdtools::queue::message;
+use fdtools::queue::name::Name;
+use fdtools::queue::trust::Trust;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
@@ -21,9 +20,11 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags};
+use support::poll::wait;
 use support::{
     DEADLINE, Names, Process, Random, children, cpu_time, descriptors, eventually, exchange,
-    is_answered, program, read_line, run, script, skip, state, until,
+    is_answered, program, read_line, run, script, skip, state, take_apart, until,
 };
 
 /// A handler that tells who its client is and where it connected to, and then gives back what it
@@ -370,26 +371,17 @@ struct Taken {
 }
 
 fn try_take(receiver: &Receiver) -> Option<Taken> {
-    match receiver.try_receive().unwrap()? {
-        Received::Connection {
-            descriptor,
-            lease,
-            info,
-        } => {
-            let info = info.unwrap();
-            let text = |variable| {
-                let value = info.get(variable).unwrap().to_vec();
-                String::from_utf8(value).unwrap()
-            };
-            let ip = text(message::TCP_REMOTE_IP);
-            Some(Taken {
-                connection: descriptor,
-                _lease: lease,
-                client: format!("{ip} {}", text(message::TCP_REMOTE_PORT)),
-            })
-        }
-        other => panic!("{other:?}"),
-    }
+    let (connection, lease, info) = take_apart(receiver)?;
+    let text = |variable| {
+        let value = info.get(variable).unwrap().to_vec();
+        String::from_utf8(value).unwrap()
+    };
+    let ip = text(message::TCP_REMOTE_IP);
+    Some(Taken {
+        connection,
+        _lease: lease,
+        client: format!("{ip} {}", text(message::TCP_REMOTE_PORT)),
+    })
 }
 
 #[track_caller]
@@ -796,9 +788,10 @@ fn the_longest_lines_may_come_byte_by_byte() {
         let _pool = acceptor.pool(2, &WHO);
         for line in [&unknown, &known] {
             let mut client = acceptor.says_slowly(line.as_bytes());
-            let expected = match line == &unknown {
-                true => own(&client),
-                false => format!("{most} 65535 {most} 65535"),
+            let expected = if line == &unknown {
+                own(&client)
+            } else {
+                format!("{most} 65535 {most} 65535")
             };
             client.write_all(b"data").unwrap();
             assert_eq!(finish(client), (expected, b"data".to_vec()));
@@ -1411,7 +1404,7 @@ const MOST: usize = 1024;
 
 /// Whether this process and fdaccept may have as many descriptors as a crowd needs.
 fn may_have_crowds() -> bool {
-    fdtools::limit::Limit::raise();
+    support::raise_limit();
     let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let backlog = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let is_enough = most >= 4096 && backlog.trim().parse::<usize>().unwrap() >= 100;

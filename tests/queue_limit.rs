@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fdtools::message::Info;
+use fdtools::queue::message::Info;
 use fdtools::queue::{Received, Receiver};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -406,7 +406,7 @@ fn three_wait(form: Form) {
 
 /// More than a quarter of what the kernel's queue holds.
 fn a_hundred_wait(form: Form) {
-    fdtools::limit::Limit::raise();
+    support::raise_limit();
     let mut site = Site::paused(form, 4, &strs(&queue(100)));
     let (accepted, passed) = form.most(100);
     let count = accepted + 30;
@@ -423,7 +423,7 @@ fn a_hundred_wait(form: Form) {
 
 /// More than the kernel's queue holds.
 fn a_thousand_may_wait(form: Form) {
-    fdtools::limit::Limit::raise();
+    support::raise_limit();
     let mut site = Site::paused(form, 4, &strs(&queue(1000)));
     let count = match form {
         Form::Connect => form.most(1000).0 + 40,
@@ -450,7 +450,7 @@ fn a_thousand_may_wait(form: Form) {
 }
 
 fn a_full_queue_is_no_work(form: Form) {
-    fdtools::limit::Limit::raise();
+    support::raise_limit();
     let full = |limit: usize| {
         let mut site = Site::paused(form, 1, &strs(&queue(limit)));
         let (accepted, passed) = form.most(limit);
@@ -549,9 +549,10 @@ fn a_stop_serves_the_queue_and_the_backlog(form: Form) {
     crowd.expect_served();
     let (log, last) = site.finish(0);
     assert_eq!((last.accepted, last.passed), (10, 10), "{log}");
-    match form.is_waited_for() {
-        true => assert_eq!(last.taken, Some(10), "{log}"),
-        false => assert!((8..=10).contains(&last.taken.unwrap()), "{log}"),
+    if form.is_waited_for() {
+        assert_eq!(last.taken, Some(10), "{log}")
+    } else {
+        assert!((8..=10).contains(&last.taken.unwrap()), "{log}")
     }
 }
 
@@ -681,7 +682,7 @@ fn with_what_an_earlier_owner_left(limit: usize) -> (Site, Vec<OwnedFd>) {
     for _ in 0..3 {
         let (client, connection) = UnixStream::pair().unwrap();
         let payload = Info::new().encode();
-        fdtools::queue::send(&write_end, &payload, &[connection.as_fd()], false).unwrap();
+        fdtools::queue::try_send(&write_end, &payload, &[connection.as_fd()]).unwrap();
         clients.push(client.into());
     }
     let text = "exec fdaccept --queue-fd 5 \"$@\" 5<&0 </dev/null";
@@ -707,10 +708,10 @@ fn what_an_earlier_owner_left_in_the_queue_is_not_told_as_taken() {
     let _clients = site.clients(2);
     site.until_told(told(2, 2, 0));
     for _ in 0..3 {
-        fdtools::queue::receive(site.read_end.as_ref().unwrap(), true).unwrap();
+        fdtools::queue::receive(site.read_end.as_ref().unwrap()).unwrap();
     }
     assert_eq!(site.ask(), told(2, 2, 0));
-    fdtools::queue::receive(site.read_end.as_ref().unwrap(), true).unwrap();
+    fdtools::queue::receive(site.read_end.as_ref().unwrap()).unwrap();
     assert_eq!(site.ask(), told(2, 2, 1));
 }
 

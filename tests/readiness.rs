@@ -16,13 +16,14 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fdtools::name::Name;
-use fdtools::wait::{PollFlags, ready};
+use fdtools::queue::name::Name;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::mkfifo;
+use rustix::event::PollFlags;
+use support::poll::ready;
 use support::{
     DEADLINE, Names, Process, bin_dir, children, connect_unix, descriptors, eventually, exchange,
     program, root, run, script, until,

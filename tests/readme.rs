@@ -456,9 +456,10 @@ fn with_free_ports(line: &str) -> String {
         let (host, port) = word
             .rsplit_once(':')
             .map_or(("", word), |(host, port)| (&word[..=host.len()], port));
-        match PORTS.contains(&port) {
-            true => format!("{host}0"),
-            false => word.to_owned(),
+        if PORTS.contains(&port) {
+            format!("{host}0")
+        } else {
+            word.to_owned()
         }
     });
     words.collect::<Vec<_>>().join(" ")

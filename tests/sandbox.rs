@@ -4,7 +4,7 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -962,9 +962,14 @@ fn visit(address: &UnixAddr, messages: &[(&[u8], &[BorrowedFd<'_>])]) -> OwnedFd
     let visitor = socket(family, SockType::SeqPacket, flags, None).unwrap();
     connect_to(visitor.as_raw_fd(), address).unwrap();
     for (payload, descriptors) in messages {
-        match send(&visitor, payload, descriptors, true) {
+        match send(&visitor, payload, descriptors) {
             // The door may be shut already.
-            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                ) => {}
             Err(errno) => panic!("{errno}"),
         }
     }
@@ -978,9 +983,9 @@ fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
     let (nested, its_end) = socket_pair(SockType::SeqPacket);
     let (inner, inner_other) = lingering();
     for _ in 0..3 {
-        send(&nested, b"", &[], true).unwrap();
+        send(&nested, b"", &[]).unwrap();
     }
-    send(&nested, b"within", &[inner.as_fd(), its_end.as_fd()], true).unwrap();
+    send(&nested, b"within", &[inner.as_fd(), its_end.as_fd()]).unwrap();
     let listens = TcpListener::bind(ADDRESS).unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
     let many = [null.as_fd(); 253];

@@ -23,7 +23,7 @@ const STOPPED_POOL: &str = "sh -c 'kill -STOP $$; exec fdpool 4 -- cat'";
 fn crowd_size(wanted: usize) -> usize {
     let maximum = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     // Each client is a descriptor of this process.
-    fdtools::limit::Limit::raise();
+    support::raise_limit();
     wanted.min(maximum.trim().parse().unwrap())
 }
 
@@ -52,9 +52,10 @@ fn are_idle(processes: &[Pid]) {
 fn wait_until_full(pid: Pid, count: usize) {
     let mut full = 0;
     until("a full queue", || {
-        full = match descriptors(pid).len() > count {
-            true => full + 1,
-            false => 0,
+        full = if descriptors(pid).len() > count {
+            full + 1
+        } else {
+            0
         };
         full == 20
     });

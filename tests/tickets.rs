@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::File;
-use std::io::{PipeReader, Read, Write};
+use std::io::{ErrorKind, PipeReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -12,15 +12,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fdtools::queue::{Message, receive, send};
-use fdtools::wait::{PollFd, PollFlags, ready, wait};
-use nix::errno::Errno;
+use fdtools::queue::{Message, receive, send, try_receive};
 use nix::sys::signal::Signal;
 use nix::sys::socket::sockopt::{Linger, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to};
 use nix::sys::socket::{setsockopt, socket};
 use nix::sys::time::TimeVal;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::ioctl_fionread;
+use support::poll::{ready, wait};
 use support::{
     DEADLINE, Process, besides_counters, connect, descriptors, exchange, program, root, state,
     try_exchange, until,
@@ -128,8 +128,13 @@ impl Visitor {
 
     /// Says something. It may be that the door is shut already.
     fn say(&self, payload: &[u8], descriptors: &[BorrowedFd<'_>]) {
-        match send(&self.0, payload, descriptors, true) {
-            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
+        match send(&self.0, payload, descriptors) {
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                ) => {}
             Err(errno) => panic!("{errno}"),
         }
     }
@@ -137,18 +142,18 @@ impl Visitor {
     /// Shows the token of a ticket and returns the answer.
     fn redeem(&self, ticket: &Ticket) -> Message {
         let payload = format!("FDTOOLS=1\nTOKEN={}\n", ticket.token());
-        send(&self.0, payload.as_bytes(), &[], true).unwrap();
-        receive(&self.0, true).unwrap()
+        send(&self.0, payload.as_bytes(), &[]).unwrap();
+        receive(&self.0).unwrap()
     }
 
     /// Waits until the door is shut.
     fn wait_for_end(&self) {
-        match receive(&self.0, true) {
+        match receive(&self.0) {
             Ok(end) => assert!(
                 end.payload.is_empty() && end.descriptors.is_empty(),
                 "{end:?}"
             ),
-            Err(Errno::ECONNRESET) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             Err(errno) => panic!("{errno}"),
         }
     }
@@ -276,7 +281,7 @@ fn a_ticket_is_worth_the_queue() {
     let queue = redeem(&ticket).expect("the read end");
     let mut client = connect(issuer.port);
     wait_readable(queue.as_fd());
-    let mut message = receive(&queue, false).unwrap();
+    let mut message = try_receive(&queue).unwrap();
     assert!(message.payload.starts_with(b"FDTOOLS=1\nPROTO=TCP\n"));
     let mut connection = TcpStream::from(message.descriptors.pop().unwrap());
     connection.write_all(b"hello").unwrap();
@@ -550,7 +555,7 @@ fn a_door_that_answers_nonsense_is_an_error() {
         drop(stdin);
         wait_readable(door.as_fd());
         let visitor = accept_with(&door, SocketFlags::CLOEXEC).unwrap();
-        send(&visitor, payload, descriptors, true).unwrap();
+        send(&visitor, payload, descriptors).unwrap();
         let (status, log) = consumer.finish();
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.starts_with("fdrecv: "), "{log}");
@@ -809,14 +814,14 @@ fn what_a_consumer_still_can_take_is_not_lost_with_the_pipe() {
     drop(pipe);
     let (status, log) = process.finish();
     assert_eq!(status.code(), Some(0), "{log}");
-    let mut message = receive(&queue, false).unwrap();
+    let mut message = try_receive(&queue).unwrap();
     let mut connection = TcpStream::from(message.descriptors.pop().unwrap());
     connection.write_all(b"late").unwrap();
     drop(connection);
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "late");
-    assert!(receive(&queue, true).unwrap().payload.is_empty(), "the end");
+    assert!(receive(&queue).unwrap().payload.is_empty(), "the end");
 }
 
 #[test]

@@ -111,8 +111,8 @@ fn a_connection_without_payload_behind_an_empty_message_is_served_at_the_end_of_
     let (ours, theirs) = socket_pair(SockType::SeqPacket);
     let (mut client, connection) = UnixStream::pair().unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
-    fdtools::queue::send(&ours, b"", &[], true).unwrap();
-    fdtools::queue::send(&ours, b"", &[connection.as_fd()], true).unwrap();
+    fdtools::queue::send(&ours, b"", &[]).unwrap();
+    fdtools::queue::send(&ours, b"", &[connection.as_fd()]).unwrap();
     drop((ours, connection));
     let mut pool = program("fdpool");
     let mut pool = Process::start(pool.args(["1", "echo", "served"]).stdin(theirs));
@@ -158,7 +158,7 @@ fn a_slot_without_a_pool_gives_up_a_connection_that_it_cannot_serve() {
     std::fs::remove_file(&handler).unwrap();
     let (mut client, connection) = UnixStream::pair().unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
-    fdtools::queue::send(&ours, b"", &[connection.as_fd()], true).unwrap();
+    fdtools::queue::send(&ours, b"", &[connection.as_fd()]).unwrap();
     drop(connection);
     pool.line("waits");
     pool.signal(Signal::SIGKILL);

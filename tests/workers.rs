@@ -167,7 +167,7 @@ impl Pool {
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         client.set_write_timeout(Some(DEADLINE)).unwrap();
         let queue = self.queue.as_ref().unwrap();
-        fdtools::queue::send(queue, b"FDTOOLS=1\n", &[connection.as_fd()], true).unwrap();
+        fdtools::queue::send(queue, b"FDTOOLS=1\n", &[connection.as_fd()]).unwrap();
         client
     }
 
@@ -693,12 +693,12 @@ fn a_command_that_cannot_be_run_is_noticed_before_anything_is_taken_for_it() {
     File::create(&plain).unwrap();
     for (worker, expected) in [("/no/such/worker", 127), (plain.to_str().unwrap(), 126)] {
         let (queue, read_end) = socket_pair(SockType::SeqPacket);
-        fdtools::queue::send(&queue, b"first", &[queue.as_fd()], true).unwrap();
+        fdtools::queue::send(&queue, b"first", &[queue.as_fd()]).unwrap();
         let mut command = program("fdpool");
         command.args(["1", "--worker", worker]);
         let (status, _, log) = run(command.stdin(read_end.try_clone().unwrap()));
         assert_eq!(status, Some(expected), "{log}");
-        let message = fdtools::queue::receive(&read_end, false).unwrap();
+        let message = fdtools::queue::try_receive(&read_end).unwrap();
         assert_eq!(message.payload, b"first");
     }
 }

@@ -1,12 +1,13 @@
 //! What a server costs at least: nothing but what the job itself takes.
 
+use std::ffi::{CString, OsString};
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::process::{Child, Command};
 
-use fdtools::command::environment_without;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use rustix::net::{
@@ -41,7 +42,9 @@ fn listen(port: u16) -> TcpListener {
 fn exec(listener: &TcpListener) -> ! {
     let attributes = PosixSpawnAttr::init().expect("memory");
     // As every other server has it: what cat does depends on it, such as on LANG.
-    let environment = environment_without(|_| false);
+    let variables = std::env::vars_os().map(|(name, value)| [name, value].join("=".as_ref()));
+    let entry = |text: OsString| CString::new(text.into_vec()).expect("no NUL");
+    let environment: Vec<CString> = variables.map(entry).collect();
     loop {
         let Ok((connection, _)) = listener.accept() else {
             continue;

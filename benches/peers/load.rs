@@ -56,9 +56,10 @@ fn client(number: usize, port: u16, end: Instant) -> Load {
     let begin = Instant::now();
     let mut start = begin;
     while start < end {
-        match is_answered(source, port, &mut answer) {
-            true => load.latencies.push(start.elapsed()),
-            false => load.failures += 1,
+        if is_answered(source, port, &mut answer) {
+            load.latencies.push(start.elapsed())
+        } else {
+            load.failures += 1
         }
         start = Instant::now();
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 
+use fdtools::queue::connection::Connection;
 use fdtools::queue::{Received, Receiver};
 use rustix::event::epoll;
 
@@ -14,7 +14,7 @@ const QUEUE: u64 = 0;
 
 /// Becomes that worker.
 pub fn run() -> ! {
-    fdtools::limit::Limit::raise();
+    crate::process::raise_limit();
     let queue = Receiver::inherit(0).expect("the queue as standard input");
     let watch = epoll::create(epoll::CreateFlags::CLOEXEC).expect("a descriptor");
     let add = |fd: std::os::fd::BorrowedFd<'_>, number| {
@@ -44,10 +44,10 @@ pub fn run() -> ! {
                 continue;
             }
             match queue.try_receive() {
-                Ok(Some(Received::Connection { descriptor, .. })) => {
+                Ok(Some(Received::Connection(connection))) => {
                     next += 1;
-                    add(descriptor.as_fd(), next);
-                    held.insert(next, TcpStream::from(descriptor));
+                    add(connection.as_fd(), next);
+                    held.insert(next, connection);
                 }
                 Ok(Some(Received::End)) => std::process::exit(0),
                 _ => {}
@@ -57,7 +57,7 @@ pub fn run() -> ! {
 }
 
 /// False at the end.
-fn echo(client: &mut TcpStream) -> bool {
+fn echo(client: &mut Connection) -> bool {
     let mut buffer = [0; 4096];
     match client.read(&mut buffer) {
         Ok(count @ 1..) => client.write_all(&buffer[..count]).is_ok(),

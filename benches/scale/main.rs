@@ -60,7 +60,7 @@ fn main() {
         return;
     }
     // Both ends of every open connection of this benchmark are counted.
-    fdtools::limit::Limit::raise();
+    process::raise_limit();
     let names = &arguments.scenario;
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     for (_, measure) in SCENARIOS.iter().filter(|(name, _)| wanted(name)) {

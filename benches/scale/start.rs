@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use fdtools::message::Info;
 use fdtools::queue;
+use fdtools::queue::message::Info;
 
 use crate::server::{Line, Server};
 

@@ -2,9 +2,9 @@
 //! deadline, and looking at what is open.
 #![allow(dead_code)] // each test file uses its share
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use fdtools::queue::message::Info;
+use fdtools::queue::try_receive;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigHandler, Signal, kill, killpg, signal};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
+
+pub mod poll;
 
 /// Nothing that a test waits for takes longer, also on a machine with much else to do.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -87,14 +92,49 @@ pub fn python_worker() -> Option<[PathBuf; 2]> {
     Some([python()?, source])
 }
 
-/// The one in Rust. `cargo test` builds it, `cargo test --test` does not.
+/// The one in Rust.
 pub fn rust_worker() -> Option<PathBuf> {
-    let compiled = bin_dir().join("examples/worker");
+    example("worker")
+}
+
+/// An example. `cargo test` builds it, `cargo test --test` does not.
+pub fn example(name: &str) -> Option<PathBuf> {
+    let compiled = bin_dir().join("examples").join(name);
     if !compiled.is_file() {
-        skip("examples/worker.rs is not built");
+        skip(&format!("examples/{name}.rs is not built"));
         return None;
     }
     Some(compiled)
+}
+
+/// Raises the soft limit on open descriptors to the hard one.
+pub fn raise_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// Gives signals their default action, which processes started from here inherit.
+fn default_signals(signals: &[Signal]) {
+    for number in signals {
+        // SAFETY: SIG_DFL runs no code of ours.
+        #[allow(unsafe_code)]
+        unsafe { signal(*number, SigHandler::SigDfl) }.unwrap();
+    }
+}
+
+/// The next message of a queue taken apart: the connection, its lease, and what its payload says.
+/// `None` if there is none now.
+pub fn take_apart(queue: impl AsFd) -> Option<(OwnedFd, Option<OwnedFd>, Info)> {
+    let mut message = match try_receive(queue) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+        message => message.unwrap(),
+    };
+    let info = Info::decode(&message.payload).unwrap();
+    let mut descriptors = message.descriptors.drain(..);
+    let connection = descriptors.next().unwrap();
+    let lease = descriptors.next();
+    assert_eq!(descriptors.len(), 0);
+    Some((connection, lease, info))
 }
 
 /// Whether the test runs as root, which it needs. Handled as [`peer`] is.
@@ -127,7 +167,7 @@ impl Process {
     /// Starts `command`. It ignores no signal, also where this test was started so, as nohup(1)
     /// and a shell's `&` do.
     pub fn start(command: &mut Command) -> Self {
-        fdtools::signals::default(&[Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]).unwrap();
+        default_signals(&[Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
         command.stderr(Stdio::piped()).process_group(0);
         let mut child = command
             .spawn()

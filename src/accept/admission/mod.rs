@@ -1,0 +1,248 @@
+//! Who gets from a listener to the queue: access rules, limits and the rate, all together.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use crate::accept::admission::lease::Leases;
+use crate::accept::admission::lingering_close::{LingeringCloses, reset};
+use crate::accept::admission::rate::Rate;
+use crate::accept::admission::rules::Access;
+use crate::accept::client::{Client, SourcePrefix};
+use crate::accept::counters::{Counters, Refusal};
+use crate::system::peer_groups;
+use crate::system::poll::{PollFlags, Watched};
+use crate::{Error, Result};
+
+mod lease;
+mod lingering_close;
+pub(crate) mod rate;
+pub(crate) mod rules;
+
+/// The most bytes that a client is told that is turned away: they fit into any socket's buffer.
+const MOST_WORDS: u64 = 4096;
+
+/// What becomes of clients that are too many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// They are left in the backlog.
+    Wait,
+    /// Their connection is reset.
+    Close,
+    /// They are told this first.
+    Say(Vec<u8>),
+}
+
+impl WhenFull {
+    /// `wait`, `close`, or a file with what to say.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the file cannot be read; [`Error::Invalid`] if it is too long.
+    pub fn parse(text: &OsStr) -> Result<Self> {
+        match text.to_str() {
+            Some("wait") => return Ok(WhenFull::Wait),
+            Some("close") => return Ok(WhenFull::Close),
+            _ => {}
+        }
+        let shown = Path::new(text).display();
+        let failed = |error| Error::io(format!("read {shown}"), error);
+        let file = File::open(text).map_err(failed)?;
+        let mut words = Vec::new();
+        file.take(MOST_WORDS + 1)
+            .read_to_end(&mut words)
+            .map_err(failed)?;
+        if words.len() as u64 > MOST_WORDS {
+            let problem = format!("{shown} has more than {MOST_WORDS} bytes");
+            return Err(Error::Invalid(problem));
+        }
+        Ok(WhenFull::Say(words))
+    }
+}
+
+/// What is let in.
+#[derive(Clone, Debug)]
+pub(crate) struct AdmissionOptions {
+    /// Who may connect.
+    pub access: Access,
+    /// How many in service at once.
+    pub max: Option<usize>,
+    /// How many of one client.
+    pub max_per_source: Option<u32>,
+    /// What counts as one client.
+    pub source_prefix: SourcePrefix,
+    /// How many in a time.
+    pub rate: Option<Rate>,
+    /// What becomes of those that are too many; `None` for what each limit does by default.
+    pub when_full: Option<WhenFull>,
+}
+
+/// What goes with a connection that was let in.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Tells when it is not in service any more, where that is counted.
+    pub lease: Option<OwnedFd>,
+    /// How many connections its TCP client has, this one among them, where that is counted.
+    pub number: Option<u32>,
+}
+
+/// Who is let in, and who is in service.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    options: AdmissionOptions,
+    /// Only where something is limited by what is in service.
+    leases: Option<Leases>,
+    lingering: LingeringCloses,
+    /// What it has done so far.
+    pub counters: Counters,
+}
+
+impl Admission {
+    /// Goes by `options`.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE` and the like).
+    pub fn new(options: AdmissionOptions) -> Result<Self> {
+        let counts = options.max.is_some() || options.max_per_source.is_some();
+        Ok(Self {
+            leases: counts.then(Leases::new).transpose()?,
+            options,
+            lingering: LingeringCloses::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Makes sure that the next connection can be let in.
+    ///
+    /// # Errors
+    /// The errno: `EMFILE`, `ENFILE`, `ENOMEM`.
+    pub fn prepare(&mut self) -> Result<(), Errno> {
+        self.leases.as_mut().map_or(Ok(()), Leases::prepare)
+    }
+
+    /// Descriptors are short: leaves some to whoever needs them.
+    pub fn is_short(&mut self) {
+        if let Some(leases) = &mut self.leases {
+            leases.give_up_reserve();
+        }
+    }
+
+    /// Whether it counts what is in service, for which it has a descriptor open each.
+    pub fn counts(&self) -> bool {
+        self.leases.is_some()
+    }
+
+    /// Whether everybody waits until a service ends.
+    pub fn is_full(&self) -> bool {
+        let waits = matches!(self.options.when_full, None | Some(WhenFull::Wait));
+        waits && self.has_max()
+    }
+
+    fn has_max(&self) -> bool {
+        let count = self.leases.as_ref().map(Leases::count);
+        count
+            .zip(self.options.max)
+            .is_some_and(|(count, max)| count >= max)
+    }
+
+    /// Until when everybody waits, because of the rate.
+    pub fn shut_until(&self, now: Instant) -> Option<Instant> {
+        let rate = self.options.rate.as_ref();
+        rate.and_then(|rate| rate.full_until(now))
+    }
+
+    /// One was accepted.
+    pub fn count(&mut self) {
+        self.counters.accepted += 1;
+        if let Some(rate) = &mut self.options.rate {
+            let now = Instant::now();
+            rate.count(now);
+            self.counters.by_rate += u64::from(rate.full_until(now).is_some());
+        }
+    }
+
+    /// Decides whether one is let in.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn judge(&mut self, connection: BorrowedFd<'_>, client: &Client) -> Result<Entry, Refusal> {
+        if !self.is_allowed(connection, client) {
+            return Err(Refusal::Rule);
+        }
+        let is_full = self.has_max();
+        let Some(leases) = &mut self.leases else {
+            return Ok(Entry {
+                lease: None,
+                number: None,
+            });
+        };
+        let key = self.options.source_prefix.key(client);
+        let number = key.map_or(0, |key| leases.count_of(&key));
+        let most = self.options.max_per_source;
+        if is_full || key.is_some() && most.is_some_and(|most| number >= most) {
+            return Err(Refusal::Limit);
+        }
+        Ok(Entry {
+            lease: leases.grant(key),
+            number: matches!(client, Client::Address(_)).then_some(number + 1),
+        })
+    }
+
+    fn is_allowed(&self, connection: BorrowedFd<'_>, client: &Client) -> bool {
+        let access = &self.options.access;
+        match client {
+            Client::Address(address) => access.allows(address.ip()),
+            Client::User { uid, gid, .. } if access.asks_users() => {
+                let mut gids = peer_groups::of(connection);
+                gids.push(*gid);
+                access.allows_user(*uid, &gids)
+            }
+            Client::User { .. } => true,
+            Client::Unknown => !access.asks_users(),
+        }
+    }
+
+    /// Turns a connection away.
+    pub fn refuse(&mut self, connection: OwnedFd, why: Refusal) {
+        self.counters.refused(why);
+        match (&self.options.when_full, why) {
+            (Some(WhenFull::Say(words)), Refusal::Limit) => self.lingering.say(connection, words),
+            (_, Refusal::Rule | Refusal::Limit) => reset(connection),
+            // Its proxy is an honest one, if a slow one.
+            _ => drop(connection),
+        }
+    }
+
+    /// Does what is due.
+    pub fn attend(&mut self) {
+        if let Some(leases) = &mut self.leases {
+            leases.attend();
+        }
+        self.lingering.attend();
+    }
+
+    /// Reads the file of rules again.
+    ///
+    /// # Errors
+    /// Those of [`Access::reload`]; then the old rules stay.
+    pub fn reload(&mut self) -> Result<()> {
+        self.options.access.reload()
+    }
+}
+
+impl Watched for Admission {
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        if let Some(leases) = &self.leases {
+            poll(leases.as_fd(), PollFlags::IN);
+        }
+        self.lingering.descriptors(poll);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.lingering.deadline()
+    }
+}

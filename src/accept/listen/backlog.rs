@@ -1,0 +1,71 @@
+//! Backlogs: what waits at listeners to be accepted.
+#![allow(unsafe_code)] // one getsockopt, which no library has
+
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc;
+
+/// How many connections wait at a TCP listener, as ss(8) shows it; 0 if the kernel does not tell.
+pub(crate) fn waiting(listener: BorrowedFd<'_>) -> usize {
+    // SAFETY: it has only numbers, for which 0 is one.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    // The statistics behind it are not wanted.
+    let wanted = offset_of!(libc::tcp_info, tcpi_sacked);
+    let mut length = wanted as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, and `info` has more.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut length,
+        )
+    };
+    if result == 0 && length as usize == wanted {
+        info.tcpi_unacked as usize
+    } else {
+        0
+    }
+}
+
+/// The longest backlog that a listener can have here, in connections.
+pub(crate) fn longest() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    text.trim().parse().unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::poll::{PollFlags, ready};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn those_that_wait_are_counted() {
+        let listener = TcpListener::bind("[::1]:0")
+            .or_else(|_| TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
+        assert_eq!(waiting(listener.as_fd()), 0);
+        let address = listener.local_addr().unwrap();
+        let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+        // The last step of a connection is the listener's.
+        let _taken = [(); 2].map(|()| listener.accept().unwrap());
+        assert!(!ready(listener.as_fd(), PollFlags::IN).is_empty());
+        assert_eq!(waiting(listener.as_fd()), 1);
+        listener.accept().unwrap();
+        assert_eq!(waiting(listener.as_fd()), 0);
+    }
+
+    #[test]
+    fn those_of_a_unix_listener_are_not_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+        assert_eq!(waiting(listener.as_fd()), 0);
+    }
+}

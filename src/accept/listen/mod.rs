@@ -1,0 +1,223 @@
+//! Listening sockets: made here ([`open`]) or inherited ([`inherit`]).
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+use nix::sys::socket::{AddressFamily, SockaddrStorage, VsockAddr, getsockname};
+
+use crate::accept::listen::socket_option::{SocketOption, When};
+use crate::queue::owned_name::OwnedName;
+use crate::system::text::printable;
+use crate::system::unix_socket;
+use crate::{Error, Result};
+
+pub(crate) mod address;
+pub(crate) mod backlog;
+pub(crate) mod inherit;
+pub(crate) mod open;
+pub(crate) mod socket_option;
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// TCP over IPv4 or IPv6.
+    Tcp,
+    /// A Unix stream socket.
+    Unix,
+    /// vsock(7): between a virtual machine and its host.
+    Vsock,
+}
+
+/// How to make listeners.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListenOptions {
+    /// How many connections may wait to be accepted; `None` for as many as the kernel allows
+    /// (`net.core.somaxconn`, which bounds any other value too).
+    pub backlog: Option<u32>,
+    /// The permissions of a Unix socket's path; `None` for 0600. Nothing else has any.
+    pub mode: Option<u32>,
+    /// Options in the order in which they are set.
+    pub socket_options: Vec<SocketOption>,
+}
+
+/// A listening socket. Dropping it closes it; if it has a path that was made here, that is removed.
+///
+/// Its `Display` is the address really bound: `127.0.0.1:34567`, `[::]:8888`, `/run/x.sock`,
+/// `@name`, `vsock:1:5`.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// Before `fd`, so that the path is gone before the socket is.
+    name: Option<OwnedName>,
+    fd: OwnedFd,
+    shown: Rc<str>,
+    transport: Transport,
+    inherited: bool,
+    local: Option<SocketAddr>,
+    port: Option<u32>,
+}
+
+impl Listener {
+    /// What it speaks.
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// The address really bound, as it is displayed.
+    pub fn shown(&self) -> Rc<str> {
+        Rc::clone(&self.shown)
+    }
+
+    /// The port that it is bound to, over TCP and vsock.
+    pub fn port(&self) -> Option<u32> {
+        self.port
+    }
+
+    /// Gives its path, if it has one, to another user.
+    ///
+    /// # Errors
+    /// Those of [`OwnedName::give_to`].
+    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
+        let name = self.name.as_ref();
+        name.map_or(Ok(()), |name| name.give_to(uid, gid))
+    }
+
+    /// Leaves its path, if it has one, where it is, also when this is dropped.
+    pub fn leave_name(&mut self) {
+        if let Some(name) = &mut self.name {
+            name.leave();
+        }
+    }
+
+    /// Whether it was open before this program started. It then may be shared with others, so it was
+    /// left in the mode it had: accepting may block, also after a poll if another was quicker.
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    /// Says whether [`Listener::is_inherited`].
+    pub fn set_inherited(&mut self, inherited: bool) {
+        self.inherited = inherited;
+    }
+
+    /// The local address of every connection that it accepts, if it is bound to one TCP address
+    /// and not to a wildcard. An IPv4 address mapped into IPv6 is given as the IPv4 address.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    /// Each connection is to be asked for its local address.
+    pub fn forget_local(&mut self) {
+        self.local = None;
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+/// Sets the options that concern `family`, of one moment only if `when` says so.
+pub(crate) fn apply_options(
+    fd: BorrowedFd<'_>,
+    family: AddressFamily,
+    options: &ListenOptions,
+    when: Option<When>,
+) -> Result<()> {
+    options
+        .socket_options
+        .iter()
+        .filter(|option| option.applies_to(family))
+        .filter(|option| when.is_none_or(|when| option.when() == when))
+        .try_for_each(|option| option.apply(fd))
+}
+
+/// Makes a listener of a socket that listens; `name` is the right to its name, if it has one.
+pub(crate) fn finish(
+    fd: OwnedFd,
+    transport: Transport,
+    name: Option<OwnedName>,
+) -> Result<Listener> {
+    let failed = |errno| Error::system("get the address of a listener", errno);
+    let (shown, local, port) = match (transport, &name) {
+        (Transport::Unix, Some(name)) => (name.name().to_string(), None, None),
+        (Transport::Unix, None) => (show_unix(fd.as_fd()), None, None),
+        (Transport::Vsock, _) => {
+            let bound = getsockname::<VsockAddr>(fd.as_raw_fd()).map_err(failed)?;
+            let (cid, port) = (bound.cid(), bound.port());
+            (address::vsock(cid, port), None, Some(port))
+        }
+        (Transport::Tcp, _) => {
+            let bound = tcp_address(fd.as_fd()).map_err(failed)?;
+            let fixed = Some(canonical(bound)).filter(|fixed| !fixed.ip().is_unspecified());
+            (show_tcp(bound), fixed, Some(bound.port().into()))
+        }
+    };
+    Ok(Listener {
+        name,
+        fd,
+        shown: shown.into(),
+        transport,
+        inherited: false,
+        local,
+        port,
+    })
+}
+
+/// The address that a TCP socket is bound to.
+pub(super) fn tcp_address(fd: BorrowedFd<'_>) -> nix::Result<SocketAddr> {
+    let bound: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    let v4 = bound.as_sockaddr_in().map(|v4| SocketAddr::from(*v4));
+    let v6 = bound.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6));
+    v4.or(v6).ok_or(Errno::EAFNOSUPPORT)
+}
+
+/// The same address with an IPv4 address as one, where it was mapped into IPv6.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// The spelling of a bound TCP address, as in systemd.socket(5).
+pub(super) fn show_tcp(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => {
+            let interface = match if_indextoname(v6.scope_id()) {
+                Ok(name) => printable(name.to_bytes()),
+                Err(_) => v6.scope_id().to_string(),
+            };
+            format!("[{}]:{}%{interface}", v6.ip(), v6.port())
+        }
+        _ => address.to_string(),
+    }
+}
+
+/// The spelling of the address of an inherited Unix listener.
+fn show_unix(fd: BorrowedFd<'_>) -> String {
+    match unix_socket::names(fd) {
+        (Some(name), _) => printable(&name),
+        (None, _) => format!("fd:{}", fd.as_raw_fd()),
+    }
+}
+
+/// Listens on a bound socket.
+pub(crate) fn listen(fd: BorrowedFd<'_>, shown: &str, options: &ListenOptions) -> Result<()> {
+    // The kernel lowers it to net.core.somaxconn, listen(2); nix refuses what is over 4096.
+    let backlog = options.backlog.unwrap_or(u32::MAX);
+    rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error());
+        Error::system(format!("listen on {shown}"), errno)
+    })
+}

@@ -1,0 +1,526 @@
+//! Opening listeners on addresses.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockType, SockaddrStorage, VsockAddr, setsockopt, sockopt,
+};
+
+use crate::accept::listen::address::{self, Address};
+use crate::accept::listen::inherit::{Claimed, adopt, claim};
+use crate::accept::listen::socket_option::{SocketOption, check_options};
+use crate::accept::listen::{
+    ListenOptions, Listener, Transport, apply_options, finish, listen, show_tcp, tcp_address,
+};
+use crate::queue::name::Name;
+use crate::queue::owned_name;
+use crate::{Error, Result};
+
+/// How often the addresses of one host are bound anew because the free port that the first one got
+/// was taken for another.
+const MAX_TRIES: usize = 16;
+
+/// The vsock(7) port that means any free one (`VMADDR_PORT_ANY`).
+const VSOCK_PORT_ANY: u32 = u32::MAX;
+
+/// An address that can be opened: its inherited listener is claimed, if it is one.
+pub(crate) struct Target<'a> {
+    pub address: &'a Address,
+    claimed: Option<Claimed>,
+}
+
+/// Claims what is inherited, and checks the options, before anything is made.
+///
+/// # Errors
+/// [`Error::Invalid`] if an inherited one is no listener or a socket option applies to none of them.
+pub(crate) fn prepare<'a>(
+    addresses: &'a [Address],
+    options: &ListenOptions,
+) -> Result<Vec<Target<'a>>> {
+    let mut targets = Vec::new();
+    for address in addresses {
+        let claimed = match address {
+            Address::Inherited(number) => Some(claim(*number)?),
+            _ => None,
+        };
+        targets.push(Target { address, claimed });
+    }
+    let audience = targets.iter().map(|target| match &target.claimed {
+        Some(claimed) => (vec![claimed.family], true),
+        None => (families(target.address), false),
+    });
+    check_options(&options.socket_options, &audience.collect::<Vec<_>>())?;
+    Ok(targets)
+}
+
+impl Target<'_> {
+    /// Whether its listener was open before this program started.
+    pub fn is_inherited(&self) -> bool {
+        self.claimed.is_some()
+    }
+
+    /// Opens its listeners; a host gives one for each of its addresses.
+    ///
+    /// `localhost:8888` leaves out addresses that this machine does not have if it has another one;
+    /// a bare port listens on IPv4 alone where there is no IPv6.
+    ///
+    /// # Errors
+    /// [`Error::System`] if it cannot be had, [`Error::Other`] if a host does not resolve.
+    pub fn open(self, options: &ListenOptions) -> Result<Vec<Listener>> {
+        let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
+        if let Some(claimed) = self.claimed {
+            return one(adopt(claimed, options));
+        }
+        match self.address {
+            Address::AnyTcp { port } => one(open_any(*port, options)),
+            Address::Tcp { address, interface } => {
+                let address = with_scope(*address, interface.as_deref())?;
+                one(open_tcp(address, None, options))
+            }
+            Address::Host { name, port } => open_host(name, *port, options),
+            Address::Unix(name) => one(open_unix(name, options)),
+            Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options)),
+            Address::Inherited(number) => one(adopt(claim(*number)?, options)),
+        }
+    }
+}
+
+/// The families that the listeners of an address may have.
+fn families(address: &Address) -> Vec<AddressFamily> {
+    match address {
+        Address::AnyTcp { .. } | Address::Host { .. } => {
+            vec![AddressFamily::Inet6, AddressFamily::Inet]
+        }
+        Address::Tcp { address, .. } => vec![family_of(address)],
+        Address::Unix(_) => vec![AddressFamily::Unix],
+        Address::Vsock { .. } => vec![AddressFamily::Vsock],
+        Address::Inherited(_) => Vec::new(),
+    }
+}
+
+fn family_of(address: &SocketAddr) -> AddressFamily {
+    match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Makes a stream socket that is closed on exec and does not block.
+fn stream_socket(family: AddressFamily, shown: &str) -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket::socket(family, SockType::Stream, flags, None)
+        .map_err(|errno| Error::system(format!("bind {shown}"), errno))
+}
+
+/// Listens on one TCP address; `v6only` is what an IPv6 socket gets unless an option says else.
+fn open_tcp(
+    address: SocketAddr,
+    v6only: Option<bool>,
+    options: &ListenOptions,
+) -> Result<Listener> {
+    let shown = show_tcp(address);
+    let failed = |errno| Error::system(format!("bind {shown}"), errno);
+    let family = family_of(&address);
+    let fd = stream_socket(family, &shown)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed)?;
+    if let (AddressFamily::Inet6, Some(v6only)) = (family, v6only) {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &v6only).map_err(failed)?;
+    }
+    apply_options(fd.as_fd(), family, options, None)?;
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(failed)?;
+    listen(fd.as_fd(), &shown, options)?;
+    finish(fd, Transport::Tcp, None)
+}
+
+/// Listens on all addresses of both families, or on IPv4 alone where there is no IPv6.
+fn open_any(port: u16, options: &ListenOptions) -> Result<Listener> {
+    let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    match open_tcp(v6, Some(false), options) {
+        Err(error) if is_missing(&error) && !wants_v6only(options) => {
+            open_tcp((Ipv4Addr::UNSPECIFIED, port).into(), None, options)
+        }
+        result => result,
+    }
+}
+
+/// Whether the options ask for IPv6 and nothing else.
+fn wants_v6only(options: &ListenOptions) -> bool {
+    let said = options.socket_options.iter().rev();
+    said.filter_map(SocketOption::v6only).next() == Some(true)
+}
+
+/// Whether this machine does not have the family or the address.
+fn is_missing(error: &Error) -> bool {
+    matches!(
+        error.errno(),
+        Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL)
+    )
+}
+
+/// `address` with the scope id of `interface`, a name or a number.
+fn with_scope(address: SocketAddr, interface: Option<&str>) -> Result<SocketAddr> {
+    let (SocketAddr::V6(mut v6), Some(interface)) = (address, interface) else {
+        return Ok(address);
+    };
+    let scope = if_nametoindex(interface)
+        .or_else(|errno| interface.parse().map_err(|_| errno))
+        .map_err(|errno| Error::system(format!("bind {address}%{interface}"), errno))?;
+    v6.set_scope_id(scope);
+    Ok(v6.into())
+}
+
+/// Listens on every address of a host, all with the same port.
+fn open_host(name: &str, port: u16, options: &ListenOptions) -> Result<Vec<Listener>> {
+    let mut addresses = Vec::new();
+    for address in (name, port)
+        .to_socket_addrs()
+        .map_err(|error| unresolved(name, &error))?
+    {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    let mut tries = 1;
+    loop {
+        match open_each(&addresses, name, options) {
+            // The port that was free for one address was not for the next.
+            Err(error)
+                if port == 0 && error.errno() == Some(Errno::EADDRINUSE) && tries < MAX_TRIES =>
+            {
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The error for a host name that does not resolve.
+fn unresolved(name: &str, error: &std::io::Error) -> Error {
+    if let Some(errno) = error.raw_os_error() {
+        return Error::system(format!("resolve {name}"), Errno::from_raw(errno));
+    }
+    // The resolver's own words, gai_strerror(3), are behind a preface.
+    let text = error.to_string();
+    let reason = text.rsplit_once(": ").map_or(text.as_str(), |(_, end)| end);
+    Error::Other {
+        action: format!("resolve {name}"),
+        cause: reason.into(),
+    }
+}
+
+/// Listens on `addresses` of host `name`. The first one's port is also that of the others.
+fn open_each(
+    addresses: &[SocketAddr],
+    name: &str,
+    options: &ListenOptions,
+) -> Result<Vec<Listener>> {
+    let mut listeners: Vec<Listener> = Vec::new();
+    let mut missing = None;
+    let mut port = None;
+    for address in addresses {
+        let mut address = *address;
+        address.set_port(port.unwrap_or(address.port()));
+        match open_tcp(address, None, options) {
+            Ok(listener) => {
+                port = tcp_address(listener.as_fd()).ok().map(|bound| bound.port());
+                listeners.push(listener);
+            }
+            Err(error) if is_missing(&error) => missing = missing.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    match missing {
+        _ if !listeners.is_empty() => Ok(listeners),
+        Some(error) => Err(error),
+        None => Err(Error::Invalid(format!(
+            "cannot resolve {name}: it has no address"
+        ))),
+    }
+}
+
+/// Listens on a Unix socket.
+fn open_unix(name: &Name, options: &ListenOptions) -> Result<Listener> {
+    let shown = name.to_string();
+    let fd = stream_socket(AddressFamily::Unix, &shown)?;
+    let owned = owned_name::bind(fd.as_fd(), name, options.mode)?;
+    listen(fd.as_fd(), &shown, options)?;
+    finish(fd, Transport::Unix, Some(owned))
+}
+
+/// Listens on a vsock address.
+fn open_vsock(cid: u32, port: u32, options: &ListenOptions) -> Result<Listener> {
+    let shown = address::vsock(cid, port);
+    let fd = stream_socket(AddressFamily::Vsock, &shown)?;
+    // As everywhere, 0 is any free port.
+    let port = if port == 0 { VSOCK_PORT_ANY } else { port };
+    socket::bind(fd.as_raw_fd(), &VsockAddr::new(cid, port))
+        .map_err(|errno| Error::system(format!("bind {shown}"), errno))?;
+    listen(fd.as_fd(), &shown, options)?;
+    finish(fd, Transport::Vsock, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accept::listen::canonical;
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::sys::socket::getsockopt;
+    use std::collections::BTreeSet;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::RawFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    /// Options from their spellings.
+    fn with(socket_options: &[&str]) -> ListenOptions {
+        let parse = |text: &&str| SocketOption::parse(text).unwrap();
+        ListenOptions {
+            socket_options: socket_options.iter().map(parse).collect(),
+            ..ListenOptions::default()
+        }
+    }
+
+    fn open(addresses: &[&str], options: &ListenOptions) -> Result<Vec<Listener>> {
+        let addresses: Vec<Address> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let mut all = Vec::new();
+        for target in prepare(&addresses, options)? {
+            all.append(&mut target.open(options)?);
+        }
+        Ok(all)
+    }
+
+    fn open_one(address: &str, options: &ListenOptions) -> Listener {
+        let mut listeners = open(&[address], options).unwrap();
+        assert_eq!(listeners.len(), 1);
+        listeners.remove(0)
+    }
+
+    fn port(listener: &Listener) -> u16 {
+        tcp_address(listener.as_fd()).unwrap().port()
+    }
+
+    fn has_ipv6() -> bool {
+        TcpListener::bind("[::1]:0").is_ok()
+    }
+
+    /// Leaves `fd` open under a number that no other test ever has: numbers are claimed for good.
+    fn leave_open(fd: impl AsFd) -> RawFd {
+        static NEXT: AtomicI32 = AtomicI32::new(500);
+        let lowest = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(lowest)).unwrap();
+        assert_eq!(number, lowest);
+        number
+    }
+
+    fn accept(listener: &Listener) -> OwnedFd {
+        rustix::net::accept(listener).unwrap()
+    }
+
+    #[test]
+    fn a_fixed_address_is_bound() {
+        let listener = open_one("127.0.0.1:0", &ListenOptions::default());
+        assert_eq!(listener.transport(), Transport::Tcp);
+        assert!(!listener.is_inherited());
+        let local = listener.local().unwrap();
+        assert_ne!(local.port(), 0);
+        assert_eq!(listener.to_string(), local.to_string());
+        assert!(getsockopt(&listener, sockopt::ReuseAddr).unwrap());
+        let flags = OFlag::from_bits_truncate(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
+        assert!(flags.contains(OFlag::O_NONBLOCK));
+        let flags = FdFlag::from_bits_truncate(fcntl(&listener, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        TcpStream::connect(local).unwrap();
+
+        let error = open(&[&local.to_string()], &ListenOptions::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot bind {local}: Address already in use")
+        );
+        drop(listener);
+        open_one(&local.to_string(), &ListenOptions::default());
+    }
+
+    #[test]
+    fn a_bare_port_takes_both_families() {
+        let listener = open_one("0", &ListenOptions::default());
+        assert_eq!(listener.local(), None);
+        let port = port(&listener);
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let shown = listener.to_string();
+        if has_ipv6() {
+            assert_eq!(shown, format!("[::]:{port}"));
+            TcpStream::connect(("::1", port)).unwrap();
+
+            let only = open_one("0", &with(&["v6only=0", "v6only"]));
+            assert!(getsockopt(&only, sockopt::Ipv6V6Only).unwrap());
+        } else {
+            // With the sysctl disable_ipv6 there still is [::], though no other address (seen).
+            assert!(
+                ["[::]", "0.0.0.0"]
+                    .map(|ip| format!("{ip}:{port}"))
+                    .contains(&shown)
+            );
+        }
+        assert!(wants_v6only(&with(&["v6only"])));
+        assert!(!wants_v6only(&with(&["v6only", "nodelay", "v6only=0"])));
+    }
+
+    #[test]
+    fn a_host_has_one_port() {
+        let listeners = open(&["localhost:0"], &ListenOptions::default()).unwrap();
+        let ports: BTreeSet<u16> = listeners.iter().map(port).collect();
+        assert_eq!(ports.len(), 1);
+        for listener in &listeners {
+            assert!(listener.local().unwrap().ip().is_loopback());
+        }
+        let error = open(&["no-such-host.invalid:80"], &ListenOptions::default()).unwrap_err();
+        let shown = error.to_string();
+        assert!(
+            shown.starts_with("cannot resolve no-such-host.invalid: "),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn addresses_that_are_not_there_are_left_out() {
+        // TEST-NET-1 of RFC 5737 is nobody's.
+        let here: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let gone: SocketAddr = "192.0.2.1:0".parse().unwrap();
+        let options = ListenOptions::default();
+        assert_eq!(open_each(&[gone, here], "x", &options).unwrap().len(), 1);
+        let error = open_each(&[gone], "x", &options).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot bind 192.0.2.1:0: Cannot assign requested address"
+        );
+        let two: SocketAddr = "127.0.0.2:0".parse().unwrap();
+        let both = open_each(&[here, two], "x", &options).unwrap();
+        assert_eq!(port(&both[0]), port(&both[1]));
+        assert!(open_each(&[], "x", &options).is_err());
+        // Unless that is asked for.
+        open_one("192.0.2.1:0", &with(&["freebind"]));
+        if has_ipv6() {
+            open_one("[2001:db8::1]:0", &with(&["freebind"]));
+        }
+    }
+
+    #[test]
+    fn an_interface_is_found() {
+        let error = open(&["[fe80::1]:80%nosuch"], &ListenOptions::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot bind [fe80::1]:80%nosuch: No such device"
+        );
+        let address = "[fe80::1]:80".parse().unwrap();
+        let by_name = with_scope(address, Some("lo")).unwrap();
+        assert_eq!(by_name, with_scope(address, Some("1")).unwrap());
+        assert_eq!(show_tcp(by_name), "[fe80::1]:80%lo");
+    }
+
+    #[test]
+    fn a_mapped_address_is_an_ipv4_address() {
+        let mapped: SocketAddr = "[::ffff:127.0.0.1]:80".parse().unwrap();
+        assert_eq!(canonical(mapped).to_string(), "127.0.0.1:80");
+        if has_ipv6() {
+            let listener = open_one("[::ffff:0.0.0.0]:0", &with(&["v6only=0"]));
+            assert_eq!(listener.local(), None);
+        }
+    }
+
+    #[test]
+    fn a_path_is_bound_and_vanishes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = open_one(path.to_str().unwrap(), &ListenOptions::default());
+        assert_eq!(listener.to_string(), path.to_str().unwrap());
+        assert_eq!(
+            (listener.transport(), listener.local()),
+            (Transport::Unix, None)
+        );
+        UnixStream::connect(&path).unwrap();
+        // One that fails takes those before it with it.
+        let other = dir.path().join("t");
+        let both = [other.to_str().unwrap(), path.to_str().unwrap()];
+        assert!(open(&both, &ListenOptions::default()).is_err());
+        assert!(!other.exists());
+        drop(listener);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_abstract_name_is_bound() {
+        let name = format!("@fdtools-listener-{}", std::process::id());
+        assert_eq!(open_one(&name, &ListenOptions::default()).to_string(), name);
+    }
+
+    #[test]
+    fn vsock_is_bound_where_there_is_any() {
+        match open(&["vsock::0"], &ListenOptions::default()) {
+            Ok(listeners) => {
+                assert_eq!(listeners[0].transport(), Transport::Vsock);
+                let shown = listeners[0].to_string();
+                assert!(
+                    shown.starts_with("vsock::") && shown != "vsock::0",
+                    "{shown}"
+                );
+            }
+            Err(error) => assert!(error.to_string().starts_with("cannot bind vsock::0: ")),
+        }
+    }
+
+    #[test]
+    fn connections_inherit_options() {
+        let options = with(&["nodelay", "keepalive=77", "rcvbuf=30000", "reuseport"]);
+        let listener = open_one("127.0.0.1:0", &options);
+        let _client = TcpStream::connect(listener.local().unwrap()).unwrap();
+        let connection = accept(&listener);
+        assert!(getsockopt(&connection, sockopt::TcpNoDelay).unwrap());
+        assert!(getsockopt(&connection, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&connection, sockopt::TcpKeepIdle).unwrap(), 77);
+        assert_eq!(getsockopt(&connection, sockopt::RcvBuf).unwrap(), 60000);
+        open_one(&listener.to_string(), &with(&["reuseport"]));
+    }
+
+    #[test]
+    fn a_backlog_may_be_anything() {
+        for backlog in [None, Some(0), Some(1), Some(100_000), Some(u32::MAX)] {
+            let options = ListenOptions {
+                backlog,
+                ..ListenOptions::default()
+            };
+            open_one("127.0.0.1:0", &options);
+        }
+    }
+
+    #[test]
+    fn an_option_of_no_use_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = |addresses: &[&str], option: &str, reason: &str| {
+            let error = open(addresses, &with(&[option])).unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)));
+            assert!(error.to_string().contains(reason), "{error}");
+        };
+        refused(&["@fdtools-x"], "nodelay", "none of the addresses");
+        refused(&["127.0.0.1:0", "vsock::1"], "v6only", "none of the");
+        let number = leave_open(&listener);
+        refused(&[&format!("fd:{number}")], "v6only=0", "none of the");
+        let number = leave_open(&listener);
+        refused(
+            &[&format!("fd:{number}")],
+            "rcvbuf=1",
+            "before the listener",
+        );
+        // Otherwise it is set where it can be.
+        let name = format!("@fdtools-options-{}", std::process::id());
+        let passed = format!("fd:{}", leave_open(&listener));
+        let options = with(&["nodelay", "rcvbuf=30000"]);
+        let listeners = open(&[&name, &passed, "127.0.0.1:0"], &options).unwrap();
+        let buffer = |index: usize| getsockopt(&listeners[index], sockopt::RcvBuf).unwrap();
+        assert_ne!(buffer(1), 60000);
+        assert_eq!(buffer(2), 60000);
+        assert!(getsockopt(&listeners[1], sockopt::TcpNoDelay).unwrap());
+    }
+}

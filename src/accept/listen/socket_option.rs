@@ -1,0 +1,364 @@
+//! Socket options for a listener: one table from which help, parsing and applying are made.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use nix::sys::socket::{AddressFamily, setsockopt, sockopt};
+
+use crate::system::text::digits;
+use crate::{Error, Result};
+
+/// A socket option and its value, as in `-o NAME[=VALUE]`.
+#[derive(Clone, Copy)]
+pub(crate) struct SocketOption {
+    row: &'static Row,
+    value: Option<u32>,
+}
+
+/// When an option has to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Before the listener is bound: it is of no use for one that was inherited.
+    BeforeBind,
+    /// At any time: the connections that are accepted inherit it from the listener.
+    Inherited,
+}
+
+/// What an option takes after its name.
+#[derive(Clone, Copy)]
+enum Takes {
+    /// Nothing, `=1` or `=0`.
+    Flag,
+    /// Nothing or a number within these bounds.
+    Optional(&'static str, u32, u32),
+    /// A number within these bounds.
+    Number(&'static str, u32, u32),
+}
+
+/// One option. Every option of this table is one of TCP: a Unix or vsock listener knows none of
+/// them or does not hand it down to what it accepts (seen for `rcvbuf` and `sndbuf`).
+struct Row {
+    name: &'static str,
+    takes: Takes,
+    families: &'static [AddressFamily],
+    when: When,
+    help: &'static str,
+    set: fn(BorrowedFd<'_>, Option<u32>) -> nix::Result<()>,
+}
+
+const TCP: &[AddressFamily] = &[AddressFamily::Inet, AddressFamily::Inet6];
+
+/// Buffers are an int to the kernel, which doubles what it is given.
+const MAX_BUFFER: u32 = i32::MAX as u32 / 2;
+
+/// The longest idle time that tcp(7) takes (`MAX_TCP_KEEPIDLE`).
+const MAX_KEEPIDLE: u32 = 32_767;
+
+const TABLE: &[Row] = &[
+    Row {
+        name: "nodelay",
+        takes: Takes::Flag,
+        families: TCP,
+        when: When::Inherited,
+        help: "send small packets at once (TCP_NODELAY)",
+        set: |fd, value| setsockopt(&fd, sockopt::TcpNoDelay, &is_on(value)),
+    },
+    Row {
+        name: "keepalive",
+        takes: Takes::Optional("SECONDS", 1, MAX_KEEPIDLE),
+        families: TCP,
+        when: When::Inherited,
+        help: "notice dead clients, probing after SECONDS idle (SO_KEEPALIVE, TCP_KEEPIDLE)",
+        set: |fd, value| {
+            setsockopt(&fd, sockopt::KeepAlive, &true)?;
+            match value {
+                Some(seconds) => setsockopt(&fd, sockopt::TcpKeepIdle, &seconds),
+                None => Ok(()),
+            }
+        },
+    },
+    Row {
+        name: "reuseport",
+        takes: Takes::Flag,
+        families: TCP,
+        when: When::BeforeBind,
+        help: "share the port with other listeners that say so too (SO_REUSEPORT)",
+        set: |fd, value| setsockopt(&fd, sockopt::ReusePort, &is_on(value)),
+    },
+    Row {
+        name: "v6only",
+        takes: Takes::Flag,
+        families: &[AddressFamily::Inet6],
+        when: When::BeforeBind,
+        help: "IPv6 only, no IPv4 on the same socket (IPV6_V6ONLY)",
+        set: |fd, value| setsockopt(&fd, sockopt::Ipv6V6Only, &is_on(value)),
+    },
+    Row {
+        name: "freebind",
+        takes: Takes::Flag,
+        families: TCP,
+        when: When::BeforeBind,
+        help: "bind an address that the machine does not have yet (IP_FREEBIND)",
+        // One flag for both families, and an IPv6 socket takes it at this level (seen).
+        set: |fd, value| setsockopt(&fd, sockopt::IpFreebind, &is_on(value)),
+    },
+    Row {
+        name: "rcvbuf",
+        takes: Takes::Number("BYTES", 1, MAX_BUFFER),
+        families: TCP,
+        when: When::BeforeBind,
+        help: "receive buffer, at most net.core.rmem_max (SO_RCVBUF)",
+        set: |fd, value| setsockopt(&fd, sockopt::RcvBuf, &size(value)),
+    },
+    Row {
+        name: "sndbuf",
+        takes: Takes::Number("BYTES", 1, MAX_BUFFER),
+        families: TCP,
+        when: When::BeforeBind,
+        help: "send buffer, at most net.core.wmem_max (SO_SNDBUF)",
+        set: |fd, value| setsockopt(&fd, sockopt::SndBuf, &size(value)),
+    },
+];
+
+/// A flag's value: a flag without one is on.
+fn is_on(value: Option<u32>) -> bool {
+    value != Some(0)
+}
+
+/// A buffer's size; the table asks for a number, so there is one.
+fn size(value: Option<u32>) -> usize {
+    value.unwrap_or(0).try_into().unwrap_or(usize::MAX)
+}
+
+impl SocketOption {
+    /// Parses `NAME` or `NAME=VALUE`, for an argument.
+    ///
+    /// # Errors
+    /// A text that lists the known options, or says what this one takes.
+    pub fn parse(text: &str) -> std::result::Result<SocketOption, String> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        let Some(row) = TABLE.iter().find(|row| row.name == name) else {
+            let known: Vec<_> = TABLE.iter().map(Row::spelling).collect();
+            return Err(format!(
+                "no such socket option; known are {}",
+                known.join(", ")
+            ));
+        };
+        let bad = |expected: String| format!("write {}: {expected}", row.spelling());
+        let number = |min: u32, max: u32, value: &str| match digits(value)
+            .filter(|number| (min..=max).contains(number))
+        {
+            Some(number) => Ok(Some(number)),
+            None => Err(bad(format!("the value is a number from {min} to {max}"))),
+        };
+        let value = match (row.takes, value) {
+            (Takes::Flag | Takes::Optional(..), None) => None,
+            (Takes::Flag, Some(value)) => number(0, 1, value)?,
+            (Takes::Number(..), None) => return Err(bad("the value is missing".into())),
+            (Takes::Optional(_, min, max) | Takes::Number(_, min, max), Some(value)) => {
+                number(min, max, value)?
+            }
+        };
+        Ok(SocketOption { row, value })
+    }
+
+    /// When the option has to be set.
+    pub fn when(&self) -> When {
+        self.row.when
+    }
+
+    /// Whether sockets of `family` have the option.
+    pub fn applies_to(&self, family: AddressFamily) -> bool {
+        self.row.families.contains(&family)
+    }
+
+    /// Whether the option says that an IPv6 listener takes no IPv4; `None` if it says nothing of it.
+    pub fn v6only(&self) -> Option<bool> {
+        (self.row.name == "v6only").then(|| is_on(self.value))
+    }
+
+    /// Sets the option on `socket`.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the kernel refuses it.
+    pub fn apply(&self, socket: BorrowedFd<'_>) -> Result<()> {
+        (self.row.set)(socket, self.value)
+            .map_err(|errno| Error::system(format!("set socket option {self}"), errno))
+    }
+}
+
+impl fmt::Display for SocketOption {
+    /// The spelling that parses to this option.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.row.name)?;
+        match self.value {
+            Some(value) => write!(f, "={value}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for SocketOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SocketOption({self})")
+    }
+}
+
+impl PartialEq for SocketOption {
+    fn eq(&self, other: &Self) -> bool {
+        self.row.name == other.row.name && self.value == other.value
+    }
+}
+
+impl Eq for SocketOption {}
+
+impl Row {
+    /// Name and value as help shows them: `keepalive[=SECONDS]`.
+    fn spelling(&self) -> String {
+        match self.takes {
+            Takes::Flag => format!("{}[=0|1]", self.name),
+            Takes::Optional(unit, ..) => format!("{}[={unit}]", self.name),
+            Takes::Number(unit, ..) => format!("{}={unit}", self.name),
+        }
+    }
+}
+
+/// The options for `--help`: one line each, with its spelling in a column.
+pub(crate) fn help() -> String {
+    let lines: Vec<_> = TABLE
+        .iter()
+        .map(|row| format!("  {:<21}{}", row.spelling(), row.help))
+        .collect();
+    lines.join("\n")
+}
+
+/// Checks that each option is of use for one of the listeners, of which are known the families that
+/// they may have, and whether they are inherited.
+pub(crate) fn check_options(
+    options: &[SocketOption],
+    listeners: &[(Vec<AddressFamily>, bool)],
+) -> Result<()> {
+    for option in options {
+        let mut concerned = listeners
+            .iter()
+            .filter(|(families, _)| families.iter().any(|family| option.applies_to(*family)))
+            .peekable();
+        if concerned.peek().is_none() {
+            return Err(Error::Invalid(format!(
+                "socket option {option} applies to none of the addresses: leave it out"
+            )));
+        }
+        if option.when() == When::BeforeBind && concerned.all(|(_, inherited)| *inherited) {
+            return Err(Error::Invalid(format!(
+                "socket option {option} must be set before the listener is bound: \
+                 set it where the inherited one is made"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{SockFlag, SockType, getsockopt, socket};
+    use proptest::prelude::*;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    fn parse(text: &str) -> SocketOption {
+        SocketOption::parse(text).unwrap()
+    }
+
+    fn tcp() -> OwnedFd {
+        let family = AddressFamily::Inet;
+        socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn options_show_what_parses_to_them() {
+        for text in [
+            "nodelay",
+            "nodelay=0",
+            "nodelay=1",
+            "keepalive",
+            "keepalive=60",
+            "reuseport",
+            "v6only=0",
+            "freebind",
+            "rcvbuf=65536",
+            "sndbuf=1",
+        ] {
+            assert_eq!(parse(text).to_string(), text);
+            assert_eq!(parse(&parse(text).to_string()), parse(text));
+        }
+    }
+
+    #[test]
+    fn bad_options_say_what_is_wrong() {
+        for (text, reason) in [
+            ("", "known are nodelay[=0|1], keepalive[=SECONDS]"),
+            ("Nodelay", "no such socket option"),
+            ("=1", "no such socket option"),
+            ("nodelay=2", "from 0 to 1"),
+            ("nodelay=", "from 0 to 1"),
+            ("keepalive=0", "from 1 to 32767"),
+            ("keepalive=+5", "from 1 to 32767"),
+            ("rcvbuf", "write rcvbuf=BYTES: the value is missing"),
+            ("sndbuf=", "the value is a number"),
+            ("sndbuf=64k", "the value is a number"),
+            ("sndbuf=99999999999", "the value is a number"),
+        ] {
+            let error = SocketOption::parse(text).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn options_are_set() {
+        let socket = tcp();
+        let set = |text: &str| parse(text).apply(socket.as_fd()).unwrap();
+        set("nodelay");
+        assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        set("nodelay=0");
+        assert!(!getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        set("keepalive=77");
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), 77);
+        set("reuseport");
+        assert!(getsockopt(&socket, sockopt::ReusePort).unwrap());
+        set("freebind");
+        assert!(getsockopt(&socket, sockopt::IpFreebind).unwrap());
+        // The kernel doubles them, socket(7).
+        set("rcvbuf=30000");
+        assert_eq!(getsockopt(&socket, sockopt::RcvBuf).unwrap(), 60000);
+        set("sndbuf=30000");
+        assert_eq!(getsockopt(&socket, sockopt::SndBuf).unwrap(), 60000);
+        let error = parse("v6only").apply(socket.as_fd()).unwrap_err();
+        assert!(error.to_string().contains("set socket option v6only"));
+    }
+
+    #[test]
+    fn every_row_is_whole() {
+        for row in TABLE {
+            assert!(!row.families.is_empty());
+            assert!(help().contains(&row.spelling()), "{}", row.name);
+        }
+        assert!(help().lines().all(|line| line.len() < 100));
+        assert!(parse("v6only").applies_to(AddressFamily::Inet6));
+        assert!(!parse("v6only").applies_to(AddressFamily::Inet));
+        assert!(!parse("nodelay").applies_to(AddressFamily::Unix));
+        assert_eq!(parse("rcvbuf=1").when(), When::BeforeBind);
+    }
+
+    proptest! {
+        #[test]
+        fn no_option_panics(text in "(nodelay|keepalive|rcvbuf)?=?\\PC{0,12}") {
+            if let Ok(option) = SocketOption::parse(&text) {
+                prop_assert_eq!(parse(&option.to_string()), option);
+            }
+        }
+    }
+}

@@ -1,0 +1,583 @@
+//! fdaccept: connections from listeners into a sink, until there is a reason to stop.
+//!
+//! A connection comes in at [`listen`], passes [`proxy`] and [`admission`], and goes out at
+//! [`sink`]. Backpressure is not polling the listeners. One connection at most is in hand: accepted,
+//! and not in the queue yet.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use crate::accept::admission::Admission;
+use crate::accept::counters::Refusal;
+use crate::accept::incoming::Incoming;
+use crate::accept::listen::Listener;
+use crate::accept::outbox::{InHand, Outbox};
+use crate::accept::proxy::AwaitedHeaders;
+use crate::accept::service::child::Child;
+use crate::accept::service::notify::Supervisor;
+use crate::accept::shortage::Shortage;
+use crate::accept::shutdown::{Shutdown, Stage};
+use crate::accept::sink::{Delivery, Sink, Untaken};
+use crate::accept::turns::{Class, Turns, classify};
+use crate::queue::message;
+use crate::system::alarm::Alarm;
+use crate::system::log::Log;
+use crate::system::poll::{PollFlags, PollSet};
+use crate::system::signals::{Signals, not_ignored};
+use crate::{Error, Result};
+
+pub(crate) mod admission;
+pub(crate) mod client;
+mod counters;
+mod incoming;
+pub(crate) mod listen;
+mod outbox;
+pub(crate) mod proxy;
+pub(crate) mod service;
+mod shortage;
+mod shutdown;
+pub(crate) mod sink;
+mod turns;
+
+/// How often to look where nothing tells that the queue is empty, or has room.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long closing what a stranger sent may block.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// The signals that the loop takes over; of those that stop it, the ones that are not ignored. HUP
+/// only where it has something to `reload`.
+pub(crate) fn signals(reload: bool) -> Vec<Signal> {
+    let mut signals = not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
+    signals.extend([Signal::SIGCHLD, Signal::SIGUSR1]);
+    if reload {
+        signals.push(Signal::SIGHUP);
+    }
+    signals
+}
+
+/// What the accept loop is given to work with.
+pub(crate) struct Parts {
+    /// Where connections come from.
+    pub listeners: Vec<Listener>,
+    /// Where a proxy must say first whom it speaks for.
+    pub proxy: Option<AwaitedHeaders>,
+    /// Who is let in.
+    pub admission: Admission,
+    /// Where they go.
+    pub sink: Sink,
+    /// The command that reads the sink, if it is one of ours.
+    pub child: Option<Child>,
+    /// Who is told how this goes.
+    pub supervisor: Supervisor,
+    /// Those of [`signals`].
+    pub signals: Signals,
+    /// How long what was accepted is waited for after a stop.
+    pub grace: Duration,
+    /// Where things are said.
+    pub log: Log,
+}
+
+/// Everything that the accept loop works with.
+pub(crate) struct Acceptor {
+    turns: Turns,
+    shortage: Shortage,
+    proxy: Option<AwaitedHeaders>,
+    admission: Admission,
+    outbox: Outbox,
+    shutdown: Shutdown,
+    supervisor: Supervisor,
+    signals: Signals,
+    alarm: Alarm,
+    log: Log,
+}
+
+/// What came of a wait.
+struct Ready {
+    tokens: Vec<Token>,
+    /// Whether the listeners were looked at.
+    was_listening: bool,
+}
+
+impl Ready {
+    fn is(&self, token: Token) -> bool {
+        self.tokens.contains(&token)
+    }
+
+    /// The listeners at which somebody is.
+    fn listeners(&self) -> Vec<usize> {
+        let listener = |token: &Token| match token {
+            Token::Listener(index) => Some(*index),
+            _ => None,
+        };
+        self.tokens.iter().filter_map(listener).collect()
+    }
+}
+
+/// What the loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Signals,
+    Outbox,
+    /// Those who are to be let in or turned away.
+    Clients,
+    Clock,
+    Listener(usize),
+}
+
+impl Acceptor {
+    /// The loop, not running yet.
+    ///
+    /// # Errors
+    /// [`Error::System`] if there is no timer to be had.
+    pub fn new(parts: Parts) -> Result<Self> {
+        Ok(Self {
+            turns: Turns::new(parts.listeners),
+            shortage: Shortage::default(),
+            proxy: parts.proxy,
+            admission: parts.admission,
+            outbox: Outbox::new(parts.sink),
+            shutdown: Shutdown::new(parts.child, parts.grace),
+            supervisor: parts.supervisor,
+            signals: parts.signals,
+            alarm: Alarm::interrupting()?,
+            log: parts.log,
+        })
+    }
+
+    /// Runs until a signal, the end of the consumers or the end of the command. Returns the exit
+    /// status.
+    ///
+    /// # Errors
+    /// [`Error::System`] for what will not work later either; [`Error::Peer`] if a queue that
+    /// was handed to us has no consumers any more.
+    pub fn run(mut self) -> Result<u8> {
+        self.supervisor.ready(&self.log);
+        self.tell_status();
+        match self.serve() {
+            Ok(Some(status)) => Ok(self.end_with_child(status)),
+            Ok(None) => self.end(),
+            Err(error) if !self.shutdown.has_child() => {
+                self.say_untaken();
+                Err(error)
+            }
+            // The command still gets to the end of its queue.
+            Err(error) => {
+                self.log.error(error);
+                self.close();
+                self.shutdown.fail();
+                if let Err(error) = self.serve() {
+                    self.log.error(error);
+                }
+                Ok(self.end_with_child(1))
+            }
+        }
+    }
+
+    /// The loop. Returns the exit status of the command, if it has ended; `None` at another end.
+    fn serve(&mut self) -> Result<Option<u8>> {
+        // Consumers may be there already, and a first ticket is due.
+        self.attend_sink()?;
+        loop {
+            if self.shutdown.is_done(&self.outbox.sink) {
+                return Ok(None);
+            }
+            let ready = self.wait()?;
+            if ready.is(Token::Signals) {
+                // First all signals are read: one that comes later wakes the loop again.
+                let stage = self.shutdown.stage();
+                self.attend_signals();
+                let ended = self.shutdown.child_ended();
+                if ended.is_some() {
+                    return Ok(ended);
+                }
+                if self.shutdown.stage() != stage {
+                    // Who came before that signal may have come after the listeners were looked at.
+                    continue;
+                }
+            }
+            if ready.is(Token::Outbox) {
+                self.attend_sink()?;
+            }
+            self.admission.attend();
+            self.attend_headers();
+            if self.shutdown.attend_clock() {
+                self.close();
+            }
+            self.attend_supervisor();
+            self.pass()?;
+            self.let_in_complete()?;
+            self.accept(&ready)?;
+            self.close_when_done();
+        }
+    }
+
+    /// Waits until something is to be done.
+    fn wait(&mut self) -> Result<Ready> {
+        let now = Instant::now();
+        let shortage_ends = self.shortage.deadline();
+        let is_listening = self.is_accepting(now);
+        let status_due = self.status_due();
+        let must_look = self.shutdown.is_emptying() || self.outbox.sink.must_look_for_room();
+        let mut set = PollSet::new();
+        set.add(Token::Signals, self.signals.as_fd(), PollFlags::IN);
+        // Once everybody is gone there is nothing to learn, and the end would be told for ever.
+        if self.shutdown.stage() != Stage::Gone {
+            set.watch(Token::Outbox, &self.outbox);
+        }
+        set.watch(Token::Clients, &self.admission);
+        if let Some(proxy) = &self.proxy {
+            set.watch(Token::Clients, proxy);
+        }
+        if is_listening {
+            for (index, listener) in self.turns.listeners().enumerate() {
+                set.add(Token::Listener(index), listener.as_fd(), PollFlags::IN);
+            }
+        }
+        // A last order is taken without waiting for it.
+        let is_calling = self.shutdown.stage() == Stage::LastOrders;
+        let at_once = is_calling && is_listening && !self.turns.is_empty();
+        set.until(Token::Clock, at_once.then_some(now));
+        set.until(Token::Clock, must_look.then(|| now + LOOK));
+        set.until(Token::Clock, shortage_ends);
+        set.until(Token::Clock, self.shutdown.deadline());
+        set.until(Token::Clock, self.admission.shut_until(now));
+        set.until(Token::Clock, status_due);
+        let failed = |errno| Error::system("wait for connections", errno);
+        Ok(Ready {
+            tokens: set.wait().map_err(failed)?,
+            was_listening: is_listening,
+        })
+    }
+
+    fn is_accepting(&mut self, now: Instant) -> bool {
+        !self.shutdown.is_closed()
+            && !self.shortage.is_on()
+            && self.complete_headers() == 0
+            && self.admission.shut_until(now).is_none()
+            && self.may_let_in()
+    }
+
+    /// Whether there is room for one more that was accepted already.
+    fn may_let_in(&mut self) -> bool {
+        self.outbox.is_free() && !self.admission.is_full() && self.outbox.sink.has_room()
+    }
+
+    fn complete_headers(&self) -> usize {
+        self.proxy.as_ref().map_or(0, AwaitedHeaders::complete)
+    }
+
+    /// Accepts what waits at the listeners that are ready, and passes it on.
+    fn accept(&mut self, ready: &Ready) -> Result<()> {
+        // They may be gone since they were ready.
+        if self.shutdown.is_closed() {
+            return Ok(());
+        }
+        let listeners = ready.listeners();
+        for index in self.turns.in_turn(&listeners) {
+            // Nobody may have been left to take the one before.
+            if self.shutdown.is_closed() {
+                return Ok(());
+            }
+            for _ in 0..self.turns.length(index) {
+                let is_calling = self.shutdown.stage() == Stage::LastOrders;
+                if !self.is_accepting(Instant::now()) || is_calling && self.turns.is_over(index) {
+                    break;
+                }
+                self.accept_from(index)?;
+            }
+        }
+        if self.shutdown.stage() == Stage::LastOrders {
+            if ready.was_listening {
+                self.turns.end_all_but(&listeners);
+            }
+            self.turns.retire();
+        }
+        Ok(())
+    }
+
+    /// Accepts one connection, if one is there.
+    fn accept_from(&mut self, index: usize) -> Result<()> {
+        let prepared = self.admission.prepare();
+        match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm)) {
+            Ok(incoming) => {
+                self.admission.count();
+                return self.receive(incoming);
+            }
+            Err(errno) => match classify(errno) {
+                Class::Retry => {
+                    let is_clients = errno != Errno::EINTR;
+                    self.admission.counters.failed += u64::from(is_clients);
+                }
+                Class::Nobody => self.turns.end(index),
+                Class::Pause => {
+                    if !self.give_up_header() {
+                        self.pause(errno);
+                    }
+                }
+                Class::Fatal => return Err(self.turns.error(index, errno)),
+            },
+        }
+        Ok(())
+    }
+
+    /// One was accepted: it is let in, or first must say whom it speaks for.
+    fn receive(&mut self, incoming: Incoming) -> Result<()> {
+        let Some(proxy) = &mut self.proxy else {
+            return self.let_in_and_pass(incoming);
+        };
+        if let Some((refused, why)) = proxy.expect(incoming, Instant::now()) {
+            self.turn_away(refused, why);
+        }
+        self.leave_room();
+        self.let_in_complete()
+    }
+
+    /// Lets those in that have said whom they speak for, as long as there is room.
+    fn let_in_complete(&mut self) -> Result<()> {
+        while self.complete_headers() > 0 && !self.shortage.is_on() && self.may_let_in() {
+            if let Err(errno) = self.admission.prepare() {
+                self.pause(errno);
+                break;
+            }
+            let complete = self.proxy.as_mut().and_then(AwaitedHeaders::take);
+            if let Some(incoming) = complete {
+                self.let_in_and_pass(incoming)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn let_in_and_pass(&mut self, incoming: Incoming) -> Result<()> {
+        self.let_in(incoming);
+        self.pass()?;
+        if self.may_let_in() {
+            // The next one finds everything prepared; that it cannot be is said when it is needed.
+            let _ = self.admission.prepare();
+            self.leave_room();
+        }
+        Ok(())
+    }
+
+    /// A consumer that comes needs a descriptor, too: where each client takes some, those give theirs
+    /// up that can.
+    fn leave_room(&mut self) {
+        if self.proxy.is_none() && !self.admission.counts() {
+            return;
+        }
+        while !self.shortage.has_room(self.signals.as_fd()) {
+            if !self.give_up_header() {
+                self.admission.is_short();
+                break;
+            }
+        }
+    }
+
+    /// Takes one in hand, or turns it away.
+    fn let_in(&mut self, incoming: Incoming) {
+        let connection = incoming.connection.as_fd();
+        let entry = match self.admission.judge(connection, &incoming.client) {
+            Ok(entry) => entry,
+            Err(why) => return self.turn_away(incoming, why),
+        };
+        let mut info = incoming.info();
+        if let Some(number) = entry.number {
+            info.set(message::TCP_CONN_NUM, number.to_string());
+        }
+        if self.log.is_verbose() {
+            let (client, listener) = (info.client(), &incoming.listener);
+            self.log
+                .detail(format_args!("accepted {client} on {listener}"));
+        }
+        self.outbox.take(InHand {
+            connection: incoming.connection,
+            lease: entry.lease,
+            payload: info.encode(),
+        });
+    }
+
+    fn turn_away(&mut self, incoming: Incoming, why: Refusal) {
+        if self.log.is_verbose() {
+            let (client, listener) = (incoming.info().client(), &incoming.listener);
+            self.log
+                .detail(format_args!("refused {client} on {listener}: {why}"));
+        }
+        self.admission.refuse(incoming.connection, why);
+    }
+
+    fn attend_headers(&mut self) {
+        let proxy = self.proxy.as_mut();
+        let refused = proxy.map(|proxy| proxy.attend(Instant::now()));
+        for (incoming, why) in refused.into_iter().flatten() {
+            self.turn_away(incoming, why);
+        }
+    }
+
+    /// Descriptors are short: gives one up that has waited longest for its header. False if there
+    /// is none.
+    fn give_up_header(&mut self) -> bool {
+        let proxy = self.proxy.as_mut();
+        let Some((incoming, why)) = proxy.and_then(AwaitedHeaders::give_up_oldest) else {
+            return false;
+        };
+        self.turn_away(incoming, why);
+        true
+    }
+
+    /// Puts what is in hand into the queue, if there is room.
+    fn pass(&mut self) -> Result<()> {
+        if self.shutdown.stage() == Stage::Gone {
+            return Ok(());
+        }
+        match self.outbox.pass(&self.log)? {
+            Some(Delivery::Done) => self.admission.counters.passed += 1,
+            Some(Delivery::Gone) => self.nobody_is_left(),
+            Some(Delivery::Full | Delivery::Later) | None => {}
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, errno: Errno) {
+        self.admission.is_short();
+        self.shortage.begin(errno, &self.log);
+    }
+
+    fn attend_sink(&mut self) -> Result<()> {
+        if self.shutdown.stage() == Stage::Gone {
+            return Ok(());
+        }
+        // What strangers sent is closed here, and closing their sockets may block (SO_LINGER).
+        let (sink, log) = (&mut self.outbox.sink, &self.log);
+        if !self.alarm.limit(LINGER, || sink.attend(log))? {
+            self.nobody_is_left();
+        }
+        Ok(())
+    }
+
+    /// Without consumers there is nothing to accept for.
+    fn nobody_is_left(&mut self) {
+        self.shutdown.nobody_is_left();
+        self.close();
+    }
+
+    fn attend_signals(&mut self) {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::SIGCHLD => {}
+                Signal::SIGUSR1 => self.say_counters(),
+                Signal::SIGHUP => self.reload(),
+                _ if !self.shutdown.is_told() => self.stop(),
+                _ => {
+                    self.close();
+                    self.shutdown.stop_at_once();
+                }
+            }
+        }
+    }
+
+    fn say_counters(&mut self) {
+        let taken = self.outbox.sink.taken();
+        self.log.notice(self.admission.counters.line(taken));
+    }
+
+    fn attend_supervisor(&mut self) {
+        if self.status_due().is_some_and(|due| due <= Instant::now()) {
+            self.tell_status();
+        }
+    }
+
+    fn status_due(&mut self) -> Option<Instant> {
+        // What was taken is of interest to a manager alone.
+        let is_managed = self.supervisor.is_managed();
+        let taken = is_managed.then(|| self.outbox.sink.taken()).flatten();
+        self.supervisor.status_due(&self.admission.counters, taken)
+    }
+
+    fn tell_status(&mut self) {
+        if self.supervisor.is_managed() {
+            let taken = self.outbox.sink.taken();
+            self.supervisor.status(self.admission.counters, taken);
+        }
+    }
+
+    fn reload(&mut self) {
+        self.supervisor.reloading(&self.log);
+        match self.admission.reload() {
+            Ok(()) => self.log.notice("rules: read again"),
+            Err(error) => self.log.error(format_args!("{error}; the old rules stay")),
+        }
+        self.supervisor.reloaded(&self.log);
+    }
+
+    /// The first signal: no new ones, and time for those that are there.
+    fn stop(&mut self) {
+        self.supervisor.stopping();
+        if self.shutdown.stop() {
+            self.turns.call_last_orders();
+        }
+    }
+
+    /// Ends the last orders when there are none left.
+    fn close_when_done(&mut self) {
+        if self.shutdown.stage() == Stage::LastOrders
+            && self.outbox.is_free()
+            && self.proxy.as_ref().is_none_or(AwaitedHeaders::is_empty)
+            && self.turns.is_empty()
+        {
+            self.close();
+        }
+    }
+
+    /// Closes the listeners and, where that tells the command to finish, the queue.
+    fn close(&mut self) {
+        self.shutdown.close();
+        self.turns.close();
+        let given_up = self.proxy.as_mut().map(AwaitedHeaders::give_up);
+        for (incoming, why) in given_up.into_iter().flatten() {
+            self.turn_away(incoming, why);
+        }
+        let sink = &mut self.outbox.sink;
+        if sink.is_chain() && self.shutdown.stage() != Stage::Gone {
+            sink.close();
+        }
+    }
+
+    fn end_with_child(mut self, status: u8) -> u8 {
+        self.turns.close();
+        self.say_untaken();
+        status
+    }
+
+    fn end(self) -> Result<u8> {
+        let is_gone = self.shutdown.stage() == Stage::Gone;
+        let is_failure = is_gone && self.outbox.sink.needs_consumers();
+        let is_untaken = self.say_untaken();
+        if is_failure {
+            let gone = "nobody takes connections from the queue any more";
+            return Err(Error::Peer(gone.into()));
+        }
+        Ok(is_untaken.into())
+    }
+
+    /// Gives up the queue, and says what became of connections. Whether some were accepted in vain.
+    fn say_untaken(mut self) -> bool {
+        let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
+        let taken = self.outbox.sink.taken();
+        let untaken = self.outbox.sink.give_up();
+        let taken = taken.filter(|_| untaken != Untaken::Some);
+        self.log.notice(self.admission.counters.line(taken));
+        match untaken {
+            Untaken::Some => self.log.error("connections were accepted and not taken"),
+            Untaken::Exactly(in_queue) => match in_queue + in_hand {
+                0 => return false,
+                1 => self.log.error("1 connection was accepted and not taken"),
+                count => self.log.error(format_args!(
+                    "{count} connections were accepted and not taken"
+                )),
+            },
+        }
+        true
+    }
+}

@@ -1,0 +1,88 @@
+//! What is accepted and not in the queue yet, and the way there.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::accept::sink::{Delivery, Sink};
+use crate::queue::RETRY;
+use crate::system::log::Log;
+use crate::system::pause::{Pause, SHORTAGE};
+use crate::system::poll::{PollFlags, Watched, earliest};
+
+/// A connection that is accepted and not in the queue yet.
+pub(super) struct InHand {
+    pub connection: OwnedFd,
+    pub lease: Option<OwnedFd>,
+    pub payload: Vec<u8>,
+}
+
+/// The sink, and at most one connection for it.
+pub(super) struct Outbox {
+    pub sink: Sink,
+    in_hand: Option<InHand>,
+    /// What is in hand is not tried again during this.
+    retry: Pause,
+    retry_after: Duration,
+}
+
+impl Outbox {
+    pub fn new(sink: Sink) -> Self {
+        Self {
+            sink,
+            in_hand: None,
+            retry: Pause::default(),
+            retry_after: RETRY,
+        }
+    }
+
+    /// Whether nothing is in hand.
+    pub fn is_free(&self) -> bool {
+        self.in_hand.is_none()
+    }
+
+    /// Takes a connection in hand; there is none yet.
+    pub fn take(&mut self, in_hand: InHand) {
+        self.in_hand = Some(in_hand);
+    }
+
+    /// Puts what is in hand into the queue, if there is room. `None` if nothing was tried.
+    ///
+    /// # Errors
+    /// Those of [`Sink::pass`].
+    pub fn pass(&mut self, log: &Log) -> Result<Option<Delivery>> {
+        let Some(hand) = &self.in_hand else {
+            return Ok(None);
+        };
+        if self.retry.is_on() {
+            return Ok(None);
+        }
+        let lease = hand.lease.as_ref().map(AsFd::as_fd);
+        let connection = hand.connection.as_fd();
+        let delivery = self.sink.pass(connection, lease, &hand.payload, log)?;
+        match delivery {
+            // Our copy is closed, so that the client sees the end when its handler ends.
+            Delivery::Done => {
+                self.in_hand = None;
+                self.retry_after = RETRY;
+            }
+            Delivery::Later => {
+                self.retry.begin(self.retry_after);
+                self.retry_after = (self.retry_after * 2).min(SHORTAGE);
+            }
+            Delivery::Full | Delivery::Gone => {}
+        }
+        Ok(Some(delivery))
+    }
+}
+
+impl Watched for Outbox {
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        let for_room = self.in_hand.is_some() && !self.retry.is_on();
+        self.sink.descriptors(for_room, poll);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        earliest([self.retry.deadline(), self.sink.deadline()])
+    }
+}

@@ -1,0 +1,273 @@
+//! Connections of which a proxy has not said yet whom it speaks for.
+//!
+//! Each header is read to its last byte and no further, for what follows is the handler's. What has
+//! come of it is taken out of the socket, so that only more makes it readable again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use rustix::event::{Timespec, epoll};
+
+use crate::accept::client::Client;
+use crate::accept::counters::Refusal;
+use crate::accept::incoming::Incoming;
+use crate::accept::proxy::header::{Header, ProxyCommand, Step, Version};
+use crate::error::to_nix;
+use crate::system::poll::{PollFlags, Watched};
+use crate::{Error, Result};
+
+pub(crate) mod header;
+
+/// How many are waited for at once; the oldest is given up for a further one.
+const MOST: usize = 1024;
+/// How many are looked at with one call.
+const BATCH: usize = 64;
+/// How much is read at a time.
+const CHUNK: usize = 4096;
+
+/// What is expected of clients.
+#[derive(Clone, Debug)]
+pub(crate) struct ProxyOptions {
+    /// How it is to be said.
+    pub version: Version,
+    /// Who may say it; nobody else may connect.
+    pub from: Vec<IpNet>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// One that is waited for.
+#[derive(Debug)]
+struct Awaited {
+    incoming: Incoming,
+    header: Header,
+    until: Instant,
+}
+
+/// Those that are waited for, and those that are complete and wait to be let in.
+#[derive(Debug)]
+pub(crate) struct AwaitedHeaders {
+    options: ProxyOptions,
+    /// Watches all that are waited for, at a cost that does not grow with their number.
+    epoll: OwnedFd,
+    /// By their number; all have the same time, so the first is the next that is late.
+    awaited: BTreeMap<u64, Awaited>,
+    next: u64,
+    complete: VecDeque<Incoming>,
+}
+
+/// A connection that is to be turned away, and why.
+pub(crate) type Refused = (Incoming, Refusal);
+
+impl AwaitedHeaders {
+    /// None yet.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE` and the like).
+    pub fn new(options: ProxyOptions) -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|errno| Error::system("watch PROXY headers", to_nix(errno)))?;
+        Ok(Self {
+            options,
+            epoll,
+            awaited: BTreeMap::new(),
+            next: 0,
+            complete: VecDeque::new(),
+        })
+    }
+
+    /// Reads the header of `incoming`, which may be complete at once. Returns who is to be turned
+    /// away: it, or the one that has been waited for longest.
+    pub fn expect(&mut self, incoming: Incoming, now: Instant) -> Option<Refused> {
+        let Client::Address(address) = incoming.client else {
+            return Some((incoming, Refusal::Rule));
+        };
+        let ip = IpNet::from(address.ip().to_canonical());
+        if !self.options.from.iter().any(|net| net.contains(&ip)) {
+            return Some((incoming, Refusal::Rule));
+        }
+        let mut awaited = Awaited {
+            incoming,
+            header: Header::new(self.options.version),
+            until: now + self.options.timeout,
+        };
+        match awaited.read() {
+            Progress::Complete => self.complete.push_back(awaited.incoming),
+            Progress::Refused(why) => return Some((awaited.incoming, why)),
+            Progress::Waiting => return self.wait_for(awaited),
+        }
+        None
+    }
+
+    fn wait_for(&mut self, awaited: Awaited) -> Option<Refused> {
+        let data = epoll::EventData::new_u64(self.next);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        if epoll::add(&self.epoll, &awaited.incoming.connection, data, flags).is_err() {
+            // The kernel has no memory for it.
+            return Some((awaited.incoming, Refusal::Crowd));
+        }
+        self.awaited.insert(self.next, awaited);
+        self.next += 1;
+        if self.awaited.len() > MOST {
+            self.give_up_oldest()
+        } else {
+            None
+        }
+    }
+
+    /// Gives up the one that has been waited for longest, if there is any.
+    pub fn give_up_oldest(&mut self) -> Option<Refused> {
+        let (_, oldest) = self.awaited.pop_first()?;
+        Some((oldest.incoming, Refusal::Crowd))
+    }
+
+    /// Gives up all that are waited for.
+    pub fn give_up(&mut self) -> Vec<Refused> {
+        let awaited = std::mem::take(&mut self.awaited).into_values();
+        awaited
+            .map(|awaited| (awaited.incoming, Refusal::LateHeader))
+            .collect()
+    }
+
+    /// Reads on. Returns those that are to be turned away.
+    pub fn attend(&mut self, now: Instant) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
+        // Those that are not among the first ones have their turn next.
+        let ready = match epoll::wait(&self.epoll, &mut events, Some(&Timespec::default())) {
+            Ok((ready, _)) => ready,
+            Err(_) => &mut [],
+        };
+        for event in ready.iter() {
+            let number = event.data.u64();
+            let Some(awaited) = self.awaited.get_mut(&number) else {
+                continue;
+            };
+            match awaited.read() {
+                Progress::Waiting => {}
+                progress => refused.extend(self.settle(number, progress)),
+            }
+        }
+        while self.deadline().is_some_and(|until| until <= now)
+            && let Some(mut first) = self.awaited.first_entry()
+        {
+            // Where we were held up ourselves, it may have come in time.
+            let progress = match first.get_mut().read() {
+                Progress::Waiting => Progress::Refused(Refusal::LateHeader),
+                progress => progress,
+            };
+            let number = *first.key();
+            refused.extend(self.settle(number, progress));
+        }
+        refused
+    }
+
+    /// One is not waited for any longer.
+    fn settle(&mut self, number: u64, progress: Progress) -> Option<Refused> {
+        let Awaited { incoming, .. } = self.awaited.remove(&number)?;
+        // It goes on in other processes, and would be told of for ever.
+        let _ = epoll::delete(&self.epoll, &incoming.connection);
+        if let Progress::Refused(why) = progress {
+            return Some((incoming, why));
+        }
+        self.complete.push_back(incoming);
+        None
+    }
+
+    /// The next one whose header is complete, with the client that it speaks for.
+    pub fn take(&mut self) -> Option<Incoming> {
+        self.complete.pop_front()
+    }
+
+    /// How many are complete.
+    pub fn complete(&self) -> usize {
+        self.complete.len()
+    }
+
+    /// Whether there are none, of either kind.
+    pub fn is_empty(&self) -> bool {
+        self.awaited.is_empty() && self.complete.is_empty()
+    }
+}
+
+impl Watched for AwaitedHeaders {
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        poll(self.epoll.as_fd(), PollFlags::IN);
+    }
+
+    /// When the next one is late.
+    fn deadline(&self) -> Option<Instant> {
+        let first = self.awaited.first_key_value();
+        first.map(|(_, awaited)| awaited.until)
+    }
+}
+
+/// How far a header is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Waiting,
+    Complete,
+    Refused(Refusal),
+}
+
+impl Awaited {
+    /// Reads what there is of the header.
+    fn read(&mut self) -> Progress {
+        loop {
+            let count = match self.header.next() {
+                Err(_) => return Progress::Refused(Refusal::BadHeader),
+                Ok(Step::Done(command)) => {
+                    if let ProxyCommand::Proxy {
+                        source,
+                        destination,
+                    } = command
+                    {
+                        self.incoming.client = Client::Address(source);
+                        self.incoming.local = Some(destination);
+                    }
+                    return Progress::Complete;
+                }
+                Ok(Step::Read(most)) => self.take(most),
+                Ok(Step::ReadLine(most)) => self
+                    .look(most)
+                    .and_then(|count| if count == 0 { Ok(0) } else { self.take(count) }),
+            };
+            match count {
+                // It ended before its header did.
+                Ok(0) => return Progress::Refused(Refusal::BadHeader),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Progress::Waiting,
+                Err(_) => return Progress::Refused(Refusal::BadHeader),
+            }
+        }
+    }
+
+    /// Takes at most `most` bytes. Returns how many.
+    fn take(&mut self, most: usize) -> Result<usize, Errno> {
+        let mut chunk = [0; CHUNK];
+        let chunk = &mut chunk[..most.min(CHUNK)];
+        let count = self.receive(chunk, MsgFlags::empty())?;
+        self.header.add(&chunk[..count]);
+        Ok(count)
+    }
+
+    /// Looks at the next bytes, at most `most`. Returns how many there are up to the end of a line,
+    /// or until nothing is there.
+    fn look(&self, most: usize) -> Result<usize, Errno> {
+        let mut chunk = [0; CHUNK];
+        let chunk = &mut chunk[..most.min(CHUNK)];
+        let count = self.receive(chunk, MsgFlags::MSG_PEEK)?;
+        let end = chunk[..count].iter().position(|byte| *byte == b'\n');
+        Ok(end.map_or(count, |end| end + 1))
+    }
+
+    fn receive(&self, chunk: &mut [u8], flags: MsgFlags) -> Result<usize, Errno> {
+        let socket = self.incoming.connection.as_raw_fd();
+        recv(socket, chunk, flags | MsgFlags::MSG_DONTWAIT)
+    }
+}

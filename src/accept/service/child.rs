@@ -1,0 +1,89 @@
+//! The command of `fdaccept ADDRESS -- COMMAND`: a child that reads the queue.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use rustix::process::{WaitOptions, wait};
+
+use crate::Result;
+use crate::system::command::{Command, environment_without, is_service_managers};
+use crate::system::fd_limit::FdLimit;
+use crate::system::signals;
+
+/// A command that reads the queue, while it runs.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pid: Pid,
+}
+
+impl Child {
+    /// Starts `command` with `read_end` as its standard input, and otherwise as we were started
+    /// ourselves: descriptors, signal mask, limit on descriptors. Only what a service manager
+    /// meant for us is not passed on.
+    ///
+    /// # Errors
+    /// Those of [`Command::start`].
+    pub fn start(
+        command: &Command,
+        read_end: OwnedFd,
+        mask: &SigSet,
+        limit: &FdLimit,
+    ) -> Result<Self> {
+        // If whoever started us ignored it, the command would vanish without a status.
+        signals::default(&[Signal::SIGCHLD])?;
+        let spawn = |command: &Command| {
+            let mut actions = PosixSpawnFileActions::init()?;
+            actions.add_dup2(read_end.as_raw_fd(), 0)?;
+            let mut attributes = PosixSpawnAttr::init()?;
+            attributes.set_flags(
+                PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+            )?;
+            attributes.set_sigmask(mask)?;
+            // The Rust runtime ignores it, and a command would inherit that.
+            attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+            let environment = environment_without(is_service_managers);
+            limit.with_original(|| {
+                posix_spawn(
+                    command.path(),
+                    &actions,
+                    &attributes,
+                    command.arguments(),
+                    &environment,
+                )
+            })
+        };
+        command.start(spawn).map(|pid| Self { pid })
+    }
+
+    /// The exit status that the command ended with, or 128 plus the number of the signal that
+    /// ended it, as shells have it. `None` while it runs. Other children are reaped on the way:
+    /// the first process of a container gets everybody's orphans.
+    pub fn ended(&self) -> Option<u8> {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == self.pid.as_raw() => {
+                    let signal = status.terminating_signal().map(|signal| 128 + signal);
+                    let code = status.exit_status().or(signal).unwrap_or(1);
+                    return Some(u8::try_from(code).unwrap_or(1));
+                }
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(None) => return None,
+                // Nothing else waits for our children, so this does not happen.
+                Err(_) => return Some(1),
+            }
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends the command a signal.
+    pub fn signal(&self, signal: Signal) {
+        // It is not reaped yet, so this is nobody else; what it cannot do does not matter.
+        let _ = kill(self.pid, signal);
+    }
+}

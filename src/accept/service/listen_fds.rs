@@ -1,0 +1,130 @@
+//! The descriptors that a service manager passed to this process, by the convention of
+//! sd_listen_fds(3).
+
+use std::env;
+use std::ffi::OsStr;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::system::text::{digits, printable};
+use crate::{Error, Result};
+
+/// The first one (`SD_LISTEN_FDS_START`).
+const FIRST: RawFd = 3;
+
+/// Those that were passed. They need not be open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ListenFds {
+    count: RawFd,
+    /// The names of the first ones.
+    names: Vec<String>,
+}
+
+impl ListenFds {
+    /// Those that the environment tells of (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`).
+    ///
+    /// # Errors
+    /// Those of [`ListenFds::parse`].
+    pub fn from_environment() -> Result<Self> {
+        let [count, pid, names] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"].map(env::var_os);
+        Self::parse(count.as_deref(), pid.as_deref(), names.as_deref())
+    }
+
+    /// Those that these values tell of: none if the first or the second is missing, or if the
+    /// second is the number of another process, which they were meant for.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if one of these two is no number.
+    pub fn parse(
+        count: Option<&OsStr>,
+        pid: Option<&OsStr>,
+        names: Option<&OsStr>,
+    ) -> Result<Self> {
+        let (Some(count), Some(pid)) = (count, pid) else {
+            return Ok(Self::default());
+        };
+        if number("LISTEN_PID", pid)?.unsigned_abs() != std::process::id() {
+            return Ok(Self::default());
+        }
+        let count = number("LISTEN_FDS", count)?;
+        let names = names
+            .map_or(&b""[..], OsStr::as_bytes)
+            .split(|byte| *byte == b':');
+        let names = names.map(|name| String::from_utf8_lossy(name).into_owned());
+        Ok(Self {
+            count,
+            names: names.take(count as usize).collect(),
+        })
+    }
+
+    /// The numbers of all whose name is not one of ours.
+    pub fn unnamed<'a>(
+        &'a self,
+        is_ours: impl Fn(&str) -> bool + 'a,
+    ) -> impl Iterator<Item = RawFd> + 'a {
+        let name = |index| self.names.get(index as usize);
+        let others =
+            (0..self.count).filter(move |index| !name(*index).is_some_and(|name| is_ours(name)));
+        others.map(|index| FIRST.saturating_add(index))
+    }
+
+    /// The names of the first ones, with their numbers.
+    pub fn named(&self) -> impl Iterator<Item = (&str, RawFd)> {
+        let names = self.names.iter().map(String::as_str);
+        names.zip(FIRST..)
+    }
+}
+
+/// Parses the value of an environment variable: decimal digits, within an int.
+fn number(variable: &str, value: &OsStr) -> Result<i32> {
+    value.to_str().and_then(digits).ok_or_else(|| {
+        Error::Invalid(format!(
+            "{variable}={} is not a number: unset it, or see sd_listen_fds(3)",
+            printable(value.as_encoded_bytes())
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(count: Option<&str>, pid: Option<&str>, names: &str) -> Result<ListenFds> {
+        let names = Some(OsStr::new(names));
+        ListenFds::parse(count.map(OsStr::new), pid.map(OsStr::new), names)
+    }
+
+    #[test]
+    fn the_environment_is_checked() {
+        let me = std::process::id().to_string();
+        for (count, pid) in [
+            (None, None),
+            (Some("1"), None),
+            (None, Some(me.as_str())),
+            (Some("1"), Some("1")),
+            (Some("x"), Some("1")),
+            (Some("0"), Some(&me)),
+        ] {
+            let passed = passed(count, pid, "a:b").unwrap();
+            assert_eq!(passed.unnamed(|_| false).count(), 0);
+        }
+        for bad in ["", "x", "-1", "+1", "1 ", "99999999999"] {
+            let error = passed(Some(bad), Some(&me), "").unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{bad}: {error}");
+        }
+        for bad in ["", "-1", "x\x1b", "99999999999"] {
+            let error = passed(Some("1"), Some(bad), "").unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn ours_are_told_from_others_by_their_names() {
+        let me = std::process::id().to_string();
+        let passed = passed(Some("4"), Some(&me), "http:ours-1:ours-2").unwrap();
+        let is_ours = |name: &str| name.starts_with("ours-");
+        assert_eq!(passed.unnamed(is_ours).collect::<Vec<_>>(), [3, 6]);
+        let named = passed.named().filter(|(name, _)| is_ours(name));
+        assert_eq!(named.collect::<Vec<_>>(), [("ours-1", 4), ("ours-2", 5)]);
+    }
+}

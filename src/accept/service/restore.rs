@@ -1,0 +1,259 @@
+//! The queue and the listeners that an earlier process of this service had, from the descriptor
+//! store, or else new ones.
+
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{AddressFamily, Shutdown, SockType, shutdown};
+
+use crate::accept::listen::address::Address;
+use crate::accept::listen::inherit::{Claimed, examine};
+use crate::accept::listen::open::prepare;
+use crate::accept::listen::socket_option::When;
+use crate::accept::listen::{ListenOptions, Listener, apply_options, finish, listen};
+use crate::accept::service::fd_store::FdStore;
+use crate::queue::name::Name;
+use crate::queue::{self, Sender, owned_name};
+use crate::system::descriptor::{describe, socket_facts};
+use crate::system::poll::{PollFlags, ready};
+use crate::system::{sock_diag, unix_socket};
+use crate::{Error, Result};
+
+/// The two ends of the queue.
+const WRITE_END: &str = "fdtools-queue-write";
+const READ_END: &str = "fdtools-queue-read";
+/// A listener. How many there are of its address follows, and what they are known by.
+const LISTENER: &str = "fdtools-listener-";
+/// The longest name that a manager takes.
+const LONGEST: usize = 255;
+
+/// The queue that was kept, or else a new one; that then is kept, and nothing else.
+///
+/// # Errors
+/// [`Error::System`] (`EMFILE` and the like).
+pub(crate) fn queue(store: &mut FdStore<'_>) -> Result<(Sender, OwnedFd)> {
+    let (write_ends, read_ends) = (store.take(WRITE_END), store.take(READ_END));
+    let count = write_ends.len() + read_ends.len();
+    let (sender, read_end) = match (find_queue(write_ends, read_ends), count) {
+        (Some(kept), 2) => return Ok(kept),
+        (Some(kept), _) => kept,
+        (None, _) => queue::ends()?,
+    };
+    if count > 0 {
+        store.forget(WRITE_END);
+        store.forget(READ_END);
+    }
+    store.keep(WRITE_END, sender.as_fd());
+    store.keep(READ_END, read_end.as_fd());
+    Ok((sender, read_end))
+}
+
+/// The first two of these that are the ends of one queue which is not at its end.
+fn find_queue(write_ends: Vec<OwnedFd>, read_ends: Vec<OwnedFd>) -> Option<(Sender, OwnedFd)> {
+    for write_end in write_ends.into_iter().filter(is_end) {
+        // One that was closed for a command to finish is at its end.
+        let is_open = ready(write_end.as_fd(), PollFlags::empty()).is_empty();
+        let is_other_end = |read_end: &&OwnedFd| {
+            let found = sock_diag::are_connected(write_end.as_fd(), read_end.as_fd());
+            is_end(read_end) && found.unwrap_or(true)
+        };
+        let other = read_ends.iter().find(is_other_end);
+        if let Some(other) = other.filter(|_| is_open)
+            && let Ok(read_end) = other.try_clone()
+        {
+            return Some((Sender::from_socket(write_end).ok()?, read_end));
+        }
+    }
+    None
+}
+
+/// Whether it can be an end of a queue of ours.
+fn is_end(descriptor: &OwnedFd) -> bool {
+    let facts = socket_facts(descriptor.as_fd());
+    facts.is_some_and(|facts| {
+        facts.family == Some(AddressFamily::Unix)
+            && facts.kind == Some(SockType::SeqPacket)
+            && facts.connected
+    })
+}
+
+/// Listeners on all `addresses`, in their order: those that were kept, or else new ones, which then
+/// are kept. What is left in the store after that is given up.
+///
+/// # Errors
+/// [`Error::System`] if one of them cannot be had (the others then are closed again),
+/// [`Error::Other`] if a host does not resolve, [`Error::Invalid`] if an inherited one is no
+/// listener, a socket option applies to none of them, or an address is too long to be kept.
+pub(crate) fn listeners(
+    addresses: &[Address],
+    options: &ListenOptions,
+    store: &mut FdStore<'_>,
+) -> Result<Vec<Listener>> {
+    // Before anything is made: neither leaves a trace when a later one fails.
+    let targets = prepare(addresses, options)?;
+    let keys = keys(addresses, options);
+    let kept: Vec<_> = keys.iter().map(|key| take_listeners(store, key)).collect();
+    give_up_rest(store);
+    let mut listeners = Vec::new();
+    for (target, (key, kept)) in targets.into_iter().zip(keys.iter().zip(kept)) {
+        if target.is_inherited() {
+            listeners.append(&mut target.open(options)?);
+            continue;
+        }
+        let count = kept.len();
+        let mut opened = match revive(target.address, kept, options)? {
+            Some(revived) => revived,
+            None => {
+                if count > 0 {
+                    store.forget(&name_of(key, count));
+                }
+                let new = target.open(options)?;
+                keep_listeners(store, key, &new)?;
+                new
+            }
+        };
+        if store.is_wanted() {
+            opened.iter_mut().for_each(Listener::leave_name);
+        }
+        listeners.append(&mut opened);
+    }
+    Ok(listeners)
+}
+
+/// What the listeners of each address are known by from one start to the next: the address, how
+/// often it was given before, and the options that can only be set on a new one.
+fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
+    let shown: Vec<_> = addresses.iter().map(Address::to_string).collect();
+    let early = options.socket_options.iter();
+    let early: String = early
+        .filter(|option| option.when() == When::BeforeBind)
+        .map(|option| format!("+{option}"))
+        .collect();
+    let key = |index: usize| {
+        let before = shown[..index].iter();
+        let count = before.filter(|other| **other == shown[index]).count();
+        format!("{count}-{}{early}", shown[index])
+    };
+    (0..shown.len()).map(key).collect()
+}
+
+/// The listeners that were kept under `key`: all that there were, or none.
+fn take_listeners(store: &mut FdStore<'_>, key: &str) -> Vec<OwnedFd> {
+    let names = (1..=store.len()).map(|count| (count, name_of(key, count)));
+    let complete = names
+        .filter(|(count, name)| store.count(name) == *count)
+        .map(|(_, name)| name)
+        .next();
+    complete.map_or_else(Vec::new, |name| store.take(&name))
+}
+
+/// Has the listeners kept that are known by `key`, which are new.
+fn keep_listeners(store: &FdStore<'_>, key: &str, listeners: &[Listener]) -> Result<()> {
+    let name = name_of(key, listeners.len());
+    if store.is_wanted() && name.len() > LONGEST {
+        // Without the number that is in front of it.
+        let address = key.split_once('-').map_or(key, |(_, address)| address);
+        let problem = format!("--store: the address {address} is too long");
+        return Err(Error::Invalid(problem));
+    }
+    for listener in listeners {
+        store.keep(&name, listener.as_fd());
+    }
+    Ok(())
+}
+
+/// Gives up what nobody has taken back: its addresses may be wanted in another way.
+pub(crate) fn give_up_rest(store: &mut FdStore<'_>) {
+    let (rest, is_ours) = store.give_up_rest();
+    for descriptor in rest {
+        give_up(descriptor, is_ours);
+    }
+}
+
+/// Gives up a listener that was kept, with the path that it has, if it still is that. `is_ours` says
+/// that nobody is to go on with it: a process that has a copy for a moment yet, because the manager
+/// is starting it, is then not in the way of another listener.
+fn give_up(kept: OwnedFd, is_ours: bool) {
+    if let (Some(path), _) = unix_socket::names(kept.as_fd())
+        && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
+    {
+        // Dropping the right to it removes it. Whoever else has it by now keeps it.
+        let _ = owned_name::reclaim(kept.as_fd(), &name);
+    }
+    if is_ours {
+        let _ = shutdown(kept.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+/// Goes on with the listeners that an earlier process had of an address; `None` if there are none,
+/// or nobody can reach them any more.
+fn revive(
+    address: &Address,
+    kept: Vec<OwnedFd>,
+    options: &ListenOptions,
+) -> Result<Option<Vec<Listener>>> {
+    if kept.is_empty() {
+        return Ok(None);
+    }
+    let shown = address.to_string();
+    let mut revived = Vec::new();
+    for fd in kept {
+        let Claimed {
+            fd,
+            family,
+            transport,
+        } = examine(fd).map_err(|fd| {
+            let what = describe(fd.as_fd());
+            Error::Invalid(format!("what was kept of {shown} is {what}"))
+        })?;
+        let name = match address {
+            Address::Unix(name) => match owned_name::reclaim(fd.as_fd(), name)? {
+                None => return Ok(None),
+                reclaimed => reclaimed,
+            },
+            _ => None,
+        };
+        apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
+        listen(fd.as_fd(), &shown, options)?;
+        let flags = fcntl(&fd, FcntlArg::F_GETFL)
+            .map_err(|errno| Error::system(format!("use what was kept of {shown}"), errno))?;
+        let may_block = !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK);
+        let mut listener = finish(fd, transport, name)?;
+        listener.set_inherited(may_block);
+        revived.push(listener);
+    }
+    Ok(Some(revived))
+}
+
+/// The name of listeners that are known by `key` and are so many. What has a meaning in a list of
+/// names is escaped.
+fn name_of(key: &str, count: usize) -> String {
+    let mut name = format!("{LISTENER}{count}-");
+    for byte in key.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'/' | b'-' | b'_' | b'@' => {
+                name.push(char::from(byte));
+            }
+            // Writing to a string does not fail.
+            _ => drop(write!(name, "%{byte:02x}")),
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accept::service::fd_store::is_ours;
+
+    #[test]
+    fn names_have_nothing_that_means_something_in_a_list() {
+        let name = name_of("0-[::1]:80+v6only=1", 2);
+        assert_eq!(name, "fdtools-listener-2-0-%5b%3a%3a1%5d%3a80%2bv6only%3d1");
+        assert!(is_ours(&name) && is_ours(WRITE_END) && is_ours(READ_END));
+        assert!(!is_ours("fdtools-echo.socket"));
+    }
+}

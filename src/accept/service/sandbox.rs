@@ -1,0 +1,162 @@
+//! What is left to a process that accepts connections and passes them on: the calls of its loop.
+//!
+//! From then on it can open no file, start no program, and connect to nobody.
+
+use std::collections::BTreeMap;
+
+use nix::libc::{self, c_long};
+use nix::unistd::Pid;
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+use crate::{Error, Result};
+
+/// Calls that may be made with any arguments.
+const CALLS: &[c_long] = &[
+    // The loop itself.
+    libc::SYS_accept4,
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_pipe2,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_wait4,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Time and signals.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_timer_settime,
+    // Random bytes for tickets.
+    libc::SYS_getrandom,
+    // Memory, and the end.
+    libc::SYS_brk,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_sigaltstack,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    // What is open; not what has a path.
+    libc::SYS_fstat,
+];
+
+/// The older forms of some of them.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[c_long] = &[];
+
+/// One argument of a call: its index, and the bits of it that must have this value.
+type Argument = (u8, u64, u64);
+/// All bits of an int.
+const ALL: u64 = 0xffff_ffff;
+
+/// Calls that may be made if an argument is one of these.
+fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
+    let int = |index, value: libc::c_int| (index, ALL, value as u32 as u64);
+    vec![
+        // Memory that is not to be executed.
+        (libc::SYS_mmap, vec![vec![(2, libc::PROT_EXEC as u64, 0)]]),
+        (
+            libc::SYS_mprotect,
+            vec![vec![(2, libc::PROT_EXEC as u64, 0)]],
+        ),
+        // The way out of a panic.
+        (
+            libc::SYS_tgkill,
+            vec![vec![(0, ALL, u64::from(std::process::id()))]],
+        ),
+        (
+            libc::SYS_fcntl,
+            vec![
+                vec![int(1, libc::F_DUPFD_CLOEXEC)],
+                vec![int(1, libc::F_GETFD)],
+                vec![int(1, libc::F_GETFL)],
+            ],
+        ),
+        (
+            libc::SYS_ioctl,
+            vec![
+                vec![(1, ALL, libc::TIOCOUTQ)],
+                vec![(1, ALL, libc::FIONREAD)],
+            ],
+        ),
+        // How the end of a connection is.
+        (
+            libc::SYS_setsockopt,
+            vec![vec![int(1, libc::SOL_SOCKET), int(2, libc::SO_LINGER)]],
+        ),
+        // A queue to weigh messages in. One of another type could send to any name.
+        (
+            libc::SYS_socketpair,
+            vec![vec![
+                int(0, libc::AF_UNIX),
+                int(1, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC),
+            ]],
+        ),
+    ]
+}
+
+/// From now on this process can make no other calls than those of the loop: others fail with
+/// `EPERM`. It also gains no privileges by what it would run (`no_new_privs`). `chain` is a child
+/// that it may send signals to.
+///
+/// # Errors
+/// [`Error::Other`] where the kernel or the architecture has no such filter.
+pub(crate) fn enter(chain: Option<Pid>) -> Result<()> {
+    let failed = |cause: String| Error::Other {
+        action: "enter the sandbox".into(),
+        cause,
+    };
+    let filter = filter(chain).map_err(|error| failed(error.to_string()))?;
+    apply_filter(&filter).map_err(|error| failed(error.to_string()))
+}
+
+fn filter(chain: Option<Pid>) -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
+    let any = CALLS.iter().chain(OLDER).map(|call| (*call, Vec::new()));
+    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = any.collect();
+    let mut limited = limited_calls();
+    if let Some(pid) = chain {
+        let pid = (0, ALL, pid.as_raw() as u32 as u64);
+        limited.push((libc::SYS_kill, vec![vec![pid]]));
+    }
+    for (call, alternatives) in limited {
+        let alternatives: Result<_, _> = alternatives.into_iter().map(rule).collect();
+        rules.insert(call, alternatives?);
+    }
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    SeccompFilter::new(
+        rules.into_iter().collect(),
+        refused,
+        SeccompAction::Allow,
+        arch,
+    )?
+    .try_into()
+}
+
+fn rule(arguments: Vec<Argument>) -> Result<SeccompRule, seccompiler::BackendError> {
+    let condition = |(index, mask, value): Argument| {
+        let compare = SeccompCmpOp::MaskedEq(mask);
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, compare, value)
+    };
+    let conditions: Result<_, _> = arguments.into_iter().map(condition).collect();
+    SeccompRule::new(conditions?)
+}

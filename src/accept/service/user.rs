@@ -1,0 +1,162 @@
+//! Another user than root, for good.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+
+use nix::errno::Errno;
+use nix::unistd::{
+    Gid, Group, Uid, User as Account, getgrouplist, getgroups, getresgid, getresuid, setgroups,
+    setresgid, setresuid,
+};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+use crate::error::to_nix;
+use crate::system::text::printable;
+use crate::{Error, Result};
+
+/// A user and the groups that it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    shown: String,
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+}
+
+impl User {
+    /// Finds `USER[:GROUP]`, either by name or by number, as chown(1) does. Without GROUP it is the
+    /// user's own. Supplementary groups are those that the user is a member of (initgroups(3)); a
+    /// number that has no account is in GROUP alone, which then must be given.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no such user or group, or the user is root; [`Error::System`]
+    /// if the accounts cannot be read.
+    pub fn find(text: &str) -> Result<Self> {
+        let shown = printable(text.as_bytes());
+        let bad = |problem: &str| Error::Invalid(problem.into());
+        let failed = |errno| Error::system(format!("look up user {shown}"), errno);
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let number = user.parse().ok().map(Uid::from_raw);
+        let account = match Account::from_name(user).map_err(failed)? {
+            None => number.map(Account::from_uid).transpose().map_err(failed)?,
+            named => Some(named),
+        }
+        .flatten();
+        let given = group.map(|group| find_group(group).map_err(failed));
+        let given = match given.transpose()? {
+            Some(None) => return Err(bad("no such group")),
+            given => given.flatten(),
+        };
+        let (uid, gid, groups) = match (account, number) {
+            (Some(account), _) => {
+                let gid = given.unwrap_or(account.gid);
+                let name = CString::new(account.name).unwrap_or_default();
+                let groups = getgrouplist(&name, gid).map_err(failed)?;
+                (account.uid, gid, groups)
+            }
+            (None, Some(uid)) => {
+                let gid = given
+                    .ok_or_else(|| bad("there is no account with that number, so give a group"))?;
+                (uid, gid, vec![gid])
+            }
+            (None, None) => return Err(bad("no such user")),
+        };
+        // -1 means "unchanged" to setresuid(2).
+        if uid.is_root() || uid.as_raw() == u32::MAX || gid.as_raw() == u32::MAX {
+            return Err(bad("must be another user than root"));
+        }
+        Ok(Self {
+            shown,
+            uid,
+            gid,
+            groups,
+        })
+    }
+
+    /// Its uid.
+    pub fn uid(&self) -> u32 {
+        self.uid.as_raw()
+    }
+
+    /// Its gid.
+    pub fn gid(&self) -> u32 {
+        self.gid.as_raw()
+    }
+
+    /// This process becomes that user: groups, gid, uid, in that order, and no capability is left.
+    /// It cannot come back, which is tried.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EPERM` for who may not become another user.
+    pub fn assume(&self) -> Result<()> {
+        let failed = |errno| Error::system(format!("become user {}", self.shown), errno);
+        setgroups(&self.groups).map_err(failed)?;
+        setresgid(self.gid, self.gid, self.gid).map_err(failed)?;
+        setresuid(self.uid, self.uid, self.uid).map_err(failed)?;
+        // The kernel takes them from root alone, and not if its securebits say otherwise.
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, none).map_err(|errno| failed(to_nix(errno)))?;
+        match self.is_final() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(Errno::ENOTRECOVERABLE)),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    /// Whether nothing of who we were is left, and there is no way back.
+    fn is_final(&self) -> Result<bool, Errno> {
+        let (users, groups) = (getresuid()?, getresgid()?);
+        let set = |groups: &[Gid]| -> BTreeSet<u32> {
+            groups.iter().map(|group| group.as_raw()).collect()
+        };
+        Ok([users.real, users.effective, users.saved] == [self.uid; 3]
+            && [groups.real, groups.effective, groups.saved] == [self.gid; 3]
+            && set(&self.groups) == set(&getgroups()?)
+            && setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_err())
+    }
+}
+
+/// A group by its name or number.
+fn find_group(text: &str) -> Result<Option<Gid>, Errno> {
+    let named = Group::from_name(text)?.map(|group| group.gid);
+    Ok(named.or_else(|| text.parse().ok().map(Gid::from_raw)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_without_an_account_needs_a_group() {
+        let user = User::find("4000000001:4000000002").unwrap();
+        assert_eq!((user.uid(), user.gid.as_raw()), (4000000001, 4000000002));
+        assert_eq!(user.groups, [user.gid]);
+        assert!(User::find("4000000001").is_err());
+    }
+
+    #[test]
+    fn who_is_nobody_or_root_is_refused() {
+        let all_ones = "4294967295:4294967295";
+        for bad in [
+            "",
+            ":",
+            "root",
+            "0",
+            "0:1",
+            "-1:1",
+            all_ones,
+            "no such user",
+            "1:",
+            "1:no-such",
+        ] {
+            assert!(matches!(User::find(bad), Err(Error::Invalid(_))), "{bad}");
+        }
+    }
+}

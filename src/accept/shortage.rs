@@ -1,0 +1,52 @@
+//! What to do while descriptors or memory are short: accept nothing for a while, and say so once.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::system::free_fds::FreeFds;
+use crate::system::log::Log;
+use crate::system::pause::{Pause, SHORTAGE};
+
+/// Shortages closer together than this are logged once.
+const SAME: Duration = Duration::from_secs(60);
+
+/// Whether descriptors or memory are short.
+#[derive(Default)]
+pub(super) struct Shortage {
+    pause: Pause,
+    last: Option<Instant>,
+    /// For a consumer that comes.
+    free: FreeFds<1>,
+}
+
+impl Shortage {
+    /// An accept failed with `errno`.
+    pub fn begin(&mut self, errno: Errno, log: &Log) {
+        let now = Instant::now();
+        self.pause.begin(SHORTAGE);
+        if self.last.is_none_or(|last| now - last > SAME) {
+            let cause = errno.desc();
+            log.error(format_args!(
+                "cannot accept: {cause}; connections wait until it can"
+            ));
+        }
+        self.last = Some(now);
+    }
+
+    /// Whether nothing is to be accepted now.
+    pub fn is_on(&self) -> bool {
+        self.pause.is_on()
+    }
+
+    /// When that ends.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.pause.deadline()
+    }
+
+    /// Whether there is a number left for a consumer. `any` is an open descriptor.
+    pub fn has_room(&self, any: BorrowedFd<'_>) -> bool {
+        self.free.check(any).is_ok()
+    }
+}

@@ -1,0 +1,101 @@
+//! A name of ours where consumers fetch the read end of the queue.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use crate::Result;
+use crate::accept::sink::door::{Door, Event};
+use crate::accept::sink::read_end::ReadEnd;
+use crate::queue::name::Name;
+use crate::queue::owned_name::{self, OwnedName};
+use crate::queue::rendezvous::with_advice;
+use crate::queue::scm::close_unread;
+use crate::queue::trust::Trust;
+use crate::system::log::Log;
+use crate::system::poll::{PollFlags, Watched};
+
+/// Refusals that are logged, each once.
+const REFUSALS: usize = 64;
+
+/// A name where consumers fetch the read end.
+pub(super) struct NamedDoor {
+    door: Door,
+    name: OwnedName,
+    trust: Trust,
+    /// What was said of consumers that were refused.
+    refused: BTreeSet<String>,
+}
+
+impl NamedDoor {
+    /// Opens a door at `name`; see [`owned_name::bind`] for `mode`, and `trust` for names without
+    /// one.
+    ///
+    /// # Errors
+    /// Those of [`owned_name::bind`] and [`Door::open`].
+    pub fn open(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
+        let bind = |listener: BorrowedFd<'_>| owned_name::bind(listener, name, mode);
+        let (door, name) = Door::open(&name.to_string(), bind)?;
+        Ok(Self {
+            door,
+            name,
+            trust,
+            refused: BTreeSet::new(),
+        })
+    }
+
+    /// Gives the path, if the name is one, to another user.
+    ///
+    /// # Errors
+    /// Those of [`OwnedName::give_to`].
+    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
+        self.name.give_to(uid, gid)
+    }
+
+    /// Hands the read end to everybody who is there and may have it.
+    pub fn attend(&mut self, read_end: &mut ReadEnd, log: &Log) {
+        let Self {
+            door,
+            name,
+            trust,
+            refused,
+        } = self;
+        door.attend(|event| {
+            let Event::Consumer(consumer) = event else {
+                return false;
+            };
+            if let Some(refusal) = refusal(&consumer, name.name(), trust) {
+                // Once for each: who is refused may come again as often as it likes.
+                if refused.len() < REFUSALS && refused.insert(refusal.clone()) {
+                    log.error(format_args!("a consumer was refused: {refusal}"));
+                }
+            } else {
+                // A consumer that gets nothing, since too much of ours is on its way, sees the end
+                // and comes again.
+                let _ = read_end.hand_over(&consumer);
+            }
+            close_unread(consumer.into());
+            true
+        });
+    }
+}
+
+/// Why a consumer may not have the read end, if it may not.
+fn refusal(consumer: &UnixStream, name: &Name, trust: &Trust) -> Option<String> {
+    if !name.is_abstract() {
+        return None;
+    }
+    let checked = trust.check_owner(consumer.as_fd(), name);
+    checked.err().map(|error| with_advice(&error))
+}
+
+impl Watched for NamedDoor {
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        self.door.descriptors(poll);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.door.deadline()
+    }
+}

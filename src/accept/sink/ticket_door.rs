@@ -1,0 +1,199 @@
+//! The door of tickets: issues them, and hands the read end to whoever shows one.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::bind;
+use nix::unistd::geteuid;
+
+use crate::accept::sink::door::{Door, Event};
+use crate::accept::sink::read_end::ReadEnd;
+use crate::queue::message::VERSION_LINE;
+use crate::queue::scm::{close_unread, try_receive, try_send};
+use crate::queue::ticket::{Ticket, Token, door_address, shown};
+use crate::system::pause::{Pause, SHORTAGE};
+use crate::system::poll::{PollFlags, Watched, earliest};
+use crate::{Error, Result};
+
+/// Tickets that may be out at once; issuing one more voids the oldest.
+const OUTSTANDING: usize = 64;
+/// Tickets in a row that nobody redeems before there is time between them.
+const IN_VAIN: usize = 256;
+/// Peers that have not shown a token yet; one more drops the oldest.
+const STRANGERS: usize = 16;
+/// How long a peer may take to show its token.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A peer at the door that has not shown a token yet.
+#[derive(Debug)]
+struct Stranger {
+    socket: UnixStream,
+    until: Instant,
+}
+
+/// Issues tickets and hands the read end of a queue to whoever shows one.
+#[derive(Debug)]
+pub(super) struct TicketDoor {
+    door: Door,
+    name: Token,
+    /// Whom the kernel says to be the owner of the door, whoever we become later.
+    uid: u32,
+    tickets: Tickets,
+    strangers: VecDeque<Stranger>,
+}
+
+/// The tickets that are out.
+#[derive(Debug, Default)]
+struct Tickets {
+    issued: VecDeque<Token>,
+    /// How many since one was redeemed.
+    in_vain: usize,
+    /// Until the next one.
+    pause: Pause,
+}
+
+impl TicketDoor {
+    /// A new door with a name that nobody can guess.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE` and the like).
+    pub fn open() -> Result<Self> {
+        let name = Token::random()?;
+        let address = door_address(name)?;
+        let failed = |errno| Error::system("open a door for tickets", errno);
+        let bind = |listener: BorrowedFd<'_>| bind(listener.as_raw_fd(), &address).map_err(failed);
+        let (door, ()) = Door::open("a door for tickets", bind)?;
+        Ok(Self {
+            door,
+            name,
+            uid: geteuid().as_raw(),
+            tickets: Tickets::default(),
+            strangers: VecDeque::new(),
+        })
+    }
+
+    /// A new ticket. The oldest of more than 64 that nobody has redeemed becomes void.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the kernel has no random bytes.
+    pub fn issue(&mut self) -> Result<Ticket> {
+        let token = Token::random()?;
+        self.tickets.add(token);
+        Ok(Ticket::new(self.name, self.uid, token))
+    }
+
+    /// Whether a next ticket is due, if there is room for it.
+    pub fn is_ticket_due(&self) -> bool {
+        !self.tickets.pause.is_on()
+    }
+
+    /// Lets in whoever is there: a peer that shows a token gets the read end, once; a peer that
+    /// shows something else, or nothing in time, is dropped. Never blocks.
+    pub fn attend(&mut self, read_end: &mut ReadEnd) {
+        let now = Instant::now();
+        let (tickets, strangers) = (&mut self.tickets, &mut self.strangers);
+        for stranger in std::mem::take(strangers) {
+            strangers.extend(tickets.admit(stranger, read_end, now));
+        }
+        self.door.attend(|event| match event {
+            Event::Consumer(socket) => {
+                let until = now + PATIENCE;
+                let stranger = tickets.admit(Stranger { socket, until }, read_end, now);
+                strangers.extend(stranger);
+                strangers.len() <= STRANGERS || drop_oldest(strangers)
+            }
+            Event::Short => drop_oldest(strangers),
+        });
+    }
+}
+
+/// Drops the peer that has waited longest; false if there is nobody.
+fn drop_oldest(strangers: &mut VecDeque<Stranger>) -> bool {
+    let oldest = strangers.pop_front();
+    oldest
+        .map(|stranger| close_unread(stranger.socket.into()))
+        .is_some()
+}
+
+impl Tickets {
+    fn add(&mut self, token: Token) {
+        if self.issued.len() == OUTSTANDING {
+            self.issued.pop_front();
+        }
+        self.issued.push_back(token);
+        // Whoever reads them without end, as cat does, is no consumer, and not worth all our time.
+        self.in_vain += 1;
+        if self.in_vain > IN_VAIN {
+            self.pause.begin(SHORTAGE);
+        }
+    }
+
+    /// Serves one peer; returns it if it is to wait.
+    fn admit(
+        &mut self,
+        stranger: Stranger,
+        read_end: &mut ReadEnd,
+        now: Instant,
+    ) -> Option<Stranger> {
+        let message = match try_receive(&stranger.socket) {
+            Ok(message) => message,
+            Err(Errno::EAGAIN | Errno::EINTR) if now < stranger.until => return Some(stranger),
+            Err(_) => {
+                close_unread(stranger.socket.into());
+                return None;
+            }
+        };
+        let token = shown(&message.payload);
+        let place = token.and_then(|token| self.issued.iter().position(|known| *known == token));
+        match place {
+            // A token is used up by success alone: a consumer that got nothing tries again.
+            Some(place) if read_end.hand_over(&stranger.socket).is_ok() => {
+                self.issued.remove(place);
+                self.in_vain = 0;
+                self.pause.end();
+            }
+            None if token.is_some() => {
+                let _ = try_send(&stranger.socket, VERSION_LINE, &[]);
+            }
+            _ => {}
+        }
+        close_unread(stranger.socket.into());
+        None
+    }
+}
+
+impl Watched for TicketDoor {
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        self.door.descriptors(poll);
+        for stranger in &self.strangers {
+            poll(stranger.socket.as_fd(), PollFlags::IN);
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let patience = self.strangers.front().map(|stranger| stranger.until);
+        let next_ticket = self.tickets.pause.deadline();
+        earliest([patience, self.door.deadline(), next_ticket])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_64_tickets_are_out() {
+        let mut tickets = Tickets::default();
+        let tokens = [(); OUTSTANDING + 1].map(|()| Token::random().unwrap());
+        for token in &tokens[..OUTSTANDING] {
+            tickets.add(*token);
+        }
+        assert!(tickets.issued.contains(&tokens[0]));
+        tickets.add(tokens[OUTSTANDING]);
+        assert!(!tickets.issued.contains(&tokens[0]));
+        assert_eq!(tickets.issued.len(), OUTSTANDING);
+    }
+}

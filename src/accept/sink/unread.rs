@@ -1,0 +1,253 @@
+//! What was sent through a Unix socket and nobody has received yet, as the kernel tells.
+//!
+//! The kernel says how much memory the messages use that this socket has sent and nobody has
+//! received (`SIOCOUTQ`), whoever has the other side. Messages are received in order, so those are
+//! the newest ones.
+#![allow(unsafe_code)] // an ioctl
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::event::{Timespec, epoll};
+
+use crate::error::to_nix;
+use crate::queue::scm::try_send;
+use crate::queue::{self, Sender};
+use crate::{Error, Result};
+
+/// As long as what is said of most connections.
+const TYPICAL: usize = 150;
+/// What that uses on 64-bit machines, for when it cannot be tried out.
+const TYPICAL_WEIGHT: u64 = 768;
+/// Less than any message uses. While one is freed, a byte of it is left for a moment, in which we may
+/// be told that it is.
+const REMAINDER: u64 = 256;
+/// So many lengths are collected before they are looked at.
+const COLLECTED: usize = 4096;
+
+/// The messages that were sent through one socket.
+#[derive(Debug, Default)]
+pub(crate) struct Unread {
+    sent: u64,
+    /// The lengths of the newest ones.
+    lengths: Vec<usize>,
+    /// What those use that came before and that nobody has received, as far as was seen; the newest
+    /// last.
+    weights: VecDeque<u64>,
+    /// All of that.
+    total: u64,
+    /// The memory that a message of some length uses.
+    weighed: BTreeMap<usize, u64>,
+}
+
+impl Unread {
+    /// Those that wait already in a socket that was used before. They were not sent by us.
+    pub fn left_in(socket: BorrowedFd<'_>) -> Self {
+        let mut unread = Self::default();
+        let count = waiting(socket) / unread.weight(TYPICAL);
+        unread.lengths = vec![TYPICAL; count as usize];
+        unread
+    }
+
+    /// One more was sent through `socket`.
+    pub fn remember(&mut self, length: usize, socket: BorrowedFd<'_>) {
+        self.sent += 1;
+        self.lengths.push(length);
+        if self.lengths.len() == COLLECTED {
+            self.count(socket);
+        }
+    }
+
+    /// How many nobody has received, also of those that were not sent by us.
+    pub fn count(&mut self, socket: BorrowedFd<'_>) -> usize {
+        let waiting = waiting(socket);
+        for length in std::mem::take(&mut self.lengths) {
+            let weight = self.weight(length);
+            self.weights.push_back(weight);
+            self.total += weight;
+        }
+        while let Some(oldest) = self.weights.front()
+            && self.total - oldest + REMAINDER >= waiting
+        {
+            self.total -= oldest;
+            self.weights.pop_front();
+        }
+        self.weights.len()
+    }
+
+    /// How many were sent by us, and received.
+    pub fn received(&mut self, socket: BorrowedFd<'_>) -> u64 {
+        self.sent.saturating_sub(self.count(socket) as u64)
+    }
+
+    /// There is another socket, from which nobody has received yet.
+    pub fn start_anew(&mut self) {
+        *self = Self {
+            sent: self.sent,
+            ..Self::default()
+        };
+    }
+
+    /// The memory that a message of `length` bytes uses. It depends on the kernel, so it is tried
+    /// out.
+    fn weight(&mut self, length: usize) -> u64 {
+        if let Some(weight) = self.weighed.get(&length) {
+            return *weight;
+        }
+        let Some(weight) = try_out(length) else {
+            return TYPICAL_WEIGHT;
+        };
+        self.weighed.insert(length, weight);
+        weight
+    }
+}
+
+/// Sends a message to nobody.
+fn try_out(length: usize) -> Option<u64> {
+    let (sender, _read_end) = queue::ends().ok()?;
+    try_send(&sender, &vec![0; length], &[]).ok()?;
+    Some(waiting(sender.as_fd())).filter(|weight| *weight > 0)
+}
+
+/// The memory that messages use which were sent through `socket` and not received.
+pub(crate) fn waiting(socket: BorrowedFd<'_>) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: `bytes` is where the kernel puts its answer, an int.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    if done == 0 {
+        u64::try_from(bytes).unwrap_or_default()
+    } else {
+        0
+    }
+}
+
+/// Tells when something was received.
+#[derive(Debug)]
+pub(crate) struct Receipts {
+    /// Watches the sockets for what the kernel tells with each message that is freed.
+    epoll: OwnedFd,
+}
+
+impl Receipts {
+    /// Of no socket yet.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE` and the like).
+    pub fn new() -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|errno| Error::system("watch the queue", to_nix(errno)))?;
+        Ok(Self { epoll })
+    }
+
+    /// Tells of `sender` from now on, until it is closed.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`ENOMEM` and the like).
+    pub fn watch(&self, sender: &Sender) -> Result<()> {
+        // Being writable is told once, and again with each message that is freed.
+        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, sender, epoll::EventData::new_u64(0), flags)
+            .map_err(|errno| Error::system("watch the queue", to_nix(errno)))
+    }
+
+    /// Forgets what was told so far.
+    pub fn forget(&self) {
+        let mut events = [MaybeUninit::<epoll::Event>::uninit(); 1];
+        let _ = epoll::wait(&self.epoll, &mut events, Some(&Timespec::default()));
+    }
+}
+
+impl AsFd for Receipts {
+    /// Readable when something was received since [`Receipts::forget`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// Whether the kernel tells of what is received from `socket`: it does so only while it counts as
+/// writable, which is when a quarter of its buffer is used at most.
+pub(crate) fn is_told_of(socket: BorrowedFd<'_>) -> bool {
+    let buffer = getsockopt(&socket, sockopt::SndBuf).unwrap_or_default();
+    waiting(socket) <= buffer as u64 / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::message::MAX_PAYLOAD;
+    use crate::queue::scm::try_receive;
+    use crate::system::poll::{PollFlags, ready};
+
+    #[test]
+    fn messages_of_every_length_are_counted() {
+        let (sender, read_end) = queue::ends().unwrap();
+        let mut unread = Unread::default();
+        let lengths = [1, 100, 150, 200, 320, 384, 385, 1000, MAX_PAYLOAD];
+        for (index, length) in lengths.into_iter().enumerate() {
+            try_send(&sender, &vec![0; length], &[]).unwrap();
+            unread.remember(length, sender.as_fd());
+            assert_eq!(unread.count(sender.as_fd()), index + 1);
+        }
+        for left in (0..lengths.len()).rev() {
+            try_receive(&read_end).unwrap();
+            assert_eq!(unread.count(sender.as_fd()), left);
+            let received = (lengths.len() - left) as u64;
+            assert_eq!(unread.received(sender.as_fd()), received);
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_owner_sent_is_counted_and_not_as_ours() {
+        let (sender, read_end) = queue::ends().unwrap();
+        for _ in 0..5 {
+            try_send(&sender, &[0; 120], &[]).unwrap();
+        }
+        let mut unread = Unread::left_in(sender.as_fd());
+        assert_eq!(unread.count(sender.as_fd()), 5);
+        try_receive(&read_end).unwrap();
+        assert_eq!(unread.count(sender.as_fd()), 4);
+        assert_eq!(unread.received(sender.as_fd()), 0);
+        try_send(&sender, b"ours", &[]).unwrap();
+        unread.remember(4, sender.as_fd());
+        for _ in 0..5 {
+            assert_eq!(unread.received(sender.as_fd()), 0);
+            try_receive(&read_end).unwrap();
+        }
+        assert_eq!(unread.received(sender.as_fd()), 1);
+    }
+
+    #[test]
+    fn what_is_received_is_forgotten() {
+        let (sender, read_end) = queue::ends().unwrap();
+        let mut unread = Unread::default();
+        for _ in 0..3 * COLLECTED {
+            try_send(&sender, b"-", &[]).unwrap();
+            unread.remember(1, sender.as_fd());
+            try_receive(&read_end).unwrap();
+        }
+        assert!(unread.lengths.len() < COLLECTED && unread.weights.len() <= 1);
+        assert_eq!(unread.received(sender.as_fd()), 3 * COLLECTED as u64);
+    }
+
+    #[test]
+    fn each_receipt_is_told_once() {
+        let (sender, read_end) = queue::ends().unwrap();
+        let receipts = Receipts::new().unwrap();
+        receipts.watch(&sender).unwrap();
+        let is_told = || !ready(receipts.as_fd(), PollFlags::IN).is_empty();
+        receipts.forget();
+        for _ in 0..2 {
+            try_send(&sender, b"-", &[]).unwrap();
+        }
+        assert!(!is_told());
+        for _ in 0..2 {
+            try_receive(&read_end).unwrap();
+            assert!(is_told());
+            receipts.forget();
+            assert!(!is_told());
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Listeners that are accepted from in turns, and what their accepts come to.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
+
+use crate::Error;
+use crate::accept::incoming::Incoming;
+use crate::accept::listen::{Listener, Transport, backlog};
+use crate::error::to_nix;
+use crate::system::alarm::Alarm;
+
+/// The most connections taken from one listener before the next has its turn.
+const MOST: usize = 16;
+/// How long accept(2) may block when another process took the connection first.
+const BLOCKED: Duration = Duration::from_millis(50);
+
+/// What is to be done after an accept that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// This client is gone, or a signal came: there may be a next one.
+    Retry,
+    /// Nobody is there.
+    Nobody,
+    /// Descriptors or memory are short: accept nothing for a while.
+    Pause,
+    /// It will not work later either.
+    Fatal,
+}
+
+/// The class of an error of accept(2), which also reports errors of the new connection.
+pub(super) fn classify(errno: Errno) -> Class {
+    match errno {
+        Errno::EINTR
+        | Errno::ECONNABORTED
+        | Errno::EPROTO
+        | Errno::EPERM
+        | Errno::ETIMEDOUT
+        | Errno::ENETDOWN
+        | Errno::ENETUNREACH
+        | Errno::EHOSTDOWN
+        | Errno::EHOSTUNREACH
+        | Errno::ENOPROTOOPT
+        | Errno::EOPNOTSUPP
+        | Errno::ECONNRESET
+        | Errno::ENONET => Class::Retry,
+        Errno::EAGAIN => Class::Nobody,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => Class::Pause,
+        _ => Class::Fatal,
+    }
+}
+
+/// One listener and what is left to be accepted from it.
+struct Place {
+    listener: Listener,
+    /// After the call for last orders: connections that its backlog may still hold from before.
+    left: usize,
+}
+
+/// The listeners, and whose turn it is.
+pub(super) struct Turns {
+    places: Vec<Place>,
+    next: usize,
+    longest_backlog: usize,
+}
+
+impl Turns {
+    pub fn new(listeners: Vec<Listener>) -> Self {
+        let place = |listener| Place { listener, left: 0 };
+        Self {
+            places: listeners.into_iter().map(place).collect(),
+            next: 0,
+            longest_backlog: backlog::longest(),
+        }
+    }
+
+    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.places.iter().map(|place| &place.listener)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Those of `ready` in the order of their turns: where there is room for one connection only,
+    /// each listener has its turn all the same.
+    pub fn in_turn(&self, ready: &[usize]) -> Vec<usize> {
+        let mut in_turn = ready.to_vec();
+        in_turn.sort_by_key(|index| (*index < self.next, *index));
+        in_turn
+    }
+
+    /// How many connections to take in one turn, now that somebody is there. To find nobody costs
+    /// more than to ask, since accept(2) makes a socket before it looks; and it costs time where
+    /// that blocks.
+    pub fn length(&self, index: usize) -> usize {
+        let listener = &self.places[index].listener;
+        match listener.transport() {
+            Transport::Tcp if !listener.is_inherited() => {
+                backlog::waiting(listener.as_fd()).clamp(1, MOST)
+            }
+            _ => 1,
+        }
+    }
+
+    /// Accepts one connection.
+    ///
+    /// # Errors
+    /// The errno of accept(2); `EAGAIN` if nobody is there.
+    pub fn accept(&mut self, index: usize, alarm: &mut Alarm) -> Result<Incoming, Errno> {
+        let place = &mut self.places[index];
+        let listener = &place.listener;
+        let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC).map_err(to_nix);
+        let accepted = if listener.is_inherited() {
+            // Not ours alone, so it may block, and another process may have been faster.
+            alarm.limit(BLOCKED, accept).map_err(|errno| match errno {
+                Errno::EINTR => Errno::EAGAIN,
+                errno => errno,
+            })
+        } else {
+            accept()
+        };
+        let (connection, remote) = accepted?;
+        let incoming = Incoming::new(connection, remote.as_ref(), listener);
+        place.left = place.left.saturating_sub(1);
+        self.next = index + 1;
+        Ok(incoming)
+    }
+
+    /// What it means that no accept from a listener will succeed.
+    pub fn error(&self, index: usize, errno: Errno) -> Error {
+        Error::system(format!("accept on {}", self.places[index].listener), errno)
+    }
+
+    /// From now on no more is taken than what may have been waiting at this moment.
+    pub fn call_last_orders(&mut self) {
+        for place in &mut self.places {
+            place.left = self.longest_backlog + 1;
+        }
+    }
+
+    /// Whether a listener has no last order left.
+    pub fn is_over(&self, index: usize) -> bool {
+        self.places[index].left == 0
+    }
+
+    /// A listener's backlog is empty, so that it has no last order left.
+    pub fn end(&mut self, index: usize) {
+        self.places[index].left = 0;
+    }
+
+    /// The same for all listeners but those that are `ready`.
+    pub fn end_all_but(&mut self, ready: &[usize]) {
+        let places = self.places.iter_mut().enumerate();
+        for (_, place) in places.filter(|(index, _)| !ready.contains(index)) {
+            place.left = 0;
+        }
+    }
+
+    /// Closes the listeners that have no last order left, so that nobody connects in vain.
+    pub fn retire(&mut self) {
+        self.places.retain(|place| place.left > 0);
+    }
+
+    pub fn close(&mut self) {
+        self.places.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_accept_have_their_class() {
+        assert_eq!(classify(Errno::ECONNABORTED), Class::Retry);
+        assert_eq!(classify(Errno::EINTR), Class::Retry);
+        assert_eq!(classify(Errno::EAGAIN), Class::Nobody);
+        assert_eq!(classify(Errno::EMFILE), Class::Pause);
+        assert_eq!(classify(Errno::ENFILE), Class::Pause);
+        assert_eq!(classify(Errno::ENOMEM), Class::Pause);
+        assert_eq!(classify(Errno::EBADF), Class::Fatal);
+        assert_eq!(classify(Errno::EINVAL), Class::Fatal);
+    }
+
+    #[test]
+    fn the_turn_goes_round() {
+        let mut turns = Turns::new(Vec::new());
+        assert_eq!(turns.in_turn(&[0, 1, 2]), [0, 1, 2]);
+        turns.next = 2;
+        assert_eq!(turns.in_turn(&[0, 1, 2]), [2, 0, 1]);
+        assert_eq!(turns.in_turn(&[0, 1]), [0, 1]);
+        turns.next = 3;
+        assert_eq!(turns.in_turn(&[1, 2]), [1, 2]);
+    }
+}

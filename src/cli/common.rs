@@ -1,0 +1,133 @@
+//! What the three programs' command lines have in common.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser};
+
+use crate::cli::usage;
+use crate::queue::rendezvous::Rendezvous;
+use crate::system::log::{Log, Verbosity};
+use crate::system::text::{parse_descriptor, parse_mode};
+
+/// Where the queue is: on the side of who accepts as of who serves. Each of the three ways
+/// excludes the others.
+#[derive(Args, Clone, Debug)]
+pub(super) struct QueueArguments {
+    /// Own PATH (or @NAME), where the other side finds this one
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["connect", "queue_fd"])]
+    bind: Option<OsString>,
+
+    /// Find the other side at PATH (or @NAME), which it owns
+    #[arg(long, value_name = "PATH", conflicts_with = "queue_fd")]
+    connect: Option<OsString>,
+
+    /// Use descriptor N, instead of a standard stream
+    #[arg(long, value_name = "N", value_parser = parse_descriptor)]
+    queue_fd: Option<RawFd>,
+
+    /// Permissions of the sockets that are made, in octal [default: 0600]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    mode: Option<u32>,
+
+    /// Also trust UID at the other side of an @NAME, besides this user and root (repeatable)
+    #[arg(long, value_name = "UID")]
+    allow_uid: Vec<u32>,
+}
+
+impl QueueArguments {
+    /// Whether the command line says where the queue is.
+    pub fn is_given(&self) -> bool {
+        self.bind.is_some() || self.connect.is_some() || self.queue_fd.is_some()
+    }
+
+    /// The permissions of the sockets that are made, if given.
+    pub fn mode(&self) -> Option<u32> {
+        self.mode
+    }
+
+    /// The users that `--allow-uid` names.
+    pub fn allow_uid(&self) -> &[u32] {
+        &self.allow_uid
+    }
+
+    /// Where the other side is.
+    pub fn rendezvous(&self) -> Rendezvous {
+        Rendezvous {
+            queue_fd: self.queue_fd,
+            connect: self.connect.clone(),
+            bind: self.bind.clone(),
+            mode: self.mode,
+            allow_uid: self.allow_uid.clone(),
+        }
+    }
+}
+
+/// How much is said on standard error.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct LogArguments {
+    /// Log each connection
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+
+    /// Log errors only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl LogArguments {
+    /// The log of `program`.
+    pub fn log(self, program: &'static str) -> Log {
+        let verbosity = match (self.verbose, self.quiet) {
+            (true, _) => Verbosity::Verbose,
+            (_, true) => Verbosity::Quiet,
+            _ => Verbosity::Normal,
+        };
+        Log::new(program, verbosity)
+    }
+}
+
+/// Parses the command line. `--help` and `--version` are answered here, and end the program.
+///
+/// # Errors
+/// What is wrong, for what is no command line of that program.
+pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
+    let command = T::command().disable_help_subcommand(true);
+    let matches = command.try_get_matches();
+    let parsed = matches.and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
+    parsed.or_else(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        _ => Err(usage(in_one_line(&error.to_string()))),
+    })
+}
+
+/// What is wrong, from clap's text of several paragraphs: the first one, and a tip if there is.
+fn in_one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let paragraphs = text.split("\n\n").map(str::trim);
+    let wanted = paragraphs
+        .enumerate()
+        .filter(|(index, text)| *index == 0 || text.starts_with("tip: "));
+    let lines = wanted.flat_map(|(_, text)| text.lines().map(str::trim));
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let text = "error: unexpected argument '--foo' found\n\n  tip: to pass it, use '-- --foo'\n\nUsage: x\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            in_one_line(text),
+            "unexpected argument '--foo' found tip: to pass it, use '-- --foo'"
+        );
+        let text = "error: the following required arguments were not provided:\n  <N>\n  <COMMAND>...\n\nUsage: x\n";
+        assert_eq!(
+            in_one_line(text),
+            "the following required arguments were not provided: <N> <COMMAND>..."
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! fdpool: keeps a number of handlers busy with the connections of a queue.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use clap::Parser;
+use nix::sys::signal::Signal;
+
+use crate::cli::common::{LogArguments, QueueArguments, parse};
+use crate::cli::usage;
+use crate::queue::name::Name;
+use crate::queue::rendezvous::Rendezvous;
+use crate::serve::handler::Handler;
+use crate::serve::pool::{Pool, PoolOptions};
+use crate::serve::scoreboard::MAX_SLOTS;
+use crate::serve::slots::Slots;
+use crate::serve::source::Source;
+use crate::serve::worker::WorkerCommand;
+use crate::serve::workers::Workers;
+use crate::system::text::{parse_descriptor, parse_seconds, parse_timeout};
+use crate::system::{inherited, signals};
+
+const PROGRAM: &str = "fdpool";
+const USAGE: &str = "fdpool [OPTIONS] N [--] COMMAND [ARG]...";
+const SOURCES: &str = "\
+Without --bind, --connect or --queue-fd the queue is standard input: a pipe from
+fdaccept, as in 'fdaccept 8888 | fdpool 4 -- cat', or a Unix socket.";
+
+/// Take connections from a queue and run COMMAND for each, up to N at once, with the connection as its standard input and output.
+#[derive(Parser)]
+#[command(name = PROGRAM, version, override_usage = USAGE, after_help = SOURCES)]
+struct Arguments {
+    /// How many connections to serve at once, or how many workers to run
+    #[arg(value_name = "N", value_parser = parse_size)]
+    size: usize,
+
+    /// The command that serves a connection, or that is a worker
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+
+    #[command(flatten)]
+    queue: QueueArguments,
+
+    /// Run N copies of COMMAND that stay, each with the queue as its standard input
+    #[arg(long)]
+    worker: bool,
+
+    /// A worker has started when it writes a newline to descriptor FD
+    #[arg(long, value_name = "FD", requires = "worker", value_parser = parse_ready_fd)]
+    ready_fd: Option<RawFd>,
+
+    /// End when fdaccept does, instead of waiting until it is back (with --connect)
+    #[arg(long, requires = "connect")]
+    once: bool,
+
+    /// End a handler that runs longer: TERM to its process group, KILL after 5 seconds
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
+    timeout: Option<Duration>,
+
+    /// Time to finish for handlers on TERM or INT, and for workers that are to go
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    grace: Duration,
+
+    /// Stop when nothing was served for so long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    exit_idle: Option<Duration>,
+
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+/// Does what the command line of this process says. Returns the exit status.
+///
+/// # Errors
+/// Why the program ends other than by a signal or by the end of its queue.
+pub fn run() -> anyhow::Result<u8> {
+    let arguments: Arguments = parse()?;
+    if arguments.worker {
+        run_workers(&arguments)
+    } else {
+        run_slots(&arguments)
+    }
+}
+
+fn run_slots(arguments: &Arguments) -> anyhow::Result<u8> {
+    let log = arguments.log.log(PROGRAM);
+    let handler = Handler::find(&arguments.command)?;
+    let source = Source::open(&arguments.queue.rendezvous())?;
+    inherited::close_others_on_exec()?;
+    let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
+    Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
+}
+
+fn run_workers(arguments: &Arguments) -> anyhow::Result<u8> {
+    // A HUP that comes before the pool can reload waits for it.
+    signals::block(&[Signal::SIGHUP])?;
+    let log = arguments.log.log(PROGRAM);
+    let command = WorkerCommand::find(&arguments.command, arguments.ready_fd)?;
+    let rendezvous = arguments.queue.rendezvous();
+    check_name_of_workers(&rendezvous)?;
+    let source = Source::open(&rendezvous)?;
+    inherited::close_others_on_exec()?;
+    let workers = Workers::new(command, arguments.size, arguments.grace, log);
+    Ok(Pool::new(source, workers, arguments.options(), log)?.run()?)
+}
+
+impl Arguments {
+    fn options(&self) -> PoolOptions {
+        PoolOptions {
+            grace: self.grace,
+            once: self.once,
+            exit_idle: self.exit_idle,
+        }
+    }
+}
+
+/// Anybody can send to an abstract name, and who receives must look who did. Workers receive.
+fn check_name_of_workers(rendezvous: &Rendezvous) -> anyhow::Result<()> {
+    match &rendezvous.bind {
+        Some(name) if Name::parse(name)?.is_abstract() => Err(usage(
+            "--worker needs a path for --bind: anybody can send to an abstract name",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(size @ 1..=MAX_SLOTS) => Ok(size),
+        _ => Err(format!("not a number from 1 to {MAX_SLOTS}")),
+    }
+}
+
+/// The standard streams are taken: the first is the queue.
+fn parse_ready_fd(text: &str) -> Result<RawFd, String> {
+    match parse_descriptor(text)? {
+        0..3 => Err("must be 3 or more".into()),
+        number => Ok(number),
+    }
+}

@@ -1,0 +1,141 @@
+//! The command lines of the programs: what each of them does, step by step, and how a program starts
+//! and ends.
+//!
+//! A program starts at the `main` of the C library. The Rust runtime's own `main` reads the memory map
+//! of the process, and prepares a stack and two signal handlers, in order to say of a fault that the
+//! stack overflowed. For a program that is about to become another one that is a good part of its
+//! life, and a child of any program would have to undo the handlers. What else the runtime does before
+//! and after is done here.
+
+use std::fmt;
+use std::os::fd::IntoRawFd;
+
+use nix::sys::signal::Signal;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::stdio;
+
+use crate::error::to_nix;
+use crate::queue::rendezvous::with_advice;
+use crate::system::log::{Log, Verbosity};
+use crate::system::{exit, signals};
+use crate::{Error, Result};
+
+mod admission;
+mod common;
+pub mod fdaccept;
+pub mod fdpool;
+pub mod fdrecv;
+mod service;
+
+/// Makes the `main` of the program of this name, to be used once, with `no_main` where the C library
+/// is glibc, the only one that lets everybody know the arguments. `run` does the work and returns
+/// the exit status; its error is reported.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! program {
+    ($name:expr, $run:expr) => {
+        #[cfg(target_env = "gnu")]
+        #[allow(unsafe_code)]
+        // SAFETY: this is the `main` that the C library calls, and with `no_main` the only one.
+        #[unsafe(no_mangle)]
+        extern "C" fn main() -> std::ffi::c_int {
+            $crate::start($name, $run)
+        }
+
+        #[cfg(not(target_env = "gnu"))]
+        fn main() {
+            $crate::start($name, $run);
+        }
+    };
+}
+
+/// Runs a program from its start to its end.
+pub fn start(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> ! {
+    let done = prepare().map_err(anyhow::Error::from).and_then(|()| run());
+    let status = done.unwrap_or_else(|error| report(program, &error));
+    // It writes what waits to be written.
+    std::process::exit(status.into())
+}
+
+/// What every Rust program may count on.
+fn prepare() -> Result<()> {
+    // The standard streams are open, so that nothing else gets their numbers.
+    for stream in [stdio::stdin(), stdio::stdout(), stdio::stderr()] {
+        if rustix::io::fcntl_getfd(stream) == Err(Errno::BADF) {
+            // Those below are open, so it gets the very number, to be kept.
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty());
+            let null = null.map_err(|errno| Error::system("open /dev/null", to_nix(errno)))?;
+            let _ = null.into_raw_fd();
+        }
+    }
+    // What is written to nobody is an error like others, and not the end.
+    signals::ignore(&[Signal::SIGPIPE])
+}
+
+/// A command line that makes no sense: the text says what to do instead.
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// An error about the command line itself.
+fn usage(problem: impl Into<String>) -> anyhow::Error {
+    Usage(problem.into()).into()
+}
+
+/// Says why a program ends. Returns its exit status.
+fn report(program: &'static str, error: &anyhow::Error) -> u8 {
+    let log = Log::new(program, Verbosity::Quiet);
+    match error.downcast_ref::<Error>() {
+        Some(untrusted @ Error::Untrusted { .. }) => log.error(with_advice(untrusted)),
+        _ => log.error(format_args!("{error:#}")),
+    }
+    let status = status(error);
+    if status == exit::USAGE {
+        log.error(format_args!("try '{program} --help' for more information"));
+    }
+    status
+}
+
+/// The exit status that an error stands for.
+fn status(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Invalid(_)) => exit::USAGE,
+        Some(Error::Closed(_)) => exit::CLOSED,
+        Some(Error::CommandNotFound { .. }) => exit::NOT_FOUND,
+        Some(Error::CommandNotExecutable { .. }) => exit::NOT_EXECUTABLE,
+        Some(_) => 1,
+        None if error.is::<Usage>() => exit::USAGE,
+        None => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn an_error_has_its_status_whatever_is_said_with_it() {
+        let closed = || Error::Closed("the queue is closed".into());
+        assert_eq!(status(&closed().into()), 69);
+        let with_context = Err::<(), _>(closed()).context("--connect x").unwrap_err();
+        assert_eq!(status(&with_context), 69);
+        assert_eq!(
+            format!("{with_context:#}"),
+            "--connect x: the queue is closed"
+        );
+        assert_eq!(status(&usage("no command given")), 2);
+        assert_eq!(status(&usage("x").context("y")), 2);
+        assert_eq!(status(&Error::Invalid("x".into()).into()), 2);
+        assert_eq!(status(&Error::Peer("x".into()).into()), 1);
+        assert_eq!(status(&anyhow::anyhow!("x")), 1);
+    }
+}

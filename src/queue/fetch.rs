@@ -1,0 +1,110 @@
+//! Fetching the read end of a queue from the process that hands it out.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{SockType, UnixAddr, connect};
+
+use crate::queue::message::Info;
+use crate::queue::name::Name;
+use crate::queue::scm;
+use crate::queue::trust::Trust;
+use crate::system::descriptor::check_is_queue;
+use crate::system::unix_socket;
+use crate::{Error, Result};
+
+/// A consumer at the door of an acceptor that hands out its queue.
+pub(crate) struct Visit {
+    door: OwnedFd,
+}
+
+impl Visit {
+    /// A socket to go there with.
+    pub fn new() -> Result<Self> {
+        let door = unix_socket::new(SockType::SeqPacket)?;
+        Ok(Self { door })
+    }
+
+    /// As [`Visit::new`], for a process that must not block.
+    pub fn new_nonblocking() -> Result<Self> {
+        let door = unix_socket::new_nonblocking(SockType::SeqPacket)?;
+        Ok(Self { door })
+    }
+
+    /// Goes to `name`.
+    pub fn begin(&self, name: &Name, trust: &Trust) -> Result<()> {
+        self.connect(&name.address()?)
+            .map_err(|errno| Error::system(format!("connect to {name}"), errno))?;
+        if name.is_abstract() {
+            trust.check_owner(self.door.as_fd(), name)?;
+        }
+        Ok(())
+    }
+
+    /// Goes to an address that the caller checks.
+    pub fn connect(&self, address: &UnixAddr) -> Result<(), Errno> {
+        loop {
+            match connect(self.door.as_raw_fd(), address) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes the read end that `name` hands out.
+    pub fn finish(&self, name: &Name) -> Result<OwnedFd> {
+        match self.fetch() {
+            Ok(Some(read_end)) => Ok(read_end),
+            Ok(None) => Err(Error::Peer(format!("{name} does not hand out a queue"))),
+            Err(errno) => Err(Error::system(format!("get the queue from {name}"), errno)),
+        }
+    }
+
+    /// Takes the read end that is handed out; `None` if the answer is no queue.
+    pub fn fetch(&self) -> Result<Option<OwnedFd>, Errno> {
+        let mut answer = loop {
+            match scm::receive(&self.door) {
+                Err(Errno::EINTR) => {}
+                other => break other?,
+            }
+        };
+        if answer.descriptors_cut {
+            // It came, and there was no number for it.
+            return Err(Errno::EMFILE);
+        }
+        if answer.is_empty() {
+            return Err(Errno::ECONNRESET);
+        }
+        let alone = answer.descriptors.len() == 1;
+        if !alone || Info::decode(&answer.payload).is_none() {
+            return Ok(None);
+        }
+        let read_end = answer.descriptors.pop();
+        Ok(read_end.filter(|socket| check_is_queue(socket.as_fd()).is_ok()))
+    }
+}
+
+impl AsFd for Visit {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.door.as_fd()
+    }
+}
+
+/// The errors of a connect that mean that nobody is there yet.
+pub(crate) fn is_absent(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENOENT | Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EAGAIN
+    )
+}
+
+/// Whether a name may be worth another try: nobody is there, somebody else is, or descriptors
+/// are short.
+pub(crate) fn is_passing(error: &Error) -> bool {
+    use Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let short = |errno| matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM);
+    matches!(error, Error::Peer(_) | Error::Untrusted { .. })
+        || error
+            .errno()
+            .is_some_and(|errno| is_absent(errno) || short(errno))
+}

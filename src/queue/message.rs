@@ -1,0 +1,424 @@
+//! The payload of a message: what is known of a connection, to bytes and back. Pure.
+//!
+//! A payload is `NAME=value` lines, each ended by a newline, the first of them `FDTOOLS=1`.
+//! It comes from outside: [`Info::decode`] keeps only the names of [`VARIABLES`], and of those
+//! only values that are what the name promises.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::system::text::digits;
+
+/// The first line of every payload: the format's version.
+pub const VERSION_LINE: &[u8] = b"FDTOOLS=1\n";
+
+/// The most bytes that a payload may have.
+pub const MAX_PAYLOAD: usize = 4096;
+
+/// Room for all that a TCP connection can have to say, so that it is written without moving.
+const TCP_LENGTH: usize = 160;
+
+/// What a value must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// `TCP` or `IPC`.
+    Protocol,
+    /// An IPv4 or IPv6 address.
+    Ip,
+    /// 0 to 65535.
+    Port,
+    /// A uid, gid, pid or count: 0 to 4294967295.
+    Number,
+    /// The name of a Unix socket: any bytes but control bytes.
+    Path,
+}
+
+/// A variable that a message may carry and a handler may find in its environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variable {
+    name: &'static str,
+    format: Format,
+}
+
+impl Variable {
+    /// Its name, as in the environment: `TCPREMOTEIP`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether `value` is what this name promises.
+    fn accepts(&self, value: &[u8]) -> bool {
+        match self.format {
+            Format::Protocol => value == b"TCP" || value == b"IPC",
+            Format::Ip => {
+                std::str::from_utf8(value).is_ok_and(|text| text.parse::<IpAddr>().is_ok())
+            }
+            Format::Port => digits::<u16>(value).is_some(),
+            Format::Number => digits::<u32>(value).is_some(),
+            Format::Path => !value.is_empty() && !value.iter().any(u8::is_ascii_control),
+        }
+    }
+}
+
+macro_rules! variables {
+    ($($(#[$doc:meta])* $constant:ident = $name:literal, $format:ident;)*) => {
+        $($(#[$doc])* pub const $constant: Variable = Variable { name: $name, format: Format::$format };)*
+        /// The whole table. Nothing outside it gets from a message into an environment.
+        pub const VARIABLES: &[Variable] = &[$($constant),*];
+    };
+}
+
+variables! {
+    /// The protocol, `TCP` or `IPC` (UCSPI).
+    PROTO = "PROTO", Protocol;
+    /// The client's address (UCSPI).
+    TCP_REMOTE_IP = "TCPREMOTEIP", Ip;
+    /// The client's port (UCSPI).
+    TCP_REMOTE_PORT = "TCPREMOTEPORT", Port;
+    /// The server's address (UCSPI).
+    TCP_LOCAL_IP = "TCPLOCALIP", Ip;
+    /// The server's port (UCSPI).
+    TCP_LOCAL_PORT = "TCPLOCALPORT", Port;
+    /// The effective uid of a Unix client when it connected (s6-ipcserver).
+    IPC_REMOTE_EUID = "IPCREMOTEEUID", Number;
+    /// The effective gid of a Unix client when it connected (s6-ipcserver).
+    IPC_REMOTE_EGID = "IPCREMOTEEGID", Number;
+    /// The process id of a Unix client.
+    IPC_REMOTE_PID = "IPCREMOTEPID", Number;
+    /// The name that a Unix client bound its own socket to, if any (s6-ipcserver).
+    IPC_REMOTE_PATH = "IPCREMOTEPATH", Path;
+    /// The name that a Unix client connected to (s6-ipcserver).
+    IPC_LOCAL_PATH = "IPCLOCALPATH", Path;
+    /// The client's address, as an `Accept=yes` service gets it (systemd.exec(5)).
+    REMOTE_ADDR = "REMOTE_ADDR", Ip;
+    /// The client's port, as an `Accept=yes` service gets it (systemd.exec(5)).
+    REMOTE_PORT = "REMOTE_PORT", Port;
+    /// The number of open connections of this client (s6-tcpserver).
+    TCP_CONN_NUM = "TCPCONNNUM", Number;
+}
+
+/// What a Unix connection tells of its two ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnixPeer<'a> {
+    /// The client's uid, gid and pid (`SO_PEERCRED`).
+    pub credentials: Option<(u32, u32, u32)>,
+    /// The client's own name; `@` stands for the leading NUL of an abstract one.
+    pub remote_path: Option<&'a [u8]>,
+    /// The name it connected to.
+    pub local_path: Option<&'a [u8]>,
+}
+
+/// What is known of one connection: a value for some of [`VARIABLES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Info {
+    /// The lines of its payload behind the first: each is `NAME=value` and a newline, no name is
+    /// there twice, and every value is what its name promises.
+    lines: Vec<u8>,
+}
+
+impl Info {
+    /// Nothing known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What a TCP connection tells: both addresses. A mapped address (`::ffff:192.0.2.1`) is
+    /// written as the IPv4 address that it is.
+    pub fn tcp(remote: SocketAddr, local: SocketAddr) -> Self {
+        let ip = |address: SocketAddr| address.ip().to_canonical();
+        let mut info = Self {
+            lines: Vec::with_capacity(TCP_LENGTH),
+        };
+        // All of them are what their names promise.
+        info.add(PROTO, "TCP");
+        info.add(TCP_REMOTE_IP, ip(remote));
+        info.add(TCP_REMOTE_PORT, remote.port());
+        info.add(TCP_LOCAL_IP, ip(local));
+        info.add(TCP_LOCAL_PORT, local.port());
+        info
+    }
+
+    /// What a Unix connection tells. A client chooses the name of its own socket, so a name with
+    /// a control byte in it, or too long for a message, is left out.
+    pub fn unix(peer: UnixPeer<'_>) -> Self {
+        let mut info = Self::new();
+        info.add(PROTO, "IPC");
+        if let Some((uid, gid, pid)) = peer.credentials {
+            info.add(IPC_REMOTE_EUID, uid);
+            info.add(IPC_REMOTE_EGID, gid);
+            // 0 stands for one that has no number here: it is in another container.
+            if pid != 0 {
+                info.add(IPC_REMOTE_PID, pid);
+            }
+        }
+        if let Some(path) = peer.remote_path {
+            info.set(IPC_REMOTE_PATH, path);
+        }
+        if let Some(path) = peer.local_path {
+            info.set(IPC_LOCAL_PATH, path);
+        }
+        info
+    }
+
+    /// Gives `variable` a value. Returns false, and leaves it without one, if the value is not
+    /// what the name promises, or if a message of [`MAX_PAYLOAD`] bytes has no room for it.
+    pub fn set(&mut self, variable: Variable, value: impl AsRef<[u8]>) -> bool {
+        let value = value.as_ref();
+        self.unset(variable);
+        let length = self.lines.len() + variable.name.len() + value.len() + b"=\n".len();
+        let accepted = variable.accepts(value) && VERSION_LINE.len() + length <= MAX_PAYLOAD;
+        if accepted {
+            self.add_line(variable, |lines| lines.extend_from_slice(value));
+        }
+        accepted
+    }
+
+    fn unset(&mut self, variable: Variable) {
+        let mut start = 0;
+        for line in self.lines.split_inclusive(|byte| *byte == b'\n') {
+            let end = start + line.len();
+            if line
+                .strip_prefix(variable.name.as_bytes())
+                .is_some_and(|rest| rest[0] == b'=')
+            {
+                self.lines.drain(start..end);
+                return;
+            }
+            start = end;
+        }
+    }
+
+    /// Says something short that was not said, and is what its name promises.
+    fn add(&mut self, variable: Variable, value: impl Display) {
+        self.add_line(variable, |lines| {
+            // A vector takes everything.
+            let _ = write!(lines, "{value}");
+        });
+    }
+
+    fn add_line(&mut self, variable: Variable, write_value: impl FnOnce(&mut Vec<u8>)) {
+        self.lines.extend_from_slice(variable.name.as_bytes());
+        self.lines.push(b'=');
+        write_value(&mut self.lines);
+        self.lines.push(b'\n');
+    }
+
+    /// Everything that was said: names, which all are those of [`VARIABLES`], and values.
+    fn entries(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.lines.split(|byte| *byte == b'\n');
+        lines.filter_map(split_at_equals)
+    }
+
+    /// The value of `variable`, if there is one.
+    pub fn get(&self, variable: Variable) -> Option<&[u8]> {
+        let mut entries = self.entries();
+        let found = entries.find(|(name, _)| *name == variable.name.as_bytes());
+        found.map(|(_, value)| value)
+    }
+
+    /// Every variable that has a value, with `REMOTE_ADDR` and `REMOTE_PORT` taken from the TCP
+    /// ones where they do not have one of their own.
+    pub fn variables(&self) -> impl Iterator<Item = (Variable, &[u8])> {
+        let alias = |alias: Variable, of: Variable| match self.get(alias) {
+            Some(_) => None,
+            None => self.get(of).map(|value| (alias, value)),
+        };
+        let own = self.entries();
+        own.filter_map(|(name, value)| Some((VARIABLES[index_of(name)?], value)))
+            .chain(alias(REMOTE_ADDR, TCP_REMOTE_IP))
+            .chain(alias(REMOTE_PORT, TCP_REMOTE_PORT))
+    }
+
+    /// The client in a few characters for a log: its address, `UID:GID`, or `unknown`.
+    pub fn client(&self) -> String {
+        let text = |variable| {
+            self.get(variable)
+                .map(|value| String::from_utf8_lossy(value).into_owned())
+        };
+        if let Some(ip) = text(TCP_REMOTE_IP) {
+            return ip;
+        }
+        match (text(IPC_REMOTE_EUID), text(IPC_REMOTE_EGID)) {
+            (Some(uid), Some(gid)) => format!("{uid}:{gid}"),
+            _ => "unknown".into(),
+        }
+    }
+
+    /// The payload of a message that says all this: at most [`MAX_PAYLOAD`] bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        [VERSION_LINE, &self.lines].concat()
+    }
+
+    /// Reads a payload. Returns `None` if this is not one, or is one of another version, or says
+    /// a name twice: the message then is a bare connection, of which its payload tells nothing.
+    /// Names outside the table and values that are not what their name promises are left out.
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        if payload.len() > MAX_PAYLOAD {
+            return None;
+        }
+        let lines = payload.strip_prefix(VERSION_LINE)?;
+        if !lines.is_empty() && !lines.ends_with(b"\n") {
+            return None;
+        }
+        let mut info = Self {
+            lines: Vec::with_capacity(lines.len()),
+        };
+        let mut seen = [false; VARIABLES.len()];
+        let mut seen_others = BTreeSet::new();
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let Some((name, value)) = split_at_equals(&line[..line.len() - 1]) else {
+                continue;
+            };
+            match index_of(name) {
+                Some(index) if seen[index] => return None,
+                Some(index) => {
+                    seen[index] = true;
+                    if VARIABLES[index].accepts(value) {
+                        info.lines.extend_from_slice(line);
+                    }
+                }
+                None if name == b"FDTOOLS" || !seen_others.insert(name) => return None,
+                None => {}
+            }
+        }
+        Some(info)
+    }
+}
+
+/// The name and the value of a line; `None` if it has no `=`.
+fn split_at_equals(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = line.iter().position(|byte| *byte == b'=')?;
+    Some((&line[..equals], &line[equals + 1..]))
+}
+
+/// Where in [`VARIABLES`] the one of this name is.
+fn index_of(name: &[u8]) -> Option<usize> {
+    VARIABLES
+        .iter()
+        .position(|known| known.name.as_bytes() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(lines: &[u8]) -> Option<Info> {
+        Info::decode(&[VERSION_LINE, lines].concat())
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let info = Info::tcp(
+            "[::ffff:192.0.2.1]:4000".parse().unwrap(),
+            "[::1]:80".parse().unwrap(),
+        );
+        assert_eq!(info.get(TCP_REMOTE_IP), Some(&b"192.0.2.1"[..]));
+        assert_eq!(Info::decode(&info.encode()), Some(info));
+    }
+
+    #[test]
+    fn a_name_outside_the_table_is_dropped() {
+        let info = decode(b"LD_PRELOAD=/x.so\nPATH=/tmp\nPROTO=TCP\nnothing\n=\n").unwrap();
+        let names: Vec<_> = info.variables().map(|(v, _)| v.name()).collect();
+        assert_eq!(names, ["PROTO"]);
+    }
+
+    #[test]
+    fn a_value_that_is_not_what_its_name_promises_is_dropped() {
+        for line in [
+            "PROTO=UDP",
+            "TCPREMOTEIP=localhost",
+            "TCPREMOTEIP=127.0.0.1 ",
+            "TCPREMOTEPORT=65536",
+            "TCPREMOTEPORT=+5",
+            "TCPREMOTEPORT=",
+            "IPCREMOTEEUID=-1",
+            "IPCREMOTEEUID=4294967296",
+            "IPCREMOTEPATH=",
+            "IPCREMOTEPATH=a\tb",
+        ] {
+            let info = decode(format!("{line}\n").as_bytes()).unwrap();
+            assert_eq!(info, Info::new(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_comes_twice_voids_the_payload() {
+        assert_eq!(decode(b"TCPREMOTEPORT=1\nTCPREMOTEPORT=1\n"), None);
+        assert_eq!(decode(b"FDTOOLS=1\n"), None);
+        assert_eq!(decode(b"OTHER=1\nOTHER=2\n"), None);
+    }
+
+    #[test]
+    fn what_is_no_payload_is_not_understood() {
+        for payload in [
+            &b""[..],
+            b"\0",
+            b"127.0.0.1 4000\0",
+            b"FDTOOLS=2\n",
+            b"FDTOOLS=1",
+            b"FDTOOLS=1\nPROTO=TCP",
+            &[b'x'; 5000],
+        ] {
+            assert_eq!(Info::decode(payload), None, "{payload:?}");
+        }
+        assert_eq!(Info::decode(VERSION_LINE), Some(Info::new()));
+    }
+
+    #[test]
+    fn a_path_with_a_control_byte_is_not_sent() {
+        let info = Info::unix(UnixPeer {
+            credentials: Some((1, 2, 3)),
+            remote_path: Some(b"/tmp/x\nTCPREMOTEIP=192.0.2.1"),
+            local_path: Some(b"/run/\xff"),
+        });
+        assert_eq!(info.get(IPC_REMOTE_PATH), None);
+        assert_eq!(info.get(IPC_LOCAL_PATH), Some(&b"/run/\xff"[..]));
+        assert_eq!(info.client(), "1:2");
+    }
+
+    #[test]
+    fn what_has_no_room_in_a_message_is_left_out() {
+        let mut info = Info::new();
+        let room = MAX_PAYLOAD - VERSION_LINE.len() - "IPCLOCALPATH=\n".len();
+        assert!(!info.set(IPC_LOCAL_PATH, vec![b'x'; room + 1]));
+        assert_eq!(info, Info::new());
+        assert!(info.set(IPC_LOCAL_PATH, vec![b'x'; room]));
+        assert!(!info.set(PROTO, "IPC"));
+        assert_eq!(info.encode().len(), MAX_PAYLOAD);
+        // The new value takes the place of the old one.
+        assert!(info.set(IPC_LOCAL_PATH, "/run/x"));
+        assert!(info.set(PROTO, "IPC"));
+        assert_eq!(info.get(IPC_LOCAL_PATH), Some(&b"/run/x"[..]));
+    }
+
+    #[test]
+    fn systemds_names_follow_the_tcp_ones() {
+        let info = decode(b"TCPREMOTEIP=::1\nREMOTE_PORT=7\nTCPREMOTEPORT=8\n").unwrap();
+        let find = |name| info.variables().find(|(v, _)| v.name() == name).unwrap().1;
+        assert_eq!(find("REMOTE_ADDR"), b"::1");
+        assert_eq!(find("REMOTE_PORT"), b"7");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_payload_crashes_it_or_brings_in_a_bad_value(lines: Vec<u8>) {
+            if let Some(info) = decode(&lines) {
+                for (variable, value) in info.variables() {
+                    assert!(variable.accepts(value));
+                }
+                assert_eq!(Info::decode(&info.encode()), Some(info));
+            }
+        }
+
+        #[test]
+        fn likely_names_with_any_value_are_checked(index in 0..VARIABLES.len(), value: Vec<u8>) {
+            let mut info = Info::new();
+            let accepted = info.set(VARIABLES[index], &value);
+            assert_eq!(accepted, VARIABLES[index].accepts(&value));
+            assert_eq!(Info::decode(&info.encode()), Some(info));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A queue: sockets whose messages each carry one connection.
+//!
+//! [`Sender`] and [`Receiver`] are the two sides of a queue; [`pair`] makes one. [`send`] and
+//! [`receive`] below them pass any descriptors with any bytes. The formats are in fdtools(7).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::{Error, Result};
+
+pub mod connection;
+pub(crate) mod fetch;
+pub mod message;
+pub mod name;
+pub(crate) mod owned_name;
+mod receiver;
+#[cfg(feature = "programs")]
+pub(crate) mod rendezvous;
+pub(crate) mod scm;
+mod sender;
+pub mod ticket;
+pub mod trust;
+
+pub use receiver::{Received, Receiver, Rejection};
+pub use scm::{MAX_DESCRIPTORS, Message};
+#[cfg(feature = "programs")]
+pub(crate) use sender::RETRY;
+pub use sender::Sender;
+
+/// A new queue: whatever is sent on the one side is received, once, on the other, which any
+/// number of processes may share.
+///
+/// # Errors
+/// [`Error::System`] (`EMFILE` and the like).
+pub fn pair() -> Result<(Sender, Receiver)> {
+    let (sender, read_end) = ends()?;
+    Ok((sender, Receiver::from_socket(read_end)?))
+}
+
+/// As [`pair`], for a process that only passes the read end on.
+///
+/// # Errors
+/// [`Error::System`] (`EMFILE` and the like).
+pub fn ends() -> Result<(Sender, OwnedFd)> {
+    let (write_end, read_end) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(|errno| Error::system("make a queue", errno))?;
+    Ok((Sender::from_socket(write_end)?, read_end))
+}
+
+/// Sends `payload` and `descriptors` as one message of the Unix socket `socket`. Blocks while there
+/// is no room.
+///
+/// # Errors
+/// That of sendmsg(2): `EPIPE` if nobody can receive it any more (never a signal), `ETOOMANYREFS`,
+/// `EMSGSIZE` and so on; `EINVAL` for more than [`MAX_DESCRIPTORS`].
+pub fn send(socket: impl AsFd, payload: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    Ok(scm::send(socket, payload, descriptors)?)
+}
+
+/// As [`send`], without blocking.
+///
+/// # Errors
+/// Those of [`send`]; `EAGAIN` if there is no room.
+pub fn try_send(
+    socket: impl AsFd,
+    payload: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    Ok(scm::try_send(socket, payload, descriptors)?)
+}
+
+/// Receives one message of the Unix socket `socket`; waits for it. An empty payload without
+/// descriptors is an empty message or the end.
+///
+/// # Errors
+/// That of recvmsg(2), `EINTR` among them.
+pub fn receive(socket: impl AsFd) -> io::Result<Message> {
+    Ok(scm::receive(socket)?)
+}
+
+/// As [`receive`], without waiting.
+///
+/// # Errors
+/// Those of [`receive`]; `EAGAIN` if there is no message.
+pub fn try_receive(socket: impl AsFd) -> io::Result<Message> {
+    Ok(scm::try_receive(socket)?)
+}

@@ -1,0 +1,142 @@
+//! The name of a Unix socket, as users write it.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::sys::socket::UnixAddr;
+
+use crate::system::text::printable;
+use crate::{Error, Result};
+
+/// The longest path or abstract name in bytes: `sun_path` of unix(7) has 108, one of which is a NUL.
+pub const MAX_LEN: usize = 107;
+
+/// The name of a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// A path in the file system.
+    Path(PathBuf),
+    /// A name in the abstract namespace, unix(7), without its leading NUL byte.
+    Abstract(Vec<u8>),
+}
+
+impl Name {
+    /// Takes `@NAME` as a name in the abstract namespace and everything else as a path.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is empty, holds a NUL byte, is longer than [`MAX_LEN`] bytes, or is
+    /// the path of a directory (ends in `/`, `.` or `..`).
+    pub fn parse(text: &OsStr) -> Result<Name> {
+        let bytes = text.as_bytes();
+        let name = match bytes.strip_prefix(b"@") {
+            Some(name) => Name::Abstract(name.to_vec()),
+            None => Name::Path(PathBuf::from(text)),
+        };
+        name.check()?;
+        Ok(name)
+    }
+
+    /// Whether the name is in the abstract namespace: it then has no mode, lock or directory.
+    pub fn is_abstract(&self) -> bool {
+        matches!(self, Name::Abstract(_))
+    }
+
+    /// The address to bind or connect a socket to.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] as from [`Name::parse`], for a name that was not made by it.
+    pub(crate) fn address(&self) -> Result<UnixAddr> {
+        self.check()?;
+        match self {
+            Name::Path(path) => UnixAddr::new(path),
+            Name::Abstract(name) => UnixAddr::new_abstract(name),
+        }
+        .map_err(|errno| Error::system(format!("use {self} as the name of a socket"), errno))
+    }
+
+    /// Whether a socket can have this name.
+    fn check(&self) -> Result<()> {
+        let (bytes, what) = match self {
+            Name::Path(path) => (path.as_os_str().as_bytes(), "path"),
+            Name::Abstract(name) => (name.as_slice(), "name"),
+        };
+        if bytes.is_empty() {
+            return Err(Error::Invalid(match self {
+                Name::Path(_) => "the path of the socket is empty".into(),
+                Name::Abstract(_) => "the name of the socket is empty: write @NAME".into(),
+            }));
+        }
+        if bytes.contains(&0) {
+            return Err(Error::Invalid(format!("{self} holds a NUL byte")));
+        }
+        if bytes.len() > MAX_LEN {
+            return Err(Error::Invalid(format!(
+                "the {what} {self} has {} bytes, the {what} of a socket at most {MAX_LEN}",
+                bytes.len()
+            )));
+        }
+        if !self.is_abstract() {
+            let last = bytes.rsplit(|&byte| byte == b'/').next();
+            if matches!(last, Some(b"" | b"." | b"..")) {
+                return Err(Error::Invalid(format!(
+                    "{self} is a directory: write the path of a socket"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Name {
+    /// The user's spelling; bytes that are not UTF-8 are replaced, control characters escaped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Name::Path(path) => f.write_str(&printable(path.as_os_str().as_bytes())),
+            Name::Abstract(name) => write!(f, "@{}", printable(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Name> {
+        Name::parse(OsStr::new(text))
+    }
+
+    #[test]
+    fn names_are_parsed() {
+        assert_eq!(parse("@x").unwrap(), Name::Abstract(b"x".to_vec()));
+        assert_eq!(parse("/run/x").unwrap(), Name::Path("/run/x".into()));
+        assert_eq!(parse("x").unwrap(), Name::Path("x".into()));
+        let odd = Name::parse(OsStr::from_bytes(b"/\xff\n")).unwrap();
+        assert_eq!(odd.to_string(), "/\u{fffd}\\n");
+        for bad in ["", "@", "a\0b", "@a\0", "/", "/run/", "/run/.", "..", "."] {
+            assert!(matches!(parse(bad), Err(Error::Invalid(_))), "{bad:?}");
+        }
+        for prefix in ["/", "@"] {
+            let longest = MAX_LEN - usize::from(prefix == "/");
+            let name = parse(&format!("{prefix}{}", "x".repeat(longest))).unwrap();
+            name.address().unwrap();
+            let error = parse(&format!("{prefix}{}", "x".repeat(longest + 1))).unwrap_err();
+            assert!(error.to_string().contains("at most 107"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_panics(bytes in proptest::collection::vec(any::<u8>(), 0..130)) {
+            match Name::parse(OsStr::from_bytes(&bytes)) {
+                Ok(name) => {
+                    prop_assert!(name.address().is_ok());
+                    prop_assert!(!name.to_string().chars().any(char::is_control));
+                }
+                Err(error) => prop_assert!(!error.to_string().chars().any(char::is_control)),
+            }
+        }
+    }
+}

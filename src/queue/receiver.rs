@@ -1,0 +1,250 @@
+//! The read end of a queue.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{SockType, setsockopt, sockopt};
+use nix::sys::stat::SFlag;
+
+use crate::queue::connection::Connection;
+use crate::queue::fetch::Visit;
+use crate::queue::message::Info;
+use crate::queue::name::Name;
+use crate::queue::owned_name::{self, OwnedName};
+use crate::queue::scm::{self, MAX_QUEUED, Message, is_drained};
+use crate::queue::trust::Trust;
+use crate::system::descriptor::{check_is_queue, file_type};
+use crate::system::free_fds::FreeFds;
+use crate::system::poll::{PollFlags, ready, wait_for};
+use crate::system::{inherited, interrupt, unix_socket};
+use crate::{Error, Result};
+
+/// What one receive brought.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Received {
+    /// A connection, or whatever else the descriptor is.
+    Connection(Connection),
+    /// A message that was not a connection. All that it carried is closed.
+    Rejected(Rejection),
+    /// The other side is gone and the queue is empty.
+    End,
+    /// A signal interrupted the wait ([`crate::interrupt`]). Nothing was taken.
+    Interrupted,
+}
+
+/// Why a message was rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// It carried no descriptor.
+    #[error("a message came without a descriptor")]
+    NoDescriptor,
+    /// It carried this many, where one is a connection, and a second one a lease.
+    #[error("a message came with {0} descriptors instead of one")]
+    TooManyDescriptors(usize),
+    /// The kernel had to drop some of its descriptors.
+    #[error("a message lost descriptors on its way (MSG_CTRUNC)")]
+    DescriptorsCut,
+    /// Its sender, a uid, may not send here.
+    #[error("a message came from uid {0}, which may not send to this name")]
+    Sender(u32),
+    /// The kernel did not say who sent it, as for a process in another container.
+    #[error("a message came from an unknown uid, which may not send to this name")]
+    UnknownSender,
+}
+
+/// The read end of a queue. It is for one thread.
+pub struct Receiver {
+    socket: OwnedFd,
+    /// Who may send, where the name itself does not say so.
+    trust: Trust,
+    /// For a connection and its lease.
+    free: FreeFds<2>,
+    /// The name that this end is bound to, if it is.
+    name: Option<OwnedName>,
+}
+
+impl Receiver {
+    fn new(socket: OwnedFd, trust: Trust, name: Option<OwnedName>) -> Self {
+        Self {
+            socket,
+            trust,
+            free: FreeFds::default(),
+            name,
+        }
+    }
+
+    /// The read end that `socket` is: a connected Unix socket of any type, or a bound datagram
+    /// socket.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is something else; the text says what.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self> {
+        check_is_queue(socket.as_fd())?;
+        Ok(Self::new(socket, Trust::everybody(), None))
+    }
+
+    /// The read end that this process was started with as descriptor `number`: 0 for a worker of
+    /// `fdpool --worker`. To be called before anything else uses that number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is something else or not open; the text says what.
+    pub fn inherit(number: RawFd) -> Result<Self> {
+        Self::from_socket(inherited::claim(number)?)
+    }
+
+    /// Owns the datagram socket `name`, to which any number of senders send. `mode` is the
+    /// permissions of its file (0600 if `None`). An abstract name has none: there `trust` says who
+    /// may send.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the path
+    /// is there and is no socket, or its lock file (`PATH.lock`) is not a plain file.
+    pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
+        let socket = unix_socket::new(SockType::Datagram)?;
+        let trust = if name.is_abstract() {
+            trust
+        } else {
+            Trust::everybody()
+        };
+        if trust.is_limited() {
+            // Before anybody can send.
+            setsockopt(&socket, sockopt::PassCred, &true)
+                .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
+        }
+        let owned = owned_name::bind(socket.as_fd(), name, mode)?;
+        Ok(Self::new(socket, trust, Some(owned)))
+    }
+
+    /// Fetches the read end from the process that owns the name, as `fdaccept --bind` does. Anybody
+    /// can bind an abstract name, so `trust` says who may own it.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody is there, `ECONNRESET` if who was
+    /// there went away, `ENOTSOCK` if a signal interrupted it. [`Error::Untrusted`] if it is
+    /// somebody whom `trust` does not allow; [`Error::Peer`] if the answer is something else.
+    pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
+        let visit = Visit::new()?;
+        let _watch = interrupt::watch(visit.as_fd());
+        visit.begin(name, trust)?;
+        Self::from_socket(visit.finish(name)?)
+    }
+
+    /// In a process that was forked: leaves the name to the process that bound it, so that the name
+    /// is free when that process is gone, however long this one lives on.
+    pub(crate) fn leave_name(&mut self) {
+        self.name = None;
+    }
+
+    /// Waits for the next connection and takes it. No connection is lost between two calls; what
+    /// is not taken stays for others.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EMFILE` if there are no numbers for a connection and its lease, in which
+    /// case nothing was taken.
+    pub fn receive(&self) -> Result<Received> {
+        loop {
+            if let Some(received) = self.take(|socket| scm::receive(socket))? {
+                return Ok(received);
+            }
+            // Somebody else made this socket non-blocking, which is theirs to do.
+            let _ = wait_for(self.socket.as_fd(), PollFlags::IN, None);
+        }
+    }
+
+    /// As [`Receiver::receive`], but `None` if nothing is there now.
+    ///
+    /// # Errors
+    /// Those of [`Receiver::receive`].
+    pub fn try_receive(&self) -> Result<Option<Received>> {
+        self.take(|socket| scm::try_receive(socket))
+    }
+
+    fn take(
+        &self,
+        receive: impl Fn(BorrowedFd<'_>) -> Result<Message, Errno>,
+    ) -> Result<Option<Received>> {
+        let failed = |errno| Error::system("receive a connection", errno);
+        let mut empties = 0;
+        loop {
+            self.free.check(self.socket.as_fd()).map_err(failed)?;
+            match receive(self.socket.as_fd()) {
+                // An empty message reads as the end does, and may have others behind it.
+                Ok(message) if message.is_empty() && self.other_side_is_gone() => {
+                    empties += 1;
+                    if empties > MAX_QUEUED || is_drained(self.socket.as_fd()) {
+                        return Ok(Some(Received::End));
+                    }
+                }
+                // The end was read, and a signal came before the other side could be looked at.
+                Ok(message) if message.is_empty() && interrupt::raised().is_some() => {
+                    return Ok(Some(Received::Interrupted));
+                }
+                Ok(message) => return Ok(Some(self.judge(message))),
+                Err(Errno::EAGAIN) => return Ok(None),
+                // What we would have sent to the other side was not read there: no end of ours.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                Err(Errno::ENOTSOCK) => return Ok(Some(Received::Interrupted)),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+
+    /// Decides what a message is, and closes everything of a message that is rejected.
+    fn judge(&self, mut message: Message) -> Received {
+        if message.descriptors_cut {
+            self.free.forget();
+        }
+        let info = if message.payload_cut {
+            None
+        } else {
+            Info::decode(&message.payload)
+        };
+        // Who knows of leases says what it sends, and a lease is the end of a pipe.
+        let has_lease = info.is_some()
+            && matches!(&message.descriptors[..], [_, lease] if is_pipe(lease.as_fd()));
+        let rejection = match message.sender {
+            Some(uid) if !self.trust.allows(uid) => Some(Rejection::Sender(uid)),
+            None if self.trust.is_limited() => Some(Rejection::UnknownSender),
+            _ if message.descriptors_cut => Some(Rejection::DescriptorsCut),
+            _ => match message.descriptors.len() {
+                0 => Some(Rejection::NoDescriptor),
+                1 => None,
+                2 if has_lease => None,
+                count => Some(Rejection::TooManyDescriptors(count)),
+            },
+        };
+        if let Some(rejection) = rejection {
+            return Received::Rejected(rejection);
+        }
+        let mut descriptors = message.descriptors.drain(..);
+        match (descriptors.next(), descriptors.next()) {
+            (Some(descriptor), lease) => {
+                Received::Connection(Connection::new(descriptor, lease, info))
+            }
+            (None, _) => Received::Rejected(Rejection::NoDescriptor),
+        }
+    }
+
+    /// Whether nothing is left and nothing will come: the other side is gone and every message
+    /// was taken. Takes nothing, and does not block.
+    pub fn is_at_end(&self) -> bool {
+        self.other_side_is_gone() && is_drained(self.socket.as_fd())
+    }
+
+    fn other_side_is_gone(&self) -> bool {
+        let gone = PollFlags::HUP | PollFlags::RDHUP;
+        ready(self.socket.as_fd(), gone).intersects(gone)
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn is_pipe(descriptor: BorrowedFd<'_>) -> bool {
+    file_type(descriptor) == Some(SFlag::S_IFIFO)
+}

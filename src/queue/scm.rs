@@ -1,0 +1,213 @@
+//! Messages with descriptors. The only file that knows `SCM_RIGHTS`.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Shutdown, SockType, setsockopt, shutdown, sockopt};
+use rustix::io::ioctl_fionread;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, accept_with, recvmsg, sendmsg,
+};
+
+use crate::error::to_nix;
+use crate::queue::message::MAX_PAYLOAD;
+use crate::system::descriptor::socket_facts;
+
+/// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// More messages than wait in a queue whose buffer is as large as anybody may make it by default.
+pub(crate) const MAX_QUEUED: usize = 1024;
+
+/// Sends one message; blocks while there is no room.
+///
+/// # Errors
+/// The errno of sendmsg(2), but never `EINTR`; `EINVAL` for more than [`MAX_DESCRIPTORS`].
+pub(crate) fn send(
+    socket: impl AsFd,
+    payload: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    send_with(socket.as_fd(), payload, descriptors, SendFlags::NOSIGNAL)
+}
+
+/// As [`send`], but `EAGAIN` if there is no room.
+///
+/// # Errors
+/// Those of [`send`].
+pub(crate) fn try_send(
+    socket: impl AsFd,
+    payload: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    send_with(socket.as_fd(), payload, descriptors, flags)
+}
+
+fn send_with(
+    socket: BorrowedFd<'_>,
+    payload: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::EINVAL);
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(payload)], &mut control, flags) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(to_nix(errno)),
+        }
+    }
+}
+
+/// One message as it came. Dropping it closes the descriptors that are still in it, without
+/// blocking.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Message {
+    /// Its bytes; where there were more than [`MAX_PAYLOAD`], the first of them.
+    pub payload: Vec<u8>,
+    /// Its descriptors, close-on-exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// The sender's uid, where the socket asks for it (`SO_PASSCRED`).
+    pub sender: Option<u32>,
+    /// The message had more bytes than were taken (`MSG_TRUNC`).
+    pub payload_cut: bool,
+    /// It had more descriptors than could be taken; the kernel closed them (`MSG_CTRUNC`).
+    pub descriptors_cut: bool,
+}
+
+impl Message {
+    /// Whether there is nothing in it, as at the end.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.payload.is_empty() && self.descriptors.is_empty()
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.descriptors.drain(..).for_each(close_unread);
+    }
+}
+
+/// Receives one message; waits for it. An empty payload without descriptors can be an empty message
+/// or the end.
+///
+/// # Errors
+/// The errno of recvmsg(2), `EINTR` among them.
+pub(crate) fn receive(socket: impl AsFd) -> Result<Message, Errno> {
+    receive_with(socket.as_fd(), RecvFlags::CMSG_CLOEXEC)
+}
+
+/// As [`receive`], but `EAGAIN` if there is no message.
+///
+/// # Errors
+/// Those of [`receive`].
+pub(crate) fn try_receive(socket: impl AsFd) -> Result<Message, Errno> {
+    receive_with(
+        socket.as_fd(),
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )
+}
+
+fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Errno> {
+    // Room for every descriptor that a message can have: what the kernel has to drop for want of
+    // room it closes in our name, and closing a stranger's socket can block.
+    let mut space =
+        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut payload = [0; MAX_PAYLOAD];
+    let mut buffers = [IoSliceMut::new(&mut payload)];
+    let received = recvmsg(socket, &mut buffers, &mut control, flags).map_err(to_nix)?;
+    let mut message = Message {
+        payload: Vec::new(),
+        descriptors: Vec::new(),
+        sender: None,
+        payload_cut: received.flags.contains(ReturnFlags::TRUNC),
+        descriptors_cut: received.flags.contains(ReturnFlags::CTRUNC),
+    };
+    for part in control.drain() {
+        match part {
+            RecvAncillaryMessage::ScmRights(descriptors) => message.descriptors.extend(descriptors),
+            // A process id of 0, of a sender in another namespace, does not fit into what rustix
+            // makes of it: then there may be no sender, which is not trusted.
+            RecvAncillaryMessage::ScmCredentials(sender) => {
+                message.sender = Some(sender.uid.as_raw());
+            }
+            _ => {}
+        }
+    }
+    message.payload = payload[..received.bytes].to_vec();
+    Ok(message)
+}
+
+/// Whether nothing is left in `socket`, if its other side is gone.
+pub(crate) fn is_drained(socket: BorrowedFd<'_>) -> bool {
+    // All bytes that wait; and then a message that has none, but may carry a connection.
+    ioctl_fionread(socket) == Ok(0) && is_next_the_end(socket)
+}
+
+fn is_next_the_end(socket: BorrowedFd<'_>) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    loop {
+        let mut buffer = [0];
+        let mut buffers = [IoSliceMut::new(&mut buffer)];
+        let mut control = RecvAncillaryBuffer::new(&mut []);
+        match recvmsg(socket, &mut buffers, &mut control, flags) {
+            // Without room for descriptors the kernel says that there are some.
+            Ok(next) => return next.bytes == 0 && !next.flags.contains(ReturnFlags::CTRUNC),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Closes a stranger's descriptor, and what is on its way in it, if it is a Unix socket. Their
+/// `SO_LINGER` could make that block for seconds, so it is turned off first; on what is no socket
+/// that fails, and is not needed.
+pub(crate) fn close_unread(descriptor: OwnedFd) {
+    let linger = nix::libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    let mut open = vec![descriptor];
+    while let Some(descriptor) = open.pop() {
+        let is_socket = setsockopt(&descriptor, sockopt::Linger, &linger).is_ok();
+        let facts = is_socket
+            .then(|| socket_facts(descriptor.as_fd()))
+            .flatten();
+        let facts = facts.filter(|facts| facts.family == Some(AddressFamily::Unix));
+        let Some(facts) = facts else {
+            continue;
+        };
+        // Nothing more is to come in behind what is taken out; and nothing blocks any more.
+        let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Read);
+        if facts.listens {
+            while let Ok(waiting) = accept_with(&descriptor, SocketFlags::CLOEXEC) {
+                open.push(waiting);
+            }
+        }
+        // An empty message of a seqpacket socket reads as its end does; a stream has none, and a
+        // datagram socket no end.
+        let mut ends = match facts.kind {
+            Some(SockType::SeqPacket) => MAX_QUEUED,
+            _ => 1,
+        };
+        while let Ok(mut message) = try_receive(&descriptor) {
+            if message.is_empty() && facts.kind != Some(SockType::Datagram) {
+                ends -= 1;
+                if ends == 0 || is_drained(descriptor.as_fd()) {
+                    break;
+                }
+            }
+            open.append(&mut message.descriptors);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The write end of a queue.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{SockType, connect};
+
+use crate::queue::message::Info;
+use crate::queue::name::Name;
+use crate::queue::scm;
+use crate::queue::trust::Trust;
+use crate::system::descriptor::check_is_queue;
+use crate::system::poll::{PollFlags, wait_for};
+use crate::system::unix_socket;
+use crate::{Error, Result};
+
+/// How long to wait before a send is tried again that failed for want of something that no event
+/// announces (`ETOOMANYREFS`: too many of this user's descriptors are on their way).
+pub(crate) const RETRY: Duration = Duration::from_millis(2);
+
+/// What fails.
+const PASS: &str = "pass a connection";
+
+/// The write end of a queue.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+}
+
+impl Sender {
+    /// The write end that `socket` is: a connected Unix socket of any type.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is something else; the text says what.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self> {
+        check_is_queue(socket.as_fd())?;
+        Ok(Self { socket })
+    }
+
+    /// Opens the way to the process that is bound to the datagram socket `name`, as
+    /// [`Receiver::bind`](crate::queue::Receiver::bind) and flingfd are. Anybody can bind an
+    /// abstract name, so `trust` says who may be there.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody is there;
+    /// [`Error::Untrusted`] if it is somebody whom `trust` does not allow.
+    pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
+        let failed = |errno| Error::system(format!("connect to {name}"), errno);
+        let socket = unix_socket::new(SockType::Datagram)?;
+        connect(socket.as_raw_fd(), &name.address()?).map_err(failed)?;
+        if name.is_abstract() {
+            trust.check_receiver(socket.as_fd(), name)?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Passes `connection` on, with what is known of it. Blocks while the queue is full. The caller
+    /// keeps its own copy and closes it when it likes.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EPIPE` if nobody can receive it any more.
+    pub fn send(&self, connection: impl AsFd, info: &Info) -> Result<()> {
+        let payload = info.encode();
+        loop {
+            match scm::send(&self.socket, &payload, &[connection.as_fd()]) {
+                Ok(()) => return Ok(()),
+                // Somebody else made this socket non-blocking.
+                Err(Errno::EAGAIN) => drop(wait_for(self.as_fd(), PollFlags::OUT, None)),
+                Err(Errno::ETOOMANYREFS) => std::thread::sleep(RETRY),
+                Err(errno) => return Err(Error::system(PASS, errno)),
+            }
+        }
+    }
+
+    /// As [`Sender::send`], without blocking.
+    ///
+    /// # Errors
+    /// [`Error::System`]: `EAGAIN` if the queue is full, `ETOOMANYREFS` if too many descriptors of
+    /// this user are on their way, and those of [`Sender::send`].
+    pub fn try_send(&self, connection: impl AsFd, info: &Info) -> Result<()> {
+        self.pass(connection.as_fd(), None, &info.encode())
+            .map_err(|errno| Error::system(PASS, errno))
+    }
+
+    /// As [`Sender::try_send`], with a payload made before, and with a lease if there is one: what
+    /// the receiver keeps open while the connection is in service.
+    ///
+    /// # Errors
+    /// The errno of sendmsg(2), `EAGAIN` if the queue is full.
+    pub(crate) fn pass(
+        &self,
+        connection: BorrowedFd<'_>,
+        lease: Option<BorrowedFd<'_>>,
+        payload: &[u8],
+    ) -> Result<(), Errno> {
+        match lease {
+            Some(lease) => scm::try_send(&self.socket, payload, &[connection, lease]),
+            None => scm::try_send(&self.socket, payload, &[connection]),
+        }
+    }
+}
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

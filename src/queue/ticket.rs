@@ -1,0 +1,301 @@
+//! Tickets: how a consumer gets the read end of a queue through a pipe, which carries only text.
+//!
+//! A ticket is one line. It names a door, which is a listening socket in the abstract namespace,
+//! and a token that opens it once. fdaccept issues tickets and hands the read end to whoever shows
+//! a token; [`redeem`] is the other side.
+
+use std::fmt;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{UnixAddr, getsockopt, sockopt};
+
+use crate::error::to_nix;
+use crate::queue::fetch::Visit;
+use crate::queue::message::VERSION_LINE;
+use crate::queue::receiver::Receiver;
+use crate::queue::scm;
+use crate::system::interrupt;
+use crate::system::text::digits;
+use crate::{Error, Result};
+
+/// The length of every ticket in bytes, its newline included.
+pub const LENGTH: usize = 94;
+
+const PREFIX: &str = "fdtools-ticket 1 ";
+/// What a door's name in the abstract namespace starts with.
+const DOOR: &str = "fdtools-";
+
+/// 128 random bits.
+#[derive(Clone, Copy, Eq)]
+pub(crate) struct Token([u8; 16]);
+
+impl PartialEq for Token {
+    /// Takes the same time wherever the two differ.
+    fn eq(&self, other: &Self) -> bool {
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+}
+
+impl Token {
+    /// # Errors
+    /// [`Error::System`] if the kernel has no random bytes.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; 16];
+        // Up to 256 bytes come whole (getrandom(2)).
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| Error::system("get random bytes", to_nix(errno)))?;
+        Ok(Self(bytes))
+    }
+
+    fn parse(hex: &[u8]) -> Option<Self> {
+        let lower = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if hex.len() != 32 || !hex.iter().all(lower) {
+            return None;
+        }
+        let mut bytes = [0; 16];
+        for (byte, digits) in bytes.iter_mut().zip(hex.chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Token {
+    /// A token is a key: it is not for logs.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Token")
+    }
+}
+
+/// One line on a pipe, worth one fetch of the read end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    door: Token,
+    uid: u32,
+    token: Token,
+}
+
+impl Ticket {
+    /// The line, [`LENGTH`] bytes.
+    pub fn encode(&self) -> String {
+        let Self { door, uid, token } = self;
+        format!("{PREFIX}{door} {uid:010} {token}\n")
+    }
+
+    /// Reads a line. Returns `None` for anything that is not exactly what [`Ticket::encode`]
+    /// writes.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        if line.len() != LENGTH {
+            return None;
+        }
+        let line = line.strip_prefix(PREFIX.as_bytes())?;
+        let fields: Vec<_> = line.strip_suffix(b"\n")?.split(|b| *b == b' ').collect();
+        let [door, uid, token] = fields[..] else {
+            return None;
+        };
+        Some(Self {
+            door: Token::parse(door)?,
+            uid: digits(uid).filter(|_| uid.len() == 10)?,
+            token: Token::parse(token)?,
+        })
+    }
+
+    /// A ticket that opens `door`, which belongs to `uid`, by `token`.
+    pub(crate) fn new(door: Token, uid: u32, token: Token) -> Self {
+        Self { door, uid, token }
+    }
+
+    /// What tells one door from another.
+    pub(crate) fn door(&self) -> Token {
+        self.door
+    }
+
+    fn address(&self) -> Result<UnixAddr> {
+        door_address(self.door)
+    }
+}
+
+/// The name of a door.
+pub(crate) fn door_address(door: Token) -> Result<UnixAddr> {
+    UnixAddr::new_abstract(format!("{DOOR}{door}").as_bytes())
+        .map_err(|errno| Error::system("name a door", errno))
+}
+
+/// What a consumer shows at the door.
+fn show(token: Token) -> Vec<u8> {
+    [VERSION_LINE, format!("TOKEN={token}\n").as_bytes()].concat()
+}
+
+/// The token of a consumer's message, as [`redeem`] shows it.
+pub(crate) fn shown(payload: &[u8]) -> Option<Token> {
+    let line = payload.strip_prefix(VERSION_LINE)?;
+    Token::parse(line.strip_prefix(b"TOKEN=")?.strip_suffix(b"\n")?)
+}
+
+/// What a ticket was worth.
+#[non_exhaustive]
+pub enum Redeemed {
+    /// The read end.
+    Queue(Receiver),
+    /// Nothing: it was used before, or too many newer ones are out.
+    Void,
+    /// Nothing: who issued it is gone.
+    Gone,
+    /// Nothing yet: a signal interrupted it ([`crate::interrupt`]).
+    Interrupted,
+}
+
+/// Fetches the read end that `ticket` is worth. A visit that the door had to drop, since too many
+/// others were waiting there, is made again.
+///
+/// # Errors
+/// [`Error::Peer`] if somebody else has taken the door's name, or it answers something else;
+/// [`Error::System`].
+pub fn redeem(ticket: &Ticket) -> Result<Redeemed> {
+    let failed = |errno| Error::system("redeem a ticket", errno);
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let visit = Visit::new()?;
+        let _watch = interrupt::watch(visit.as_fd());
+        match visit.connect(&ticket.address()?) {
+            Ok(()) => {}
+            Err(Errno::ECONNREFUSED) => return Ok(Redeemed::Gone),
+            Err(Errno::ENOTSOCK) => return Ok(Redeemed::Interrupted),
+            Err(errno) => return Err(failed(errno)),
+        }
+        let owner = match getsockopt(&visit, sockopt::PeerCredentials) {
+            Ok(owner) => owner.uid(),
+            Err(Errno::ENOTSOCK) => return Ok(Redeemed::Interrupted),
+            Err(errno) => return Err(failed(errno)),
+        };
+        if owner != ticket.uid {
+            return Err(Error::Peer(format!(
+                "the door of a ticket from uid {} is held by uid {owner}",
+                ticket.uid
+            )));
+        }
+        let sent = scm::send(&visit, &show(ticket.token), &[]);
+        match sent.and_then(|()| visit.fetch()) {
+            Ok(Some(read_end)) => return Receiver::from_socket(read_end).map(Redeemed::Queue),
+            Ok(None) => return Ok(Redeemed::Void),
+            Err(Errno::ENOTSOCK) => return Ok(Redeemed::Interrupted),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        // Nothing announces that the crowd at the door is smaller.
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Reads exactly one ticket, and not a byte more: the next belongs to somebody else. `None` at
+/// the end of the pipe.
+///
+/// # Errors
+/// [`Error::Peer`] if what comes is no ticket, [`Error::System`] if the pipe cannot be read.
+pub fn read(mut pipe: impl Read) -> Result<Option<Ticket>> {
+    let mut line = [0; LENGTH];
+    let mut length = 0;
+    while length < LENGTH {
+        match pipe.read(&mut line[length..]) {
+            Ok(0) if length == 0 => return Ok(None),
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("read a ticket", error)),
+        }
+        // What is no ticket is not waited for to its end.
+        let ends = line[..length].iter().position(|byte| *byte == b'\n');
+        if ends.is_some_and(|at| at + 1 < LENGTH) {
+            break;
+        }
+        if !line[..length.min(PREFIX.len())]
+            .iter()
+            .eq(PREFIX.as_bytes().iter().take(length))
+        {
+            break;
+        }
+    }
+    match Ticket::parse(&line[..length]) {
+        Some(ticket) => Ok(Some(ticket)),
+        None => Err(Error::Peer(
+            "what comes from the pipe is no ticket of fdaccept's".into(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Ticket {
+        Ticket {
+            door: Token([0xab; 16]),
+            uid: 1000,
+            token: Token([0x01; 16]),
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_one_line_of_fixed_length() {
+        let line = sample().encode();
+        assert_eq!(line.len(), LENGTH);
+        assert_eq!(Ticket::parse(line.as_bytes()), Some(sample()));
+    }
+
+    #[test]
+    fn what_differs_in_any_byte_is_no_ticket_or_another_one() {
+        let line = sample().encode().into_bytes();
+        for at in 0..line.len() {
+            for byte in [0, b' ', b'\n', b'g', b'A', b'+', 0xff] {
+                let mut other = line.clone();
+                if other[at] == byte {
+                    continue;
+                }
+                other[at] = byte;
+                assert_eq!(Ticket::parse(&other), None, "{at} {byte}");
+            }
+        }
+        assert_eq!(Ticket::parse(&line[..LENGTH - 1]), None);
+    }
+
+    #[test]
+    fn a_reader_takes_one_ticket_and_leaves_the_next() {
+        let two = [sample().encode(), sample().encode()].concat();
+        let mut rest = two.as_bytes();
+        assert_eq!(read(&mut rest).unwrap(), Some(sample()));
+        assert_eq!(rest.len(), LENGTH);
+        assert_eq!(read(&mut rest).unwrap(), Some(sample()));
+        assert_eq!(read(&mut rest).unwrap(), None);
+        assert!(read(&two.as_bytes()[..LENGTH - 1]).is_err());
+        assert!(read(&b"GET / HTTP/1.1\r\n"[..]).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_crashes_it(line: Vec<u8>) {
+            assert_eq!(Ticket::parse(&line), None);
+            let _ = read(&line[..]);
+            let _ = shown(&line);
+        }
+
+        #[test]
+        fn what_is_encoded_is_parsed(door: [u8; 16], uid: u32, token: [u8; 16]) {
+            let ticket = Ticket { door: Token(door), uid, token: Token(token) };
+            assert_eq!(Ticket::parse(ticket.encode().as_bytes()), Some(ticket));
+            assert_eq!(shown(&show(Token(token))), Some(Token(token)));
+        }
+    }
+}

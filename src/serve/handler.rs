@@ -1,0 +1,189 @@
+//! Starting one handler: its descriptors, environment, signals and process group.
+//!
+//! A handler starts clean: the connection on descriptors 0 and 1, standard error inherited and
+//! nothing else open; blocking mode; every signal at its default action and none blocked; an
+//! environment in which nothing speaks of another connection.
+
+use std::ffi::{CStr, CString, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::SigSet;
+use nix::unistd::{Pid, execve};
+
+use crate::queue::connection::Connection;
+use crate::queue::message::{Info, VARIABLES};
+use crate::system::command::{Command, entry, environment_without, is_service_managers};
+use crate::system::inherited;
+use crate::system::signals;
+use crate::system::vfork::Launcher;
+use crate::{Error, Result};
+
+/// Where a handler finds its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// At descriptors 0 and 1, as under inetd.
+    Standard,
+    /// At this descriptor; standard input is `/dev/null`, standard output is inherited.
+    Descriptor(RawFd),
+    /// At descriptor 3, announced by `LISTEN_FDS` and its kin (sd_listen_fds(3)), as an
+    /// `Accept=yes` service of systemd gets it.
+    Activation,
+}
+
+/// The descriptor of [`Placement::Activation`] (`SD_LISTEN_FDS_START`).
+const ACTIVATION: RawFd = 3;
+
+impl Placement {
+    /// The last descriptor that the connection has.
+    fn number(self) -> RawFd {
+        match self {
+            Placement::Standard => 1,
+            Placement::Descriptor(number) => number,
+            Placement::Activation => ACTIVATION,
+        }
+    }
+}
+
+/// A command that serves connections, one each time it is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Handler {
+    command: Command,
+    /// What every one of them finds in its environment.
+    environment: Vec<CString>,
+}
+
+impl Handler {
+    /// Finds the command.
+    ///
+    /// # Errors
+    /// Those of [`Command::find`].
+    pub fn find(words: &[OsString]) -> Result<Self> {
+        Ok(Self {
+            command: Command::find(words)?,
+            environment: clean_environment(),
+        })
+    }
+
+    /// Starts the command in a process group of its own. The caller keeps the connection, and
+    /// closes it when the handler is to be alone with it.
+    ///
+    /// # Errors
+    /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
+    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
+    pub(crate) fn spawn(&self, connection: &Connection, launcher: &mut Launcher) -> Result<Pid> {
+        let socket = connection.as_fd();
+        make_blocking(socket);
+        let own = variables(connection.info());
+        let environment: Vec<&CStr> = self
+            .environment
+            .iter()
+            .chain(&own)
+            .map(AsRef::as_ref)
+            .collect();
+        self.command.start(|command| {
+            launcher.start(command.path(), command.arguments(), &environment, socket)
+        })
+    }
+
+    /// Becomes the command. Returns only if that fails.
+    ///
+    /// # Errors
+    /// [`Error::System`] for the steps before; [`Error::CommandNotFound`] or
+    /// [`Error::CommandNotExecutable`] if the command is gone by now.
+    pub fn exec(&self, connection: &Connection, placement: Placement) -> Error {
+        match self.try_exec(connection, placement) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn try_exec(
+        &self,
+        connection: &Connection,
+        placement: Placement,
+    ) -> Result<std::convert::Infallible> {
+        let socket = connection.as_fd();
+        make_blocking(socket);
+        let environment = match placement {
+            Placement::Activation => {
+                let pid = std::process::id().to_string();
+                let names = [
+                    ("LISTEN_FDS", "1"),
+                    ("LISTEN_PID", &pid),
+                    ("LISTEN_FDNAMES", "connection"),
+                ];
+                self.environment_for(connection.info(), &names)
+            }
+            _ => self.environment_for(connection.info(), &[]),
+        };
+        if let Some(lease) = connection.lease() {
+            // Nobody is left to hold it but the command.
+            inherited::leave_open(lease, placement.number())?;
+        }
+        match placement {
+            Placement::Standard => {
+                inherited::place(socket, 0)?;
+                inherited::place(socket, 1)?;
+            }
+            Placement::Descriptor(number) => place_apart(socket, number)?,
+            Placement::Activation => place_apart(socket, ACTIVATION)?,
+        }
+        // Those that are caught, exec gives their default action, and not a moment before: a
+        // signal that comes now must not end what has a connection in hand.
+        signals::default_ignored();
+        signals::set_mask(&SigSet::empty())?;
+        self.command
+            .attempt(|command| execve(command.path(), command.arguments(), &environment))
+            .map_err(|errno| self.command.error(errno))
+    }
+
+    fn environment_for(&self, info: &Info, further: &[(&str, &str)]) -> Vec<CString> {
+        let further = further.iter();
+        let further = further.filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
+        let inherited = self.environment.iter().cloned();
+        inherited.chain(variables(info)).chain(further).collect()
+    }
+}
+
+/// What a handler finds of its connection.
+fn variables(info: &Info) -> Vec<CString> {
+    let variables = info.variables();
+    let entries =
+        variables.filter_map(|(variable, value)| entry(variable.name().as_bytes(), value));
+    entries.collect()
+}
+
+/// The environment as it was inherited, without what speaks of a connection or was meant for us.
+pub(crate) fn clean_environment() -> Vec<CString> {
+    environment_without(|name| is_of_a_connection(name) || is_service_managers(name))
+}
+
+/// Whether a variable speaks of a connection, which then is another one than ours.
+fn is_of_a_connection(name: &[u8]) -> bool {
+    /// What UCSPI programs set besides, and we do not.
+    const OTHERS: [&[u8]; 3] = [b"TCPREMOTEHOST", b"TCPREMOTEINFO", b"TCPLOCALHOST"];
+    let mut ours = VARIABLES.iter().map(|known| known.name().as_bytes());
+    ours.any(|known| known == name) || OTHERS.contains(&name)
+}
+
+/// Puts the connection at `number` and `/dev/null` on standard input.
+fn place_apart(socket: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
+    inherited::place(null.as_fd(), 0)?;
+    // Before the connection takes its place: this may be the very number.
+    drop(null);
+    inherited::place(socket, number)
+}
+
+/// A connection that its sender left non-blocking would surprise a handler. Whether it can be
+/// asked is up to what it is; it is served in any case.
+fn make_blocking(descriptor: BorrowedFd<'_>) {
+    let flags = fcntl(descriptor, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    if let Ok(flags) = flags
+        && flags.contains(OFlag::O_NONBLOCK)
+    {
+        let _ = fcntl(descriptor, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK));
+    }
+}

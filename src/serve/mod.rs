@@ -1,0 +1,12 @@
+//! fdpool and fdrecv: connections from a queue to the commands that serve them.
+
+pub(crate) mod cpu_activity;
+pub(crate) mod handler;
+mod link;
+pub(crate) mod pool;
+pub(crate) mod scoreboard;
+mod slot;
+pub(crate) mod slots;
+pub(crate) mod source;
+pub(crate) mod worker;
+pub(crate) mod workers;

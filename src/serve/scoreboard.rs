@@ -1,0 +1,184 @@
+//! What a pool and its slots know of each other: a page of memory that they share.
+//!
+//! A slot says here whether it is busy, and the pool how urgent a stop is. It costs no system
+//! call, and a slot that is killed leaves nothing locked.
+#![allow(unsafe_code)] // one mapping, shared with forked children, of nothing but atomics
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::signal::Signal;
+
+use crate::system::log::Log;
+use crate::{Error, Result};
+
+/// The most slots that a pool can have.
+pub(crate) const MAX_SLOTS: usize = 65536;
+
+/// The signal by which the pool says that the urgency of its stop has changed.
+pub(crate) const URGENT: Signal = Signal::SIGUSR2;
+
+/// What a slot is to do with a handler that runs while its pool stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// Let it finish.
+    None,
+    /// Ask it to end, and end it if it does not.
+    End,
+    /// End it now.
+    Now,
+}
+
+/// Four words for the pool, then one for each slot.
+const URGENCY: usize = 0;
+const SIZE: usize = 1;
+const PLACES: usize = 2;
+/// Microseconds from the start to the last end of a service.
+const SERVED: usize = 3;
+const SLOTS: usize = 4;
+/// Room for slots that still finish while others have taken over from them.
+const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
+
+/// The shared page. It stays mapped for as long as the process lives; pages of slots that there
+/// are not take no memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scoreboard {
+    words: &'static [AtomicU64],
+    start: Instant,
+}
+
+impl Scoreboard {
+    /// A new one, to be shared with the children that are forked from now on.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`ENOMEM`).
+    pub fn new() -> Result<Self> {
+        const BYTES: NonZeroUsize = NonZeroUsize::new(WORDS * size_of::<AtomicU64>()).unwrap();
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let page = unsafe {
+            mmap_anonymous(
+                None,
+                BYTES,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map_err(|errno| Error::system("share memory with slots", errno))?;
+        // SAFETY: the mapping is as long as this slice, page-aligned, zeroed, never unmapped, and
+        // only ever accessed through these atomics, for which every bit pattern is a value.
+        let words = unsafe { std::slice::from_raw_parts(page.as_ptr().cast(), WORDS) };
+        Ok(Self {
+            words,
+            start: Instant::now(),
+        })
+    }
+
+    /// Says whether slot `index` serves a connection.
+    pub fn set_busy(&self, index: usize, busy: bool) {
+        let before = self.words[SLOTS + index].swap(busy.into(), Ordering::AcqRel);
+        if before != 0 && !busy {
+            let now = self.start.elapsed().as_micros() as u64;
+            self.words[SERVED].fetch_max(now, Ordering::AcqRel);
+        }
+    }
+
+    /// When a slot served last: now, if one does; when this board was made, if none ever did.
+    pub fn last_service(&self) -> Instant {
+        if self.count_busy() > 0 {
+            return Instant::now();
+        }
+        // Asked for after that, so that a service which ends meanwhile is not overlooked.
+        let served = self.words[SERVED].load(Ordering::Acquire);
+        self.start + Duration::from_micros(served)
+    }
+
+    /// Whether slot `index` serves a connection.
+    pub fn is_busy(&self, index: usize) -> bool {
+        self.words[SLOTS + index].load(Ordering::Acquire) != 0
+    }
+
+    /// How many slots serve one.
+    pub fn count_busy(&self) -> usize {
+        let places = self.words[PLACES].load(Ordering::Acquire) as usize;
+        (0..places).filter(|index| self.is_busy(*index)).count()
+    }
+
+    /// Says how many places have been given to slots so far.
+    pub fn set_places(&self, places: usize) {
+        self.words[PLACES].store(places as u64, Ordering::Release);
+    }
+
+    /// Logs how many slots are busy, of how many.
+    pub fn log_status(&self, log: &Log) {
+        if log.is_verbose() {
+            log.detail(format_args!(
+                "status: {}/{}",
+                self.count_busy(),
+                self.size()
+            ));
+        }
+    }
+
+    /// Says how many slots the pool is to have.
+    pub fn set_size(&self, size: usize) {
+        self.words[SIZE].store(size as u64, Ordering::Release);
+    }
+
+    /// How many slots the pool is to have.
+    pub fn size(&self) -> usize {
+        self.words[SIZE].load(Ordering::Acquire) as usize
+    }
+
+    /// Says how urgent a stop is.
+    pub fn set_urgency(&self, urgency: Urgency) {
+        self.words[URGENCY].store(urgency as u64, Ordering::Release);
+    }
+
+    /// How urgent a stop is.
+    pub fn urgency(&self) -> Urgency {
+        match self.words[URGENCY].load(Ordering::Acquire) {
+            0 => Urgency::None,
+            1 => Urgency::End,
+            _ => Urgency::Now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_says_the_other_sees() {
+        let board = Scoreboard::new().unwrap();
+        assert_eq!(board.urgency(), Urgency::None);
+        assert_eq!(board.count_busy(), 0);
+        board.set_places(MAX_SLOTS);
+        board.set_busy(1, true);
+        board.set_busy(MAX_SLOTS - 1, true);
+        board.set_urgency(Urgency::Now);
+        board.set_size(7);
+        assert!(board.is_busy(1) && !board.is_busy(0));
+        assert_eq!(board.count_busy(), 2);
+        assert_eq!((board.urgency(), board.size()), (Urgency::Now, 7));
+    }
+
+    #[test]
+    fn the_end_of_a_service_is_remembered() {
+        let board = Scoreboard::new().unwrap();
+        board.set_places(1);
+        let start = board.last_service();
+        board.set_busy(0, false);
+        assert_eq!(board.last_service(), start);
+        board.set_busy(0, true);
+        let before = Instant::now();
+        assert!(board.last_service() >= before);
+        std::thread::sleep(Duration::from_millis(2));
+        board.set_busy(0, false);
+        let end = board.last_service();
+        assert!(end > start && end <= Instant::now());
+        assert_eq!(board.last_service(), end);
+    }
+}

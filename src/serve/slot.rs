@@ -1,0 +1,225 @@
+//! One slot of a pool: a forked loop that takes a connection, starts the handler for it and
+//! waits for it.
+//!
+//! It blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: before or
+//! during that call at once, after it when the connection is served.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Pid, getppid, setpgid};
+use rustix::process::{self, WaitOptions};
+
+use crate::Result;
+use crate::queue::connection::Connection;
+use crate::queue::{Received, Receiver};
+use crate::serve::handler::Handler;
+use crate::serve::scoreboard::{Scoreboard, URGENT, Urgency};
+use crate::system::alarm::Alarm;
+use crate::system::log::{Log, Said, Verbosity};
+use crate::system::termination::{KILL_AFTER, Target, Termination};
+use crate::system::vfork::Launcher;
+use crate::system::{exit, interrupt, signals};
+
+/// How long to wait before a handler is started again that could not be.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Why a slot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was told to.
+    Told,
+    /// The queue ended.
+    Queue,
+    /// Something failed, and was said.
+    Failed,
+}
+
+impl End {
+    /// The exit status that tells the pool.
+    pub fn status(self) -> u8 {
+        match self {
+            End::Told => 0,
+            End::Queue => exit::CLOSED,
+            End::Failed => 1,
+        }
+    }
+}
+
+/// What a slot works with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot<'a> {
+    /// The command that it starts.
+    pub handler: &'a Handler,
+    /// How long a handler may run.
+    pub timeout: Option<Duration>,
+    /// What it shares with its pool.
+    pub scoreboard: Scoreboard,
+    /// Its place there.
+    pub index: usize,
+    /// Where it says things.
+    pub log: Log,
+}
+
+impl Slot<'_> {
+    /// Serves connections from `queue` until there is a reason to end. To be called in a process
+    /// of its own.
+    pub fn run(&self, queue: Receiver) -> End {
+        self.serve_all(queue).unwrap_or_else(|error| {
+            self.log.error(error);
+            End::Failed
+        })
+    }
+
+    fn serve_all(&self, mut queue: Receiver) -> Result<End> {
+        queue.leave_name();
+        let mut clock = Clock::new()?;
+        // What is sent to the pool's group, as by a terminal, is the pool's affair: it would end a
+        // handler that is just being started. The kernel hangs up on a group without a parent in
+        // which somebody is stopped.
+        let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+        let ignored = signals::block_instead_of_ignoring(&[
+            Signal::SIGHUP,
+            // Meant for the pool, which sees to us.
+            Signal::SIGINT,
+            Signal::SIGUSR1,
+            Signal::SIGTTIN,
+            Signal::SIGTTOU,
+            // A log that is closed is no reason to drop a connection.
+            Signal::SIGPIPE,
+        ])?;
+        interrupt::on_signals(&[Signal::SIGTERM as i32])?;
+        let _watch = interrupt::watch(queue.as_fd());
+        // The pool blocks TERM, so one that came meanwhile comes now.
+        signals::set_mask(&(clock.signals | ignored))?;
+        let mut launcher = Launcher::new();
+        loop {
+            match queue.receive()? {
+                Received::Connection(connection) => {
+                    self.scoreboard.set_busy(self.index, true);
+                    self.serve(connection, &mut launcher, &mut clock);
+                    self.scoreboard.set_busy(self.index, false);
+                    self.scoreboard.log_status(&self.log);
+                }
+                Received::Rejected(why) => self.log.error(why),
+                Received::End => return Ok(End::Queue),
+                Received::Interrupted => return Ok(End::Told),
+            }
+        }
+    }
+
+    fn serve(&self, connection: Connection, launcher: &mut Launcher, clock: &mut Clock) {
+        let Some(pid) = self.start(&connection, launcher, clock) else {
+            return;
+        };
+        self.scoreboard.log_status(&self.log);
+        if self.log.is_verbose() {
+            let client = connection.info().client();
+            self.log.detail(format_args!("pid {pid} from {client}"));
+        }
+        // The handler is to be alone with it, so that its end is what the client sees. The lease
+        // is ours, and counts until the handler has ended, whatever that closes or leaves behind.
+        let lease = connection.into_lease();
+        let status = self.wait_for(pid, clock);
+        drop(lease);
+        self.log.detail(format_args!("end {pid} status {status}"));
+    }
+
+    /// Starts the handler. Where that fails, as processes are short or the command is being
+    /// replaced, the connection is kept until it does not; `None` if the pool stops before.
+    fn start(
+        &self,
+        connection: &Connection,
+        launcher: &mut Launcher,
+        clock: &mut Clock,
+    ) -> Option<Pid> {
+        let mut said = Said::default();
+        loop {
+            let problem = match self.handler.spawn(connection, launcher) {
+                Ok(pid) => return Some(pid),
+                Err(error) => error.to_string(),
+            };
+            let client = connection.info().client();
+            let what = format!("{problem}; the connection from {client} waits");
+            self.log.once(&mut said, Verbosity::Quiet, what);
+            // Without a pool nobody would tell when to stop.
+            if self.scoreboard.urgency() != Urgency::None || getppid() != clock.pool {
+                self.log
+                    .error(format_args!("the connection from {client} is dropped"));
+                return None;
+            }
+            clock.wait(Some(Instant::now() + RETRY));
+        }
+    }
+
+    /// Waits for a handler and, where there is a reason to, ends it with its process group. Returns
+    /// its raw status, as tcpserver logs it.
+    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut end = Termination::new(Target::Group(pid), until);
+        loop {
+            self.go_on(&mut end);
+            clock.wait(end.countdown().deadline());
+            if let Some(status) = reap(pid) {
+                // A group that was asked to end keeps its time for that also without it.
+                while end.countdown().is_asked() && end.is_there() {
+                    self.go_on(&mut end);
+                    clock.wait(Some(end.next_look()));
+                }
+                return status;
+            }
+        }
+    }
+
+    /// Goes on with the end of a handler by how urgent it is, and by the clock.
+    fn go_on(&self, end: &mut Termination) {
+        match self.scoreboard.urgency() {
+            Urgency::None => {}
+            Urgency::End => end.ask(Instant::now() + KILL_AFTER),
+            Urgency::Now => end.kill(None),
+        }
+        end.go_on();
+    }
+}
+
+/// The raw status of a child, if it has ended.
+fn reap(pid: Pid) -> Option<i32> {
+    let pid = process::Pid::from_raw(pid.as_raw())?;
+    loop {
+        match process::waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(ended) => return ended.map(|(_, status)| status.as_raw()),
+            Err(rustix::io::Errno::INTR) => {}
+            // It is gone, and nobody knows how it ended.
+            Err(_) => return Some(0),
+        }
+    }
+}
+
+/// What wakes a slot that waits for its handler: the handler's end, the pool, or the time.
+struct Clock {
+    signals: SigSet,
+    alarm: Alarm,
+    /// The pool, while it lives.
+    pool: Pid,
+}
+
+impl Clock {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            signals: SigSet::from_iter([Signal::SIGCHLD, Signal::SIGALRM, URGENT]),
+            alarm: Alarm::new()?,
+            pool: getppid(),
+        })
+    }
+
+    /// Waits for a signal, or for `until`. The signals are blocked, so none is missed that came
+    /// before; one that is left over from before wakes for nothing, which does no harm.
+    fn wait(&mut self, until: Option<Instant>) {
+        if let Some(until) = until {
+            self.alarm
+                .after(until.saturating_duration_since(Instant::now()));
+        }
+        let _ = self.signals.wait();
+    }
+}

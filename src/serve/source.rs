@@ -1,0 +1,178 @@
+//! Where a consumer finds its queue.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::SFlag;
+
+use crate::queue::Receiver;
+use crate::queue::fetch::{Visit, is_absent};
+use crate::queue::name::Name;
+use crate::queue::rendezvous::Rendezvous;
+use crate::queue::ticket::{self, Redeemed};
+use crate::queue::trust::Trust;
+use crate::system::descriptor::{describe, file_type};
+use crate::system::poll::{PollFlags, wait_for};
+use crate::system::{inherited, interrupt};
+use crate::{Error, Result};
+
+/// A place where a queue can be had.
+pub(crate) enum Source {
+    /// The queue itself, inherited or bound. It is had once.
+    Queue(Option<Receiver>),
+    /// A pipe with tickets.
+    Tickets(OwnedFd),
+    /// A name that hands it out.
+    Named {
+        /// The name.
+        name: Name,
+        /// Who may own it.
+        trust: Trust,
+    },
+}
+
+/// What came of looking for the queue.
+pub(crate) enum Found {
+    /// Here it is.
+    Queue(Receiver),
+    /// There is none, and will be none here.
+    End,
+    /// A signal interrupted it ([`crate::system::interrupt`]).
+    Interrupted,
+}
+
+impl Source {
+    /// Finds out where the queue is to come from; binds the name if there is one to bind.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a descriptor is nothing that a queue can come from; those of
+    /// [`Receiver::bind`].
+    pub fn open(options: &Rendezvous) -> Result<Self> {
+        let trust = Trust::us_and(&options.allow_uid);
+        if let Some(name) = &options.connect {
+            let name = Name::parse(name)?;
+            return Ok(Source::Named { name, trust });
+        }
+        if let Some(name) = &options.bind {
+            let receiver = Receiver::bind(&Name::parse(name)?, options.mode, trust)?;
+            return Ok(Source::Queue(Some(receiver)));
+        }
+        let number = options.queue_fd.unwrap_or(0);
+        let descriptor = inherited::claim(number)?;
+        let what = || match options.queue_fd {
+            None => format!(
+                "standard input is {}, not a queue: run this behind fdaccept (fdaccept ADDRESS | …), \
+                 or give --connect, --bind or --queue-fd",
+                describe(descriptor.as_fd())
+            ),
+            Some(number) => format!(
+                "descriptor {number} is {}, not a queue",
+                describe(descriptor.as_fd())
+            ),
+        };
+        match file_type(descriptor.as_fd()) {
+            Some(SFlag::S_IFIFO) => Ok(Source::Tickets(descriptor)),
+            Some(SFlag::S_IFSOCK) => {
+                let problem = what();
+                match Receiver::from_socket(descriptor) {
+                    Err(Error::Invalid(_)) => Err(Error::Invalid(problem)),
+                    other => Ok(Source::Queue(Some(other?))),
+                }
+            }
+            _ => Err(Error::Invalid(what())),
+        }
+    }
+
+    /// Waits for the queue.
+    ///
+    /// # Errors
+    /// [`Error::System`] with `ENOENT` or `ECONNREFUSED` if nobody is at the name;
+    /// [`Error::Closed`] if the door of tickets cannot be reached from here; [`Error::Peer`]
+    /// if the other side is not to be trusted, or what comes from the pipe is no ticket or no
+    /// longer worth anything.
+    pub fn queue(&mut self) -> Result<Found> {
+        match self {
+            Source::Queue(receiver) => Ok(receiver.take().map_or(Found::End, Found::Queue)),
+            Source::Tickets(pipe) => queue_for_ticket(pipe),
+            Source::Named { name, trust } => match Receiver::connect(name, trust) {
+                Ok(receiver) => Ok(Found::Queue(receiver)),
+                Err(error) if error.errno() == Some(Errno::ENOTSOCK) => Ok(Found::Interrupted),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Whether an errno of [`Source::queue`] means that nobody is at the name.
+    pub fn is_absent(&self, errno: Errno) -> bool {
+        matches!(self, Source::Named { .. }) && is_absent(errno)
+    }
+
+    /// The visit that fetches the queue from a name, begun but not waited for; its descriptor is
+    /// readable when there is an answer.
+    pub(crate) fn visit(name: &Name, trust: &Trust) -> Result<Visit> {
+        let visit = Visit::new_nonblocking()?;
+        visit.begin(name, trust)?;
+        Ok(visit)
+    }
+}
+
+/// Takes tickets from the pipe until one is worth the queue. One may be void, or come from an
+/// fdaccept that is gone: then there may be a next one, or the pipe ends.
+fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
+    let mut worthless = None;
+    let mut shut = Vec::new();
+    loop {
+        let Some(ticket) = next_ticket(pipe)? else {
+            return match interrupt::raised() {
+                Some(_) => Ok(Found::Interrupted),
+                None => worthless.map_or(Ok(Found::End), Err),
+            };
+        };
+        let problem = match ticket::redeem(&ticket) {
+            Ok(Redeemed::Queue(receiver)) => return Ok(Found::Queue(receiver)),
+            Ok(Redeemed::Interrupted) => return Ok(Found::Interrupted),
+            Ok(Redeemed::Void) => {
+                worthless = Some(Error::Peer(
+                    "the ticket is void: it was used before, or is too old".into(),
+                ));
+                continue;
+            }
+            Ok(Redeemed::Gone) => None,
+            Err(error @ Error::Peer(_)) => Some(error),
+            Err(error) => return Err(error),
+        };
+        // One that is gone may have left the ticket that we had and one in the pipe. Who writes
+        // a third one for the same door is alive.
+        shut.push(ticket.door());
+        if shut.iter().filter(|door| **door == ticket.door()).count() > 2 {
+            return Err(Error::Closed(match problem {
+                Some(problem) => problem.to_string(),
+                None => "the door of the ticket cannot be reached from here: is fdaccept in \
+                         another network namespace? A name (--bind PATH, --connect PATH) can be \
+                         shared"
+                    .into(),
+            }));
+        }
+        worthless = problem.or(worthless);
+    }
+}
+
+/// Reads the next ticket; `None` at the end of the pipe, or if a signal interrupted it.
+fn next_ticket(pipe: &OwnedFd) -> Result<Option<ticket::Ticket>> {
+    // A copy, which the signal may put out of the way.
+    let pipe = pipe.try_clone();
+    let pipe = File::from(pipe.map_err(|error| Error::io("read a ticket", error))?);
+    let _watch = interrupt::watch(pipe.as_fd());
+    loop {
+        match ticket::read(&pipe) {
+            Err(_) if interrupt::raised().is_some() => return Ok(None),
+            // Somebody else made the pipe non-blocking, which is theirs to do.
+            Err(error) if error.errno() == Some(Errno::EAGAIN) => {
+                wait_for(pipe.as_fd(), PollFlags::IN, None)
+                    .map_err(|errno| Error::system("wait for a ticket", errno))?;
+            }
+            ticket => return ticket,
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The workers of a pool: started, replaced when they end, exchanged for newer ones.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpid};
+use rustix::process::WaitStatus;
+
+use crate::queue::Receiver;
+use crate::serve::cpu_activity::{self, CpuActivity};
+use crate::serve::link::Link;
+use crate::serve::pool::Crew;
+use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
+use crate::system::log::Log;
+use crate::system::termination::{Step, Target, Termination};
+use crate::{Error, Result};
+
+/// How long a worker's place stays empty after one that ended too soon. It doubles with each
+/// further one.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(30);
+/// How many that leave there may be for each place when a newer one is started in a reload.
+const MOST_LEAVING: usize = 4;
+
+/// A place for a worker that is to be started then.
+#[derive(Clone, Copy, Debug)]
+struct Vacancy {
+    at: Instant,
+    /// How many in this place ended too soon, one after another.
+    failures: u32,
+}
+
+impl Vacancy {
+    fn now(failures: u32) -> Self {
+        let at = Instant::now() + delay(failures);
+        Self { at, failures }
+    }
+}
+
+/// A number of workers. Each takes one connection after another from the queue.
+pub(crate) struct Workers {
+    command: WorkerCommand,
+    size: usize,
+    /// How long one may take to end that was asked to.
+    grace: Duration,
+    workers: BTreeMap<Pid, Worker>,
+    vacancies: Vec<Vacancy>,
+    /// They are being replaced by newer ones.
+    reloading: bool,
+    /// The newer one, until it has started: then an older one goes.
+    candidate: Option<Pid>,
+    /// Groups whose worker has ended, and left others.
+    remains: Vec<Termination>,
+    activity: CpuActivity,
+    log: Log,
+}
+
+impl Workers {
+    /// As many as `size`. One that is asked to end has `grace` for that. They are started by
+    /// their [`Pool`](crate::serve::pool::Pool).
+    pub fn new(command: WorkerCommand, size: usize, grace: Duration, log: Log) -> Self {
+        // What a worker leaves behind is ours to reap, so that its end is seen. Where that cannot
+        // be, whoever gets it does so.
+        let _ = set_child_subreaper(true);
+        Self {
+            command,
+            size,
+            grace,
+            workers: BTreeMap::new(),
+            vacancies: Vec::new(),
+            reloading: false,
+            candidate: None,
+            remains: Vec::new(),
+            activity: CpuActivity::new(),
+            log,
+        }
+    }
+
+    /// Those that count.
+    fn staying(&self) -> impl Iterator<Item = (&Pid, &Worker)> {
+        let candidate = self.candidate;
+        self.workers
+            .iter()
+            .filter(move |(pid, worker)| !worker.is_leaving() && Some(**pid) != candidate)
+    }
+
+    /// Makes places, or takes some away, until there are as many as wanted.
+    fn balance(&mut self) {
+        let mut places = self.staying().count() + self.vacancies.len();
+        while places < self.size {
+            self.vacancies.push(Vacancy::now(0));
+            places += 1;
+        }
+        while places > self.size {
+            if self.vacancies.pop().is_none() {
+                let surplus = self.staying().min_by_key(|(_, worker)| {
+                    let started = worker.readiness.is_started();
+                    // An old one, or one that does not serve yet, or the last that came.
+                    (!worker.stale, started, std::cmp::Reverse(worker.since))
+                });
+                let Some((pid, _)) = surplus else { return };
+                self.ask_to_go(*pid);
+            }
+            places -= 1;
+        }
+    }
+
+    fn ask_to_go(&mut self, pid: Pid) {
+        if let Some(worker) = self.workers.get_mut(&pid) {
+            worker.ask_to_go(Instant::now() + self.grace);
+        }
+    }
+
+    /// Starts workers in the places whose time has come.
+    fn fill(&mut self, queue: &Receiver, generation: u64) {
+        let now = Instant::now();
+        let vacancies = std::mem::take(&mut self.vacancies);
+        let (due, later): (Vec<_>, Vec<_>) = vacancies.into_iter().partition(|v| v.at <= now);
+        self.vacancies = later;
+        let mut due = due.into_iter();
+        for vacancy in due.by_ref() {
+            let Err(error) = self.start(queue, generation, vacancy.failures) else {
+                continue;
+            };
+            let next = Vacancy::now(vacancy.failures + 1);
+            let delay = seconds(delay(next.failures));
+            self.log.error(format_args!("{error}; next try in {delay}"));
+            self.vacancies.push(next);
+            if matches!(error, Error::System { .. }) {
+                // Processes or descriptors are short, for all of them.
+                let at = next.at;
+                let rest = due.map(|vacancy| Vacancy { at, ..vacancy });
+                self.vacancies.extend(rest);
+                return;
+            }
+        }
+    }
+
+    fn start(&mut self, queue: &Receiver, generation: u64, failures: u32) -> Result<Pid> {
+        let (pid, readiness) = self.command.start(queue)?;
+        self.log.detail(format_args!("worker {pid} was started"));
+        let worker = Worker::new(pid, readiness, generation, failures);
+        self.workers.insert(pid, worker);
+        Ok(pid)
+    }
+
+    /// Goes on with a reload: starts the next one that is to take an older one's place.
+    fn roll(&mut self, queue: &Receiver, generation: u64) {
+        if !self.reloading || self.candidate.is_some() {
+            return;
+        }
+        if !self.staying().any(|(_, worker)| worker.stale) {
+            self.reloading = false;
+            self.log.notice("reload: done");
+            return;
+        }
+        // Who reloads faster than workers can end must not fill the machine with them.
+        let leaving = self.workers.values().filter(|worker| worker.is_leaving());
+        if leaving.count() >= MOST_LEAVING * self.size {
+            return;
+        }
+        match self.start(queue, generation, 0) {
+            Ok(pid) => self.candidate = Some(pid),
+            Err(error) => self.give_up_reload(error),
+        }
+    }
+
+    /// Whoever was not replaced yet stays.
+    fn give_up_reload(&mut self, why: impl std::fmt::Display) {
+        self.reloading = false;
+        self.candidate = None;
+        self.workers
+            .values_mut()
+            .for_each(|worker| worker.stale = false);
+        self.log
+            .error(format_args!("reload: {why}; the old workers stay"));
+    }
+
+    /// Looks whether those that were started say that they are ready.
+    fn hear(&mut self) {
+        for (pid, worker) in &mut self.workers {
+            if !worker.readiness.hear() {
+                continue;
+            }
+            match worker.readiness {
+                Readiness::Closed(_) => {}
+                Readiness::Never => self.log.error(format_args!(
+                    "worker {pid} closed its ready descriptor without a newline"
+                )),
+                _ => self.log.detail(format_args!("worker {pid} is ready")),
+            }
+        }
+        let Some((pid, candidate)) = self
+            .candidate
+            .and_then(|pid| self.workers.get_key_value(&pid))
+        else {
+            return;
+        };
+        let pid = *pid;
+        if candidate.readiness.is_started() {
+            // From now on it counts, and balance() sends an older one away.
+            self.candidate = None;
+        } else if matches!(candidate.readiness, Readiness::Never) {
+            self.give_up_reload(format_args!("worker {pid} does not say that it is ready"));
+            self.ask_to_go(pid);
+        }
+    }
+
+    /// Ends those whose time to end by themselves is over.
+    fn attend_leaving(&mut self) {
+        let (log, grace) = (self.log, seconds(self.grace));
+        self.workers.retain(|pid, worker| {
+            match worker.due() {
+                Some(Step::Kill) => {
+                    log.notice(format_args!(
+                        "worker {pid} did not end within {grace}, and is killed"
+                    ));
+                    worker.kill();
+                }
+                Some(Step::GiveUp) => {
+                    log.error(format_args!(
+                        "worker {pid} cannot be ended, and is left alone"
+                    ));
+                    return false;
+                }
+                Some(Step::Ask) | None => {}
+            }
+            true
+        });
+        self.remains.retain_mut(|remains| {
+            remains.is_there() && {
+                remains.go_on();
+                !remains.countdown().is_killed()
+            }
+        });
+    }
+
+    /// When something is due by the clock.
+    fn deadline(&self, link: &Link) -> Option<Instant> {
+        let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
+        let vacancies = vacancies.filter(|_| link.queue().is_some());
+        let readiness = self.workers.iter().filter_map(|(pid, worker)| {
+            // When others have started matters to nobody.
+            let matters =
+                Some(*pid) == self.candidate || matches!(worker.readiness, Readiness::Closed(_));
+            worker.readiness.deadline().filter(|_| matters)
+        });
+        let leaving = self.workers.values().filter_map(Worker::deadline);
+        let remains = self.remains.iter().map(Termination::next_look);
+        let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
+        deadlines.min()
+    }
+
+    /// One has ended that was not told to.
+    fn replace(&mut self, pid: Pid, worker: &Worker, status: WaitStatus) {
+        let lived = worker.since.elapsed() >= STARTED_AFTER;
+        let failures = if lived { 0 } else { worker.failures + 1 };
+        let when = match delay(failures) {
+            Duration::ZERO => "at once".to_owned(),
+            delay => format!("in {}", seconds(delay)),
+        };
+        let how = how(status);
+        self.log.notice(format_args!(
+            "worker {pid} {how}; the next one is started {when}"
+        ));
+        self.vacancies.push(Vacancy::now(failures));
+    }
+}
+
+impl Crew for Workers {
+    const RELOADING: &'static [Signal] = &[Signal::SIGHUP];
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn resize(&mut self, size: usize) {
+        self.size = size;
+        self.log.detail(format_args!("status: {size} workers"));
+    }
+
+    fn attend(&mut self, link: &mut Link) -> Option<Instant> {
+        self.hear();
+        self.attend_leaving();
+        self.balance();
+        // Nobody is started for a queue that has ended, which nobody may have said.
+        let is_due = !self.vacancies.is_empty() || self.reloading;
+        if is_due && link.queue().is_some_and(Receiver::is_at_end) {
+            link.queue_ended(link.generation());
+        }
+        if let Some(queue) = link.queue() {
+            self.fill(queue, link.generation());
+            self.roll(queue, link.generation());
+        }
+        self.deadline(link)
+    }
+
+    fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        let pipes = self
+            .workers
+            .values()
+            .filter_map(|worker| match &worker.readiness {
+                Readiness::Awaited(pipe) => Some(pipe.as_fd()),
+                _ => None,
+            });
+        pipes.collect()
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link) {
+        let Some(worker) = self.workers.remove(&pid) else {
+            return;
+        };
+        let raw = status.as_raw();
+        self.log.detail(format_args!("end {pid} status {raw}"));
+        let now = Instant::now();
+        let mut remains = Termination::new(Target::Group(pid), Some(now + self.grace));
+        if remains.is_there() {
+            if worker.is_leaving() {
+                remains.ask(worker.killed_at().unwrap_or(now));
+            }
+            self.remains.push(remains);
+        }
+        let was_candidate = self.candidate == Some(pid);
+        if was_candidate {
+            self.candidate = None;
+        }
+        if worker.is_leaving() {
+            return;
+        }
+        // Who finds the end of the queue has ended well, however soon.
+        if link.queue().is_some_and(Receiver::is_at_end) {
+            link.queue_ended(worker.generation);
+        }
+        let on_this_queue = link.generation() == worker.generation && link.queue().is_some();
+        match (was_candidate, on_this_queue) {
+            (true, true) => {
+                let how = how(status);
+                self.give_up_reload(format_args!("worker {pid} {how} before it had started"));
+            }
+            (false, true) => self.replace(pid, &worker, status),
+            // balance() makes a place for the next one, on the next queue.
+            (_, false) => {}
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.workers.is_empty() && self.remains.is_empty()
+    }
+
+    fn reload(&mut self) {
+        let count = self.staying().count();
+        self.log
+            .notice(format_args!("reload: {count} workers to replace"));
+        if let Some(candidate) = self.candidate.take() {
+            self.ask_to_go(candidate);
+        }
+        for worker in self.workers.values_mut() {
+            worker.stale = true;
+        }
+        // What made them fail may be what was changed.
+        self.vacancies
+            .iter_mut()
+            .for_each(|vacancy| *vacancy = Vacancy::now(0));
+        self.reloading = true;
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        self.candidate = None;
+        let at = Instant::now() + grace;
+        for worker in self.workers.values_mut() {
+            if !worker.is_leaving() {
+                worker.ask_to_go(at);
+            }
+        }
+        self.remains.iter_mut().for_each(|remains| remains.ask(at));
+    }
+
+    fn stop_now(&mut self) {
+        self.workers.values_mut().for_each(Worker::kill);
+        self.remains
+            .iter_mut()
+            .for_each(|remains| remains.kill(None));
+    }
+
+    /// Of what workers serve nothing else can be seen than that they do something.
+    fn last_service(&mut self) -> Instant {
+        // What they have left behind is a child of ours.
+        let orphans = cpu_activity::children(getpid());
+        let workers = self.workers.keys().copied();
+        self.activity.look(workers.chain(orphans))
+    }
+}
+
+/// How long to wait before the next one is started, after so many that ended too soon.
+fn delay(failures: u32) -> Duration {
+    match failures.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(before) => {
+            let factor = 2_u32.saturating_pow(before);
+            FIRST_DELAY.saturating_mul(factor).min(LAST_DELAY)
+        }
+    }
+}
+
+/// How a worker ended, in words.
+fn how(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (_, Some(signal)) => format!("was ended by signal {signal}"),
+        (Some(status), _) => format!("ended with status {status}"),
+        _ => "ended".to_owned(),
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_from_a_tenth_of_a_second_to_half_a_minute() {
+        let delays = (0..=10).map(|failures| delay(failures).as_millis());
+        let expected = [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000];
+        assert_eq!(delays.collect::<Vec<_>>(), expected);
+        assert_eq!(delay(u32::MAX), LAST_DELAY);
+    }
+}

@@ -1,0 +1,151 @@
+//! Descriptors that were open before this program started, claimed once.
+//!
+//! What takes a number from a user and ends here is for a program's main, before it opens things
+//! of its own: nobody else can have that number then.
+#![allow(unsafe_code)] // a number from outside becomes an owned descriptor here, and only here
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, rlim_t};
+
+use crate::{Error, Result};
+
+/// The numbers that have been claimed so far.
+static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// The first number that is not a standard stream.
+const FIRST: RawFd = 3;
+
+/// Takes over descriptor `number`, which the parent process left open, and marks it close-on-exec.
+/// Of a standard stream (0 or 1) a copy is taken and `/dev/null` left in its place, so that a
+/// number below 3 is never reused for something else.
+///
+/// # Errors
+/// [`Error::Invalid`] if `number` is not open or was claimed before: a descriptor has one owner.
+pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
+    let mut claimed = CLAIMED.lock().unwrap_or_else(|poison| poison.into_inner());
+    if claimed.contains(&number) {
+        let twice = format!("descriptor {number} cannot be used for two things at once");
+        return Err(Error::Invalid(twice));
+    }
+    let failed = |errno| match errno {
+        Errno::EBADF => Error::Invalid(format!("descriptor {number} is not open")),
+        errno => Error::system(format!("use descriptor {number}"), errno),
+    };
+    if number < 0 {
+        return Err(failed(Errno::EBADF));
+    }
+    if number == 2 {
+        let taken = "descriptor 2 is standard error, where messages go";
+        return Err(Error::Invalid(taken.into()));
+    }
+    // SAFETY: borrowed for the calls below, whose failure is how a closed number is noticed.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    // What is close-on-exec did not come to us by exec: we opened it ourselves.
+    let flags = fcntl(borrowed, FcntlArg::F_GETFD).map_err(failed)?;
+    if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+        return Err(failed(Errno::EBADF));
+    }
+    let owned = if number < FIRST {
+        let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(FIRST)).map_err(failed)?;
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(|error| Error::io("open /dev/null", error))?;
+        // SAFETY: the three standard streams belong to the process as a whole; replacing one
+        // leaves whoever writes to it with an open descriptor.
+        Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) }).map_err(failed)?;
+        // SAFETY: fcntl just made this number for us.
+        unsafe { OwnedFd::from_raw_fd(copy) }
+    } else {
+        fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed)?;
+        // SAFETY: the number is open and, as CLAIMED shows, nothing in this process owns it yet.
+        unsafe { OwnedFd::from_raw_fd(number) }
+    };
+    claimed.insert(number);
+    Ok(owned)
+}
+
+/// Marks everything but the standard streams close-on-exec, after what is to be claimed was.
+/// A command which this process becomes or starts then finds nothing else open, whatever was left
+/// open for us.
+///
+/// # Errors
+/// [`Error::System`] if the kernel is older than Linux 5.11 and `/proc` is not there either.
+pub(crate) fn close_others_on_exec() -> Result<()> {
+    // SAFETY: this sets flags and closes nothing.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            FIRST as libc::c_uint,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if done == 0 {
+        return Ok(());
+    }
+    let failed = |error| Error::io("find the open descriptors", error);
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        if let Some(number) = number.filter(|number: &RawFd| *number >= FIRST) {
+            // SAFETY: as above; a number that was closed meanwhile fails, and that is all.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a connection can be put at `number` later.
+///
+/// # Errors
+/// [`Error::Invalid`] if the limit on descriptors does not allow that number.
+pub(crate) fn check_number(number: RawFd) -> Result<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((rlim_t::MAX, 0));
+    if rlim_t::try_from(number).is_ok_and(|number| number < limit) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "descriptor {number} is beyond the limit of {limit} (ulimit -n)"
+    )))
+}
+
+/// Puts a copy of `descriptor` at `number`, open across exec. What was open there is closed: the
+/// caller is about to become another program and needs nothing of its own any more.
+///
+/// # Errors
+/// [`Error::System`]: `EBADF` if the limit on descriptors does not allow that number.
+pub(crate) fn place(descriptor: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    let failed = |errno| Error::system(format!("use descriptor {number}"), errno);
+    if descriptor.as_raw_fd() == number {
+        let flags = FcntlArg::F_SETFD(FdFlag::empty());
+        return fcntl(descriptor, flags).map(drop).map_err(failed);
+    }
+    // SAFETY: see above; the caller does not return to whoever owns what was at `number`.
+    Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })
+        .map(drop)
+        .map_err(failed)
+}
+
+/// Leaves `descriptor` open across exec, or a copy of it if its number is `taken` for another one.
+///
+/// # Errors
+/// [`Error::System`] if there is no number for a copy.
+pub(crate) fn leave_open(descriptor: BorrowedFd<'_>, taken: RawFd) -> Result<()> {
+    let action = if descriptor.as_raw_fd() == taken {
+        FcntlArg::F_DUPFD(FIRST)
+    } else {
+        FcntlArg::F_SETFD(FdFlag::empty())
+    };
+    fcntl(descriptor, action)
+        .map(drop)
+        .map_err(|errno| Error::system("keep a descriptor open", errno))
+}

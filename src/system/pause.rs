@@ -1,0 +1,56 @@
+//! Something that is left alone for a while, such as a listener while descriptors are short.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// How long nothing is accepted or opened while descriptors or memory are short.
+pub(crate) const SHORTAGE: Duration = Duration::from_millis(250);
+
+/// A pause that may be on. It ends by itself, and that is noticed by [`Pause::is_on`]: until then the
+/// deadline stays, so that a loop which looks at both in whatever order does not sleep past it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pause {
+    until: Cell<Option<Instant>>,
+}
+
+impl Pause {
+    /// From now on, for `length`.
+    pub fn begin(&self, length: Duration) {
+        self.until.set(Some(Instant::now() + length));
+    }
+
+    pub fn end(&self) {
+        self.until.set(None);
+    }
+
+    pub fn is_on(&self) -> bool {
+        if self.until.get().is_some_and(|at| at <= Instant::now()) {
+            self.end();
+        }
+        self.until.get().is_some()
+    }
+
+    /// When it ends; `None` if it is not on.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.until.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_ends() {
+        let pause = Pause::default();
+        assert!(!pause.is_on());
+        pause.begin(Duration::from_secs(60));
+        assert!(pause.is_on() && pause.deadline().is_some());
+        pause.end();
+        assert!(!pause.is_on());
+        pause.begin(Duration::ZERO);
+        assert!(pause.deadline().is_some());
+        assert!(!pause.is_on());
+        assert_eq!(pause.deadline(), None);
+    }
+}

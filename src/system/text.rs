@@ -1,0 +1,140 @@
+//! Text from outside: made safe to print, and parsed into what it should be. Pure.
+
+use std::os::fd::RawFd;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// `bytes` as text that is safe on a terminal: not UTF-8 is replaced, control characters escaped.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for character in String::from_utf8_lossy(bytes).chars() {
+        if character.is_control() {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    text
+}
+
+/// A number of decimal digits alone: the standard parsers also take a sign. `None` if it is
+/// something else or does not fit.
+pub(crate) fn digits<N: FromStr>(text: impl AsRef<[u8]>) -> Option<N> {
+    let text = text.as_ref();
+    if !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Some thirty years, which every clock can add to now.
+const FOR_EVER: f64 = 1e9;
+
+/// Parses a number of seconds, with a fraction if wanted, as timeout(1) takes it.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .ok()
+        .filter(|seconds: &f64| !seconds.is_nan())
+        .ok_or("not a number of seconds")?;
+    let duration = Duration::try_from_secs_f64(seconds.min(FOR_EVER));
+    duration.map_err(|_| "not a number of seconds".to_owned())
+}
+
+/// Parses a number of seconds above zero.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_seconds(text)? {
+        Duration::ZERO => Err("must be more than 0".into()),
+        timeout => Ok(timeout),
+    }
+}
+
+/// Parses the number of a descriptor.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(crate) fn parse_descriptor(text: &str) -> Result<RawFd, String> {
+    digits(text).ok_or_else(|| "not the number of a descriptor".into())
+}
+
+/// Parses the permissions of a socket: octal, `0` to `777`.
+///
+/// # Errors
+/// What is expected, in words.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
+    let octal = !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if octal && mode <= 0o777 => Ok(mode),
+        _ => Err("a mode is an octal number from 0 to 777, such as 660".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_no_sign() {
+        assert_eq!(digits::<u16>("080"), Some(80));
+        assert_eq!(digits::<u16>(b"65535"), Some(65535));
+        for bad in ["", "+5", "-5", " 5", "5 ", "65536", "x"] {
+            assert_eq!(digits::<u16>(bad), None, "{bad:?}");
+        }
+        assert_eq!(digits::<u16>(b"\xff"), None);
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction_and_nothing_else() {
+        assert_eq!(parse_seconds("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(
+            parse_seconds("1e300"),
+            Ok(Duration::from_secs(1_000_000_000))
+        );
+        assert!(parse_timeout("0").is_err());
+        for bad in ["", "-1", "1s", "nan"] {
+            assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn descriptors_are_numbers() {
+        assert_eq!(parse_descriptor("7"), Ok(7));
+        for bad in ["", "-1", "+7", "x", "99999999999"] {
+            assert!(parse_descriptor(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn modes_are_parsed() {
+        for (text, mode) in [("0", 0), ("660", 0o660), ("0777", 0o777)] {
+            assert_eq!(parse_mode(text), Ok(mode));
+        }
+        for bad in ["", "8", "-1", "+7", "1000", "0o7", " 7", "777777777777777"] {
+            assert!(parse_mode(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_printed_has_no_control_characters(bytes: Vec<u8>) {
+            assert!(!printable(&bytes).chars().any(char::is_control));
+        }
+
+        #[test]
+        fn a_mode_is_what_chmod_would_make_of_it(text in "[0-9+o-]{0,5}", junk in ".*") {
+            let octal = u32::from_str_radix(&text, 8).ok();
+            match parse_mode(&text) {
+                Ok(mode) => assert!(mode <= 0o777 && octal == Some(mode)),
+                Err(_) => assert!(octal.is_none_or(|mode| mode > 0o777) || text.starts_with('+')),
+            }
+            let _ = parse_mode(&junk);
+        }
+    }
+}
