@@ -43,9 +43,9 @@ pub(crate) mod sink;
 mod turns;
 
 /// How often to look where nothing tells that the queue is empty, or has room.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 /// How long closing what a stranger sent may block.
-const LINGER: Duration = Duration::from_millis(5);
+const CLOSING: Duration = Duration::from_millis(5);
 
 /// The signals that the loop takes over; of those that stop it, the ones that are not ignored. HUP
 /// only where it has something to `reload`.
@@ -96,29 +96,29 @@ pub(crate) struct Acceptor {
 
 /// What came of a wait.
 struct Ready {
-    tokens: Vec<Token>,
+    causes: Vec<Cause>,
     /// Whether the listeners were looked at.
     was_listening: bool,
 }
 
 impl Ready {
-    fn is(&self, token: Token) -> bool {
-        self.tokens.contains(&token)
+    fn is(&self, cause: Cause) -> bool {
+        self.causes.contains(&cause)
     }
 
     /// The listeners at which somebody is.
     fn listeners(&self) -> Vec<usize> {
-        let listener = |token: &Token| match token {
-            Token::Listener(index) => Some(*index),
+        let listener = |cause: &Cause| match cause {
+            Cause::Listener(index) => Some(*index),
             _ => None,
         };
-        self.tokens.iter().filter_map(listener).collect()
+        self.causes.iter().filter_map(listener).collect()
     }
 }
 
 /// What the loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
+enum Cause {
     Signals,
     Outbox,
     /// Those who are to be let in or turned away.
@@ -185,7 +185,7 @@ impl Acceptor {
                 return Ok(None);
             }
             let ready = self.wait()?;
-            if ready.is(Token::Signals) {
+            if ready.is(Cause::Signals) {
                 // First all signals are read: one that comes later wakes the loop again.
                 let stage = self.shutdown.stage();
                 self.attend_signals();
@@ -198,7 +198,7 @@ impl Acceptor {
                     continue;
                 }
             }
-            if ready.is(Token::Outbox) {
+            if ready.is(Cause::Outbox) {
                 self.attend_sink()?;
             }
             self.admission.attend();
@@ -222,32 +222,32 @@ impl Acceptor {
         let status_due = self.status_due();
         let must_look = self.shutdown.is_emptying() || self.outbox.sink.must_look_for_room();
         let mut set = PollSet::new();
-        set.add(Token::Signals, self.signals.as_fd(), PollFlags::IN);
+        set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
         // Once everybody is gone there is nothing to learn, and the end would be told for ever.
         if self.shutdown.stage() != Stage::Gone {
-            set.watch(Token::Outbox, &self.outbox);
+            set.watch(Cause::Outbox, &self.outbox);
         }
-        set.watch(Token::Clients, &self.admission);
+        set.watch(Cause::Clients, &self.admission);
         if let Some(proxy) = &self.proxy {
-            set.watch(Token::Clients, proxy);
+            set.watch(Cause::Clients, proxy);
         }
         if is_listening {
             for (index, listener) in self.turns.listeners().enumerate() {
-                set.add(Token::Listener(index), listener.as_fd(), PollFlags::IN);
+                set.add(Cause::Listener(index), listener.as_fd(), PollFlags::IN);
             }
         }
         // A last order is taken without waiting for it.
         let is_calling = self.shutdown.stage() == Stage::LastOrders;
         let at_once = is_calling && is_listening && !self.turns.is_empty();
-        set.until(Token::Clock, at_once.then_some(now));
-        set.until(Token::Clock, must_look.then(|| now + LOOK));
-        set.until(Token::Clock, shortage_ends);
-        set.until(Token::Clock, self.shutdown.deadline());
-        set.until(Token::Clock, self.admission.shut_until(now));
-        set.until(Token::Clock, status_due);
+        set.until(Cause::Clock, at_once.then_some(now));
+        set.until(Cause::Clock, must_look.then(|| now + LOOK_FOR_ROOM));
+        set.until(Cause::Clock, shortage_ends);
+        set.until(Cause::Clock, self.shutdown.deadline());
+        set.until(Cause::Clock, self.admission.shut_until(now));
+        set.until(Cause::Clock, status_due);
         let failed = |errno| Error::system("wait for connections", errno);
         Ok(Ready {
-            tokens: set.wait().map_err(failed)?,
+            causes: set.wait().map_err(failed)?,
             was_listening: is_listening,
         })
     }
@@ -450,7 +450,7 @@ impl Acceptor {
         }
         // What strangers sent is closed here, and closing their sockets may block (SO_LINGER).
         let (sink, log) = (&mut self.outbox.sink, &self.log);
-        if !self.alarm.limit(LINGER, || sink.attend(log))? {
+        if !self.alarm.limit(CLOSING, || sink.attend(log))? {
             self.nobody_is_left();
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::error::to_nix;
 use crate::system::alarm::Alarm;
 
 /// The most connections taken from one listener before the next has its turn.
-const MOST: usize = 16;
+const LONGEST_TURN: usize = 16;
 /// How long accept(2) may block when another process took the connection first.
 const BLOCKED: Duration = Duration::from_millis(50);
 
@@ -99,7 +99,7 @@ impl Turns {
         let listener = &self.places[index].listener;
         match listener.transport() {
             Transport::Tcp if !listener.is_inherited() => {
-                backlog::waiting(listener.as_fd()).clamp(1, MOST)
+                backlog::waiting(listener.as_fd()).clamp(1, LONGEST_TURN)
             }
             _ => 1,
         }

@@ -45,7 +45,7 @@ the listeners of LISTEN_FDS are used.";
 /// # Errors
 /// Why the program ends other than by a signal or by the end of its consumers.
 pub fn run() -> anyhow::Result<u8> {
-    let arguments = Arguments::parse_checked()?;
+    let arguments = AcceptArguments::parse_checked()?;
     let log = arguments.log.log(PROGRAM);
     let limit = FdLimit::raise();
     let command = arguments.command()?;
@@ -104,7 +104,7 @@ pub fn run() -> anyhow::Result<u8> {
 #[derive(Parser)]
 #[command(name = PROGRAM, version, override_usage = USAGE, after_help = after_help())]
 #[command(mut_arg("allow_uid", |arg| arg.help(ALLOW_UID)))]
-struct Arguments {
+struct AcceptArguments {
     #[arg(value_name = "ADDRESS", help = ADDRESSES)]
     addresses: Vec<OsString>,
 
@@ -148,7 +148,7 @@ fn after_help() -> String {
     )
 }
 
-impl Arguments {
+impl AcceptArguments {
     /// The command line of this process, if it makes sense as a whole.
     fn parse_checked() -> anyhow::Result<Self> {
         let arguments: Self = parse()?;

@@ -30,7 +30,7 @@ fdaccept, as in 'fdaccept 8888 | fdpool 4 -- cat', or a Unix socket.";
 /// Take connections from a queue and run COMMAND for each, up to N at once, with the connection as its standard input and output.
 #[derive(Parser)]
 #[command(name = PROGRAM, version, override_usage = USAGE, after_help = SOURCES)]
-struct Arguments {
+struct PoolArguments {
     /// How many connections to serve at once, or how many workers to run
     #[arg(value_name = "N", value_parser = parse_size)]
     size: usize,
@@ -75,7 +75,7 @@ struct Arguments {
 /// # Errors
 /// Why the program ends other than by a signal or by the end of its queue.
 pub fn run() -> anyhow::Result<u8> {
-    let arguments: Arguments = parse()?;
+    let arguments: PoolArguments = parse()?;
     if arguments.worker {
         run_workers(&arguments)
     } else {
@@ -83,7 +83,7 @@ pub fn run() -> anyhow::Result<u8> {
     }
 }
 
-fn run_slots(arguments: &Arguments) -> anyhow::Result<u8> {
+fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let handler = Handler::find(&arguments.command)?;
     let source = Source::open(&arguments.queue.rendezvous())?;
@@ -92,7 +92,7 @@ fn run_slots(arguments: &Arguments) -> anyhow::Result<u8> {
     Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
 }
 
-fn run_workers(arguments: &Arguments) -> anyhow::Result<u8> {
+fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
     // A HUP that comes before the pool can reload waits for it.
     signals::block(&[Signal::SIGHUP])?;
     let log = arguments.log.log(PROGRAM);
@@ -105,7 +105,7 @@ fn run_workers(arguments: &Arguments) -> anyhow::Result<u8> {
     Ok(Pool::new(source, workers, arguments.options(), log)?.run()?)
 }
 
-impl Arguments {
+impl PoolArguments {
     fn options(&self) -> PoolOptions {
         PoolOptions {
             grace: self.grace,

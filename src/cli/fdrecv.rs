@@ -28,7 +28,7 @@ Exits with 69 if the queue is closed and nothing was received.";
 /// Take one connection from a queue and become COMMAND, with the connection as its standard input and output.
 #[derive(Parser)]
 #[command(name = PROGRAM, version, override_usage = USAGE, after_help = SOURCES)]
-struct Arguments {
+struct RecvArguments {
     /// The command that serves the connection
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -57,7 +57,7 @@ struct Arguments {
 /// # Errors
 /// Why the program ends other than by a signal or by the end of its queue.
 pub fn run() -> anyhow::Result<u8> {
-    let arguments: Arguments = parse()?;
+    let arguments: RecvArguments = parse()?;
     let log = arguments.log.log(PROGRAM);
     let handler = Handler::find(&arguments.command)?;
     let placement = placement(&arguments)?;
@@ -86,7 +86,7 @@ pub fn run() -> anyhow::Result<u8> {
 }
 
 /// Where the connection is to be; a number that cannot be is noticed before there is one.
-fn placement(arguments: &Arguments) -> Result<Placement> {
+fn placement(arguments: &RecvArguments) -> Result<Placement> {
     match (arguments.fd, arguments.activate) {
         (Some(number), _) => {
             inherited::check_number(number)?;

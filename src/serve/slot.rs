@@ -23,7 +23,7 @@ use crate::system::vfork::Launcher;
 use crate::system::{exit, interrupt, signals};
 
 /// How long to wait before a handler is started again that could not be.
-const RETRY: Duration = Duration::from_millis(250);
+const START_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why a slot ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Slot<'_> {
                     .error(format_args!("the connection from {client} is dropped"));
                 return None;
             }
-            clock.wait(Some(Instant::now() + RETRY));
+            clock.wait(Some(Instant::now() + START_AGAIN));
         }
     }
 

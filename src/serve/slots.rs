@@ -28,7 +28,7 @@ const SLACK: Duration = Duration::from_secs(2);
 
 /// A slot as its parent sees it.
 #[derive(Debug)]
-struct Child {
+struct SlotProcess {
     /// Its place on the scoreboard.
     index: usize,
     /// Which of the queues that we had it serves.
@@ -43,7 +43,7 @@ pub(crate) struct Slots {
     /// How long a handler may run.
     timeout: Option<Duration>,
     scoreboard: Scoreboard,
-    children: BTreeMap<Pid, Child>,
+    children: BTreeMap<Pid, SlotProcess>,
     places: Places,
     /// Running: until handlers are asked to end. Then slots get time for that.
     stop: Countdown,
@@ -94,7 +94,7 @@ impl Slots {
         let generation = link.generation();
         match fork::start(Signal::SIGTERM, || self.be_slot(index, link)) {
             Ok(pid) => {
-                let child = Child {
+                let child = SlotProcess {
                     index,
                     generation,
                     leaving: false,

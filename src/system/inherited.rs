@@ -20,7 +20,7 @@ use crate::{Error, Result};
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 /// The first number that is not a standard stream.
-const FIRST: RawFd = 3;
+const FIRST_OTHER: RawFd = 3;
 
 /// Takes over descriptor `number`, which the parent process left open, and marks it close-on-exec.
 /// Of a standard stream (0 or 1) a copy is taken and `/dev/null` left in its place, so that a
@@ -52,8 +52,8 @@ pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
         return Err(failed(Errno::EBADF));
     }
-    let owned = if number < FIRST {
-        let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(FIRST)).map_err(failed)?;
+    let owned = if number < FIRST_OTHER {
+        let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(FIRST_OTHER)).map_err(failed)?;
         let null = File::options()
             .read(true)
             .write(true)
@@ -84,7 +84,7 @@ pub(crate) fn close_others_on_exec() -> Result<()> {
     let done = unsafe {
         libc::syscall(
             libc::SYS_close_range,
-            FIRST as libc::c_uint,
+            FIRST_OTHER as libc::c_uint,
             libc::c_uint::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         )
@@ -96,7 +96,7 @@ pub(crate) fn close_others_on_exec() -> Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let number = name.to_str().and_then(|name| name.parse().ok());
-        if let Some(number) = number.filter(|number: &RawFd| *number >= FIRST) {
+        if let Some(number) = number.filter(|number: &RawFd| *number >= FIRST_OTHER) {
             // SAFETY: as above; a number that was closed meanwhile fails, and that is all.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
@@ -141,7 +141,7 @@ pub(crate) fn place(descriptor: BorrowedFd<'_>, number: RawFd) -> Result<()> {
 /// [`Error::System`] if there is no number for a copy.
 pub(crate) fn leave_open(descriptor: BorrowedFd<'_>, taken: RawFd) -> Result<()> {
     let action = if descriptor.as_raw_fd() == taken {
-        FcntlArg::F_DUPFD(FIRST)
+        FcntlArg::F_DUPFD(FIRST_OTHER)
     } else {
         FcntlArg::F_SETFD(FdFlag::empty())
     };

@@ -10,7 +10,7 @@ use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
 
 /// How long a line waits for a log that is not read.
-const PATIENCE: Duration = Duration::from_secs(1);
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether the last line was lost because of that.
 static STUCK: AtomicBool = AtomicBool::new(false);
@@ -85,7 +85,7 @@ impl Log {
         let patience = if STUCK.load(Ordering::Relaxed) {
             Duration::ZERO
         } else {
-            PATIENCE
+            LOG_PATIENCE
         };
         let until = Instant::now() + patience;
         let is_stuck = loop {

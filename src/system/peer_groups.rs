@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::libc;
 
 /// More groups than a user can have (`NGROUPS_MAX`).
-const MOST: usize = 65536;
+const MOST_GROUPS: usize = 65536;
 
 /// The supplementary groups that the other side had when it connected (`SO_PEERGROUPS`); none if
 /// the kernel does not tell.
@@ -30,7 +30,7 @@ pub(crate) fn of(socket: BorrowedFd<'_>) -> Vec<u32> {
             return groups;
         }
         // Where there is too little room it says how much is needed.
-        if nix::errno::Errno::last() != nix::errno::Errno::ERANGE || count > MOST {
+        if nix::errno::Errno::last() != nix::errno::Errno::ERANGE || count > MOST_GROUPS {
             return Vec::new();
         }
         groups.resize(count.max(groups.len() + 1), 0);

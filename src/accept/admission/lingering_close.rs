@@ -15,13 +15,13 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, soc
 use crate::system::poll::{PollFlags, Watched};
 
 /// How long the end of a client is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const END_PATIENCE: Duration = Duration::from_secs(2);
 /// How many clients are waited for; the oldest is closed for a further one.
-const MOST: usize = 64;
+const MOST_LINGERING: usize = 64;
 /// How much is read at a time.
 const CHUNK: usize = 4096;
 /// Reads from one client before others have their turn.
-const TURN: usize = 16;
+const READS: usize = 16;
 
 /// Clients that were told something, and have not ended yet.
 #[derive(Debug, Default)]
@@ -39,11 +39,11 @@ impl LingeringCloses {
         if has_ended(connection.as_fd()) {
             return;
         }
-        if self.leaving.len() == MOST {
+        if self.leaving.len() == MOST_LINGERING {
             self.leaving.pop_front();
         }
         self.leaving
-            .push_back((connection, Instant::now() + PATIENCE));
+            .push_back((connection, Instant::now() + END_PATIENCE));
     }
 
     /// Reads on, and closes those that have ended or take too long.
@@ -69,7 +69,7 @@ impl Watched for LingeringCloses {
 /// Reads what is there, to forget it. Whether the client has ended.
 fn has_ended(connection: BorrowedFd<'_>) -> bool {
     let mut chunk = [0; CHUNK];
-    for _ in 0..TURN {
+    for _ in 0..READS {
         match recv(connection.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return true,
             Ok(_) | Err(Errno::EINTR) => {}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::system::text::parse_timeout;
 
 /// The most that can be counted in one time.
-const MOST: usize = 1_000_000;
+const MOST_COUNTED: usize = 1_000_000;
 
 /// At most so many in any stretch of time of that length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,10 +24,10 @@ impl Rate {
     /// # Errors
     /// What is wrong, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let problem = || format!("not a rate (N/SECONDS, N from 1 to {MOST})");
+        let problem = || format!("not a rate (N/SECONDS, N from 1 to {MOST_COUNTED})");
         let (count, time) = text.split_once('/').ok_or_else(problem)?;
         let count: Option<NonZeroUsize> = count.parse().ok();
-        let count = count.filter(|count| count.get() <= MOST);
+        let count = count.filter(|count| count.get() <= MOST_COUNTED);
         let time = parse_timeout(time)?;
         Ok(Self {
             count: count.ok_or_else(problem)?,

@@ -20,7 +20,7 @@ pub(crate) fn inherited_all(
     options: &ListenOptions,
 ) -> Result<Vec<Listener>> {
     // A number that is too large ends at the first descriptor that is not open.
-    let claimed: Vec<Claimed> = numbers.map(claim).collect::<Result<_>>()?;
+    let claimed: Vec<Claimed> = numbers.map(claim_listener).collect::<Result<_>>()?;
     if claimed.is_empty() {
         return Ok(Vec::new());
     }
@@ -43,7 +43,7 @@ pub(crate) struct Claimed {
 }
 
 /// Claims descriptor `number` and checks that it is a listening stream socket.
-pub(crate) fn claim(number: RawFd) -> Result<Claimed> {
+pub(crate) fn claim_listener(number: RawFd) -> Result<Claimed> {
     examine(inherited::claim(number)?).map_err(|fd| {
         let error = Error::Invalid(format!(
             "descriptor {number} is {}, not a listening stream socket",

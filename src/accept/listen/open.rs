@@ -10,7 +10,7 @@ use nix::sys::socket::{
 };
 
 use crate::accept::listen::address::{self, Address};
-use crate::accept::listen::inherit::{Claimed, adopt, claim};
+use crate::accept::listen::inherit::{Claimed, adopt, claim_listener};
 use crate::accept::listen::socket_option::{SocketOption, check_options};
 use crate::accept::listen::{
     ListenOptions, Listener, Transport, apply_options, finish, listen, show_tcp, tcp_address,
@@ -27,7 +27,7 @@ const MAX_TRIES: usize = 16;
 const VSOCK_PORT_ANY: u32 = u32::MAX;
 
 /// An address that can be opened: its inherited listener is claimed, if it is one.
-pub(crate) struct Target<'a> {
+pub(crate) struct Opening<'a> {
     pub address: &'a Address,
     claimed: Option<Claimed>,
 }
@@ -36,27 +36,27 @@ pub(crate) struct Target<'a> {
 ///
 /// # Errors
 /// [`Error::Invalid`] if an inherited one is no listener or a socket option applies to none of them.
-pub(crate) fn prepare<'a>(
+pub(crate) fn openings<'a>(
     addresses: &'a [Address],
     options: &ListenOptions,
-) -> Result<Vec<Target<'a>>> {
-    let mut targets = Vec::new();
+) -> Result<Vec<Opening<'a>>> {
+    let mut openings = Vec::new();
     for address in addresses {
         let claimed = match address {
-            Address::Inherited(number) => Some(claim(*number)?),
+            Address::Inherited(number) => Some(claim_listener(*number)?),
             _ => None,
         };
-        targets.push(Target { address, claimed });
+        openings.push(Opening { address, claimed });
     }
-    let audience = targets.iter().map(|target| match &target.claimed {
+    let audience = openings.iter().map(|opening| match &opening.claimed {
         Some(claimed) => (vec![claimed.family], true),
-        None => (families(target.address), false),
+        None => (families(opening.address), false),
     });
     check_options(&options.socket_options, &audience.collect::<Vec<_>>())?;
-    Ok(targets)
+    Ok(openings)
 }
 
-impl Target<'_> {
+impl Opening<'_> {
     /// Whether its listener was open before this program started.
     pub fn is_inherited(&self) -> bool {
         self.claimed.is_some()
@@ -83,7 +83,7 @@ impl Target<'_> {
             Address::Host { name, port } => open_host(name, *port, options),
             Address::Unix(name) => one(open_unix(name, options)),
             Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options)),
-            Address::Inherited(number) => one(adopt(claim(*number)?, options)),
+            Address::Inherited(number) => one(adopt(claim_listener(*number)?, options)),
         }
     }
 }
@@ -286,8 +286,8 @@ mod tests {
     fn open(addresses: &[&str], options: &ListenOptions) -> Result<Vec<Listener>> {
         let addresses: Vec<Address> = addresses.iter().map(|text| text.parse().unwrap()).collect();
         let mut all = Vec::new();
-        for target in prepare(&addresses, options)? {
-            all.append(&mut target.open(options)?);
+        for opening in openings(&addresses, options)? {
+            all.append(&mut opening.open(options)?);
         }
         Ok(all)
     }

@@ -64,7 +64,7 @@ pub(crate) enum ProxyCommand {
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum NextRead {
     /// As many bytes belong to it as these, whatever they are.
     Read(usize),
     /// Of the next ones, at most so many, those up to the end of the line do.
@@ -108,7 +108,7 @@ impl Header {
     ///
     /// # Errors
     /// [`Malformed`], as soon as that is known.
-    pub fn next(&self) -> Result<Step, Malformed> {
+    pub fn next(&self) -> Result<NextRead, Malformed> {
         let may_be = |version, start: &[u8]| {
             let common = start.len().min(self.bytes.len());
             (self.version == version || self.version == Version::Any)
@@ -116,18 +116,18 @@ impl Header {
         };
         match (may_be(Version::V1, V1), may_be(Version::V2, V2)) {
             // The shortest header of either version is longer than this.
-            (true, true) => Ok(Step::Read(V2.len())),
+            (true, true) => Ok(NextRead::Read(V2.len())),
             (true, false) => self.next_v1(),
             (false, true) => self.next_v2(),
             (false, false) => Err(Malformed),
         }
     }
 
-    fn next_v1(&self) -> Result<Step, Malformed> {
+    fn next_v1(&self) -> Result<NextRead, Malformed> {
         if !self.bytes.ends_with(b"\n") {
             return match V1_MOST - self.bytes.len() {
                 0 => Err(Malformed),
-                left => Ok(Step::ReadLine(left)),
+                left => Ok(NextRead::ReadLine(left)),
             };
         }
         let line = self.bytes.strip_suffix(b"\r\n").ok_or(Malformed)?;
@@ -135,7 +135,7 @@ impl Header {
         if let Some(rest) = line.strip_prefix(UNKNOWN)
             && matches!(rest, [] | [b' ', ..])
         {
-            return Ok(Step::Done(ProxyCommand::Local));
+            return Ok(NextRead::Done(ProxyCommand::Local));
         }
         // Numbers have no sign, which the parser would take.
         if line.contains(&b'+') {
@@ -146,15 +146,15 @@ impl Header {
         if header.header.len() != self.bytes.len() {
             return Err(Malformed);
         }
-        Ok(Step::Done(match header.addresses {
+        Ok(NextRead::Done(match header.addresses {
             v1::Addresses::Tcp4(ip) => from_v4(ip),
             v1::Addresses::Tcp6(ip) => from_v6(ip),
             v1::Addresses::Unknown => ProxyCommand::Local,
         }))
     }
 
-    fn next_v2(&self) -> Result<Step, Malformed> {
-        let missing = |length: usize| Step::Read(length - self.bytes.len());
+    fn next_v2(&self) -> Result<NextRead, Malformed> {
+        let missing = |length: usize| NextRead::Read(length - self.bytes.len());
         let Some(fixed) = self.bytes.get(..V2_FIXED) else {
             return Ok(missing(V2_FIXED));
         };
@@ -164,13 +164,13 @@ impl Header {
             return Ok(if self.bytes.len() < length {
                 missing(length)
             } else {
-                Step::Done(ProxyCommand::Local)
+                NextRead::Done(ProxyCommand::Local)
             });
         }
         match v2::Header::try_from(&self.bytes[..]) {
             Err(v2::ParseError::Partial(..)) => Ok(missing(length)),
             Err(_) => Err(Malformed),
-            Ok(header) => Ok(Step::Done(match (header.protocol, header.addresses) {
+            Ok(header) => Ok(NextRead::Done(match (header.protocol, header.addresses) {
                 (v2::Protocol::Stream, v2::Addresses::IPv4(ip)) => from_v4(ip),
                 (v2::Protocol::Stream, v2::Addresses::IPv6(ip)) => from_v6(ip),
                 // Addresses of another kind than that of the connection.
@@ -210,9 +210,9 @@ mod tests {
         loop {
             let there = &rest[..rest.len().min(at_once)];
             let count = match header.next()? {
-                Step::Done(origin) => return Ok(Some((origin, rest.to_vec()))),
-                Step::Read(most) => there.len().min(most),
-                Step::ReadLine(most) => {
+                NextRead::Done(origin) => return Ok(Some((origin, rest.to_vec()))),
+                NextRead::Read(most) => there.len().min(most),
+                NextRead::ReadLine(most) => {
                     let there = &there[..there.len().min(most)];
                     let end = there.iter().position(|byte| *byte == b'\n');
                     end.map_or(there.len(), |end| end + 1)

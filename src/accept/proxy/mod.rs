@@ -16,7 +16,7 @@ use rustix::event::{Timespec, epoll};
 use crate::accept::client::Client;
 use crate::accept::counters::Refusal;
 use crate::accept::incoming::Incoming;
-use crate::accept::proxy::header::{Header, ProxyCommand, Step, Version};
+use crate::accept::proxy::header::{Header, NextRead, ProxyCommand, Version};
 use crate::error::to_nix;
 use crate::system::poll::{PollFlags, Watched};
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ use crate::{Error, Result};
 pub(crate) mod header;
 
 /// How many are waited for at once; the oldest is given up for a further one.
-const MOST: usize = 1024;
+const MOST_AWAITED: usize = 1024;
 /// How many are looked at with one call.
 const BATCH: usize = 64;
 /// How much is read at a time.
@@ -113,7 +113,7 @@ impl AwaitedHeaders {
         }
         self.awaited.insert(self.next, awaited);
         self.next += 1;
-        if self.awaited.len() > MOST {
+        if self.awaited.len() > MOST_AWAITED {
             self.give_up_oldest()
         } else {
             None
@@ -221,7 +221,7 @@ impl Awaited {
         loop {
             let count = match self.header.next() {
                 Err(_) => return Progress::Refused(Refusal::BadHeader),
-                Ok(Step::Done(command)) => {
+                Ok(NextRead::Done(command)) => {
                     if let ProxyCommand::Proxy {
                         source,
                         destination,
@@ -232,8 +232,8 @@ impl Awaited {
                     }
                     return Progress::Complete;
                 }
-                Ok(Step::Read(most)) => self.take(most),
-                Ok(Step::ReadLine(most)) => self
+                Ok(NextRead::Read(most)) => self.take(most),
+                Ok(NextRead::ReadLine(most)) => self
                     .look(most)
                     .and_then(|count| if count == 0 { Ok(0) } else { self.take(count) }),
             };

@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use crate::system::text::{digits, printable};
 use crate::{Error, Result};
 
-/// The first one (`SD_LISTEN_FDS_START`).
-const FIRST: RawFd = 3;
+/// The first one (sd_listen_fds(3)).
+const LISTEN_FDS_START: RawFd = 3;
 
 /// Those that were passed. They need not be open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,13 +65,13 @@ impl ListenFds {
         let name = |index| self.names.get(index as usize);
         let others =
             (0..self.count).filter(move |index| !name(*index).is_some_and(|name| is_ours(name)));
-        others.map(|index| FIRST.saturating_add(index))
+        others.map(|index| LISTEN_FDS_START.saturating_add(index))
     }
 
     /// The names of the first ones, with their numbers.
     pub fn named(&self) -> impl Iterator<Item = (&str, RawFd)> {
         let names = self.names.iter().map(String::as_str);
-        names.zip(FIRST..)
+        names.zip(LISTEN_FDS_START..)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::system::{inherited, unix_socket};
 use crate::{Error, Result};
 
 /// How long what must be told may take; what need not be is told at once or not at all.
-const PATIENCE: Duration = Duration::from_secs(5);
+const MANAGER_PATIENCE: Duration = Duration::from_secs(5);
 /// The same while clients wait.
 const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 /// The status is told no more often.
@@ -84,7 +84,7 @@ impl Supervisor {
             let action = "say on --notify-fd that this is ready";
             log.error(Error::system(action, errno));
         }
-        self.tell_surely(&[NotifyState::Ready], &[], PATIENCE, log);
+        self.tell_surely(&[NotifyState::Ready], &[], MANAGER_PATIENCE, log);
     }
 
     /// No more connections will be accepted.
@@ -140,7 +140,7 @@ impl Supervisor {
             NotifyState::Custom("FDPOLL=0"),
             NotifyState::Custom(&format!("FDNAME={name}")),
         ];
-        self.tell_surely(&what, &[descriptor], PATIENCE, log);
+        self.tell_surely(&what, &[descriptor], MANAGER_PATIENCE, log);
     }
 
     /// It need not keep what has that name.
@@ -149,7 +149,7 @@ impl Supervisor {
             NotifyState::Custom("FDSTOREREMOVE=1"),
             NotifyState::Custom(&format!("FDNAME={name}")),
         ];
-        self.tell_surely(&what, &[], PATIENCE, log);
+        self.tell_surely(&what, &[], MANAGER_PATIENCE, log);
     }
 
     /// Waits until the manager has heard everything that it was told. False if that is not known:
@@ -159,12 +159,12 @@ impl Supervisor {
             return false;
         };
         let barrier = [NotifyState::Custom("BARRIER=1")];
-        if !self.tell_surely(&barrier, &[write_end.as_fd()], PATIENCE, log) {
+        if !self.tell_surely(&barrier, &[write_end.as_fd()], MANAGER_PATIENCE, log) {
             return false;
         }
         drop(write_end);
         // It hangs up when the manager, too, has closed it.
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + MANAGER_PATIENCE;
         loop {
             let state = wait_for(read_end.as_fd(), PollFlags::IN, Some(until));
             let is_heard = state.is_ok_and(|state| !state.is_empty());

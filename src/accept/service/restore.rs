@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, Shutdown, SockType, shutdown};
 
 use crate::accept::listen::address::Address;
 use crate::accept::listen::inherit::{Claimed, examine};
-use crate::accept::listen::open::prepare;
+use crate::accept::listen::open::openings;
 use crate::accept::listen::socket_option::When;
 use crate::accept::listen::{ListenOptions, Listener, apply_options, finish, listen};
 use crate::accept::service::fd_store::FdStore;
@@ -93,24 +93,24 @@ pub(crate) fn listeners(
     store: &mut FdStore<'_>,
 ) -> Result<Vec<Listener>> {
     // Before anything is made: neither leaves a trace when a later one fails.
-    let targets = prepare(addresses, options)?;
+    let openings = openings(addresses, options)?;
     let keys = keys(addresses, options);
     let kept: Vec<_> = keys.iter().map(|key| take_listeners(store, key)).collect();
     give_up_rest(store);
     let mut listeners = Vec::new();
-    for (target, (key, kept)) in targets.into_iter().zip(keys.iter().zip(kept)) {
-        if target.is_inherited() {
-            listeners.append(&mut target.open(options)?);
+    for (opening, (key, kept)) in openings.into_iter().zip(keys.iter().zip(kept)) {
+        if opening.is_inherited() {
+            listeners.append(&mut opening.open(options)?);
             continue;
         }
         let count = kept.len();
-        let mut opened = match revive(target.address, kept, options)? {
+        let mut opened = match revive(opening.address, kept, options)? {
             Some(revived) => revived,
             None => {
                 if count > 0 {
                     store.forget(&name_of(key, count));
                 }
-                let new = target.open(options)?;
+                let new = opening.open(options)?;
                 keep_listeners(store, key, &new)?;
                 new
             }

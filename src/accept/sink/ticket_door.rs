@@ -25,7 +25,7 @@ const IN_VAIN: usize = 256;
 /// Peers that have not shown a token yet; one more drops the oldest.
 const STRANGERS: usize = 16;
 /// How long a peer may take to show its token.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TOKEN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A peer at the door that has not shown a token yet.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl TicketDoor {
         }
         self.door.attend(|event| match event {
             Event::Consumer(socket) => {
-                let until = now + PATIENCE;
+                let until = now + TOKEN_PATIENCE;
                 let stranger = tickets.admit(Stranger { socket, until }, read_end, now);
                 strangers.extend(stranger);
                 strangers.len() <= STRANGERS || drop_oldest(strangers)
