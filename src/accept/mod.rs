@@ -22,12 +22,12 @@ use crate::accept::shortage::Shortage;
 use crate::accept::shutdown::{Shutdown, Stage};
 use crate::accept::sink::{Delivery, Sink, Untaken};
 use crate::accept::turns::{Class, Turns, classify};
+use crate::error::{Error, Result};
 use crate::queue::message;
 use crate::system::alarm::Alarm;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet};
 use crate::system::signals::{Signals, not_ignored};
-use crate::{Error, Result};
 
 pub(crate) mod admission;
 pub(crate) mod client;

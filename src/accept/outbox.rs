@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::accept::sink::{Delivery, Sink};
+use crate::error::Result;
 use crate::queue::RETRY;
 use crate::system::log::Log;
 use crate::system::pause::{Pause, SHORTAGE};

@@ -6,10 +6,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
-use crate::Error;
 use crate::accept::incoming::Incoming;
 use crate::accept::listen::{Listener, Transport, backlog};
-use crate::error::to_nix;
+use crate::error::{Error, to_nix};
 use crate::system::alarm::Alarm;
 
 /// The most connections taken from one listener before the next has its turn.

@@ -237,7 +237,7 @@ impl AcceptArguments {
             socket_options: self.options.clone(),
         };
         let addresses = self.addresses.iter().map(|text| Address::parse(text));
-        let addresses = addresses.collect::<crate::Result<Vec<_>>>()?;
+        let addresses = addresses.collect::<crate::error::Result<Vec<_>>>()?;
         if !addresses.is_empty() {
             return Ok(restore::listeners(&addresses, &options, store)?);
         }

@@ -8,6 +8,7 @@ use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::cli::common::{LogArguments, QueueArguments, parse};
+use crate::error::{Error, Result};
 use crate::queue::connection::Connection;
 use crate::queue::{Received, Receiver};
 use crate::serve::handler::{Handler, Placement};
@@ -16,7 +17,6 @@ use crate::system::alarm::Alarm;
 use crate::system::log::Log;
 use crate::system::text::{parse_descriptor, parse_timeout};
 use crate::system::{inherited, interrupt, signals};
-use crate::{Error, Result};
 
 const PROGRAM: &str = "fdrecv";
 const USAGE: &str = "fdrecv [OPTIONS] [--] COMMAND [ARG]...";

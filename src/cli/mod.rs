@@ -15,11 +15,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::stdio;
 
-use crate::error::to_nix;
+use crate::error::{Error, Result, to_nix};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
 use crate::system::{exit, signals};
-use crate::{Error, Result};
 
 mod admission;
 mod common;

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
-use crate::Error;
 use crate::accept::listen::Listener;
 use crate::accept::service::notify::Supervisor;
 use crate::accept::service::port_file;
 use crate::accept::service::user::User;
 use crate::cli::usage;
+use crate::error::Error;
 use crate::system::log::Log;
 use crate::system::text::{parse_descriptor, printable};
 

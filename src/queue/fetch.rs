@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{SockType, UnixAddr, connect};
 
+use crate::error::{Error, Result};
 use crate::queue::message::Info;
 use crate::queue::name::Name;
 use crate::queue::scm;
 use crate::queue::trust::Trust;
 use crate::system::descriptor::check_is_queue;
 use crate::system::unix_socket;
-use crate::{Error, Result};
 
 /// A consumer at the door of an acceptor that hands out its queue.
 pub(crate) struct Visit {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 pub mod connection;
 pub(crate) mod fetch;

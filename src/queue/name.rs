@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use nix::sys::socket::UnixAddr;
 
+use crate::error::{Error, Result};
 use crate::system::text::printable;
-use crate::{Error, Result};
 
 /// The longest path or abstract name in bytes: `sun_path` of unix(7) has 108, one of which is a NUL.
 pub const MAX_LEN: usize = 107;

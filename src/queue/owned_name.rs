@@ -15,11 +15,11 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, umask};
 use nix::unistd::{Gid, Uid, fchown, fchownat, unlink};
 
+use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::system::descriptor::type_of;
 use crate::system::sock_diag::bound_inode;
 use crate::system::text::printable;
-use crate::{Error, Result};
 
 /// The permissions of a socket for which none were asked: its owner only.
 const DEFAULT_MODE: u32 = 0o600;

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockType, setsockopt, sockopt};
 use nix::sys::stat::SFlag;
 
+use crate::error::{Error, Result};
 use crate::queue::connection::Connection;
 use crate::queue::fetch::Visit;
 use crate::queue::message::Info;
@@ -17,7 +18,6 @@ use crate::system::descriptor::{check_is_queue, file_type};
 use crate::system::free_fds::FreeFds;
 use crate::system::poll::{PollFlags, ready, wait_for};
 use crate::system::{inherited, interrupt, unix_socket};
-use crate::{Error, Result};
 
 /// What one receive brought.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use crate::Error;
+use crate::error::Error;
 
 /// How to get to the other side. At most one of the first three is given; without any, it is a
 /// standard stream.

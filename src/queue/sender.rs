@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{SockType, connect};
 
+use crate::error::{Error, Result};
 use crate::queue::message::Info;
 use crate::queue::name::Name;
 use crate::queue::scm;
@@ -13,7 +14,6 @@ use crate::queue::trust::Trust;
 use crate::system::descriptor::check_is_queue;
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::unix_socket;
-use crate::{Error, Result};
 
 /// How long to wait before a send is tried again that failed for want of something that no event
 /// announces (`ETOOMANYREFS`: too many of this user's descriptors are on their way).

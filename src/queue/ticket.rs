@@ -12,14 +12,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{UnixAddr, getsockopt, sockopt};
 
-use crate::error::to_nix;
+use crate::error::{Error, Result, to_nix};
 use crate::queue::fetch::Visit;
 use crate::queue::message::VERSION_LINE;
 use crate::queue::receiver::Receiver;
 use crate::queue::scm;
 use crate::system::interrupt;
 use crate::system::text::digits;
-use crate::{Error, Result};
 
 /// The length of every ticket in bytes, its newline included.
 pub const LENGTH: usize = 94;

@@ -8,9 +8,9 @@ use std::os::fd::BorrowedFd;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
+use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::system::sock_diag::peer_uid;
-use crate::{Error, Result};
 
 /// The uids that are trusted.
 #[derive(Clone, Debug)]

@@ -12,13 +12,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, execve};
 
+use crate::error::{Error, Result};
 use crate::queue::connection::Connection;
 use crate::queue::message::{Info, VARIABLES};
 use crate::system::command::{Command, entry, environment_without, is_service_managers};
 use crate::system::inherited;
 use crate::system::signals;
 use crate::system::vfork::Launcher;
-use crate::{Error, Result};
 
 /// Where a handler finds its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::Result;
+use crate::error::Result;
 use crate::queue::Receiver;
 use crate::queue::fetch::{Visit, is_passing};
 use crate::queue::rendezvous::with_advice;

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::process::{self, WaitOptions, WaitStatus};
 
+use crate::error::{Error, Result};
 use crate::serve::link::Link;
 use crate::serve::scoreboard::{MAX_SLOTS, URGENT};
 use crate::serve::source::Source;
@@ -14,7 +15,6 @@ use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet};
 use crate::system::signals::{self, Signals};
-use crate::{Error, Result};
 
 /// The signals that resize a pool.
 const RESIZING: [Signal; 3] = [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGUSR1];

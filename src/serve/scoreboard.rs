@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 
+use crate::error::{Error, Result};
 use crate::system::log::Log;
-use crate::{Error, Result};
 
 /// The most slots that a pool can have.
 pub(crate) const MAX_SLOTS: usize = 65536;

@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid, setpgid};
 use rustix::process::{self, WaitOptions};
 
-use crate::Result;
+use crate::error::Result;
 use crate::queue::connection::Connection;
 use crate::queue::{Received, Receiver};
 use crate::serve::handler::Handler;

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::WaitStatus;
 
-use crate::Result;
+use crate::error::Result;
 use crate::serve::handler::Handler;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
+use crate::error::{Error, Result};
 use crate::queue::Receiver;
 use crate::queue::fetch::{Visit, is_absent};
 use crate::queue::name::Name;
@@ -15,7 +16,6 @@ use crate::queue::trust::Trust;
 use crate::system::descriptor::{describe, file_type};
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::{inherited, interrupt};
-use crate::{Error, Result};
 
 /// A place where a queue can be had.
 pub(crate) enum Source {

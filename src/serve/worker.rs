@@ -15,13 +15,13 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, execve, pipe2, setpgid};
 
+use crate::error::{Error, Result};
 use crate::queue::Receiver;
 use crate::serve::handler::clean_environment;
 use crate::system::command::Command;
 use crate::system::poll::{PollFlags, ready};
 use crate::system::termination::{Countdown, Step, Target, Termination};
 use crate::system::{fork, inherited, signals};
-use crate::{Error, Result};
 
 /// What fails where pipes cannot be had.
 const START: &str = "start a worker";

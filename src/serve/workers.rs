@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 use rustix::process::WaitStatus;
 
+use crate::error::{Error, Result};
 use crate::queue::Receiver;
 use crate::serve::cpu_activity::{self, CpuActivity};
 use crate::serve::link::Link;
@@ -16,7 +17,6 @@ use crate::serve::pool::Crew;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
 use crate::system::log::Log;
 use crate::system::termination::{Step, Target, Termination};
-use crate::{Error, Result};
 
 /// How long a worker's place stays empty after one that ended too soon. It doubles with each
 /// further one.

@@ -7,8 +7,8 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
+use crate::error::{Error, Result};
 use crate::system::interrupt;
-use crate::{Error, Result};
 
 /// A timer of this process. It is not running at first.
 pub(crate) struct Alarm {

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, Pid, faccessat};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Where to look if `PATH` is not set, as execvp(3) of glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";

@@ -9,7 +9,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{FileStat, SFlag, fstat, makedev};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The facts about a socket that decide what it can be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Starts a copy of this process that does `work`, and nothing else, and exits with its result.
 /// When this process dies it gets `on_our_death`.

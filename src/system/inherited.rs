@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, rlim_t};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The numbers that have been claimed so far.
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 const NONE: i32 = -1;
 

@@ -7,7 +7,7 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Signals that are read from a descriptor. They are blocked for as long as the process lives,
 /// or until somebody sets the mask.

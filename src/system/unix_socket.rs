@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A new Unix socket.
 pub(crate) fn new(kind: SockType) -> Result<OwnedFd> {

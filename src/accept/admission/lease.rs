@@ -15,8 +15,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::accept::client::ClientKey;
-use crate::error::to_nix;
-use crate::{Error, Result};
+use crate::error::{Error, Result, to_nix};
 
 /// How many ends are looked at with one call.
 const BATCH: usize = 64;

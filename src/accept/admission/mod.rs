@@ -15,9 +15,9 @@ use crate::accept::admission::rate::Rate;
 use crate::accept::admission::rules::Access;
 use crate::accept::client::{Client, SourcePrefix};
 use crate::accept::counters::{Counters, Refusal};
+use crate::error::{Error, Result};
 use crate::system::peer_groups;
 use crate::system::poll::{PollFlags, Watched};
-use crate::{Error, Result};
 
 mod lease;
 mod lingering_close;

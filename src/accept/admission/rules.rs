@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
+use crate::error::{Error, Result};
 use crate::system::text::printable;
-use crate::{Error, Result};
 
 /// What a rule says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

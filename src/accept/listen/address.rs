@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::system::text::{digits, printable};
-use crate::{Error, Result};
 
 /// The vsock(7) context id that means all of this machine's (`VMADDR_CID_ANY`).
 pub(crate) const VSOCK_CID_ANY: u32 = u32::MAX;

@@ -6,9 +6,9 @@ use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
 
 use crate::accept::listen::socket_option::{When, check_options};
 use crate::accept::listen::{ListenOptions, Listener, Transport, apply_options, finish};
+use crate::error::{Error, Result};
 use crate::system::descriptor::{describe, socket_facts};
 use crate::system::inherited;
-use crate::{Error, Result};
 
 /// Takes over the listeners with these numbers, which a service manager passed.
 ///

@@ -10,10 +10,10 @@ use nix::net::if_::if_indextoname;
 use nix::sys::socket::{AddressFamily, SockaddrStorage, VsockAddr, getsockname};
 
 use crate::accept::listen::socket_option::{SocketOption, When};
+use crate::error::{Error, Result};
 use crate::queue::owned_name::OwnedName;
 use crate::system::text::printable;
 use crate::system::unix_socket;
-use crate::{Error, Result};
 
 pub(crate) mod address;
 pub(crate) mod backlog;

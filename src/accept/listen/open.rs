@@ -15,9 +15,9 @@ use crate::accept::listen::socket_option::{SocketOption, check_options};
 use crate::accept::listen::{
     ListenOptions, Listener, Transport, apply_options, finish, listen, show_tcp, tcp_address,
 };
+use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::owned_name;
-use crate::{Error, Result};
 
 /// How often the addresses of one host are bound anew because the free port that the first one got
 /// was taken for another.

@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use nix::sys::socket::{AddressFamily, setsockopt, sockopt};
 
+use crate::error::{Error, Result};
 use crate::system::text::digits;
-use crate::{Error, Result};
 
 /// A socket option and its value, as in `-o NAME[=VALUE]`.
 #[derive(Clone, Copy)]

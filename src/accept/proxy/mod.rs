@@ -17,9 +17,8 @@ use crate::accept::client::Client;
 use crate::accept::counters::Refusal;
 use crate::accept::incoming::Incoming;
 use crate::accept::proxy::header::{Header, NextRead, ProxyCommand, Version};
-use crate::error::to_nix;
+use crate::error::{Error, Result, to_nix};
 use crate::system::poll::{PollFlags, Watched};
-use crate::{Error, Result};
 
 pub(crate) mod header;
 

@@ -7,7 +7,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{WaitOptions, wait};
 
-use crate::Result;
+use crate::error::Result;
 use crate::system::command::{Command, environment_without, is_service_managers};
 use crate::system::fd_limit::FdLimit;
 use crate::system::signals;

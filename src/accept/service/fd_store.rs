@@ -4,9 +4,9 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use crate::Result;
 use crate::accept::service::listen_fds::ListenFds;
 use crate::accept::service::notify::Supervisor;
+use crate::error::Result;
 use crate::system::inherited::claim;
 use crate::system::log::Log;
 

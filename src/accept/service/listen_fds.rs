@@ -6,8 +6,8 @@ use std::ffi::OsStr;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::error::{Error, Result};
 use crate::system::text::{digits, printable};
-use crate::{Error, Result};
 
 /// The first one (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;

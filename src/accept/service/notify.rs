@@ -14,13 +14,13 @@ use nix::unistd::pipe2;
 use sd_notify::NotifyState;
 
 use crate::accept::counters::Counters;
+use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::scm::try_send;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
 use crate::system::{inherited, unix_socket};
-use crate::{Error, Result};
 
 /// How long what must be told may take; what need not be is told at once or not at all.
 const MANAGER_PATIENCE: Duration = Duration::from_secs(5);

@@ -4,8 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::system::text::printable;
-use crate::{Error, Result};
 
 /// Writes `ports`, each once and on a line of its own, to `path`. A plain file is replaced as a
 /// whole, so that who waits for it never sees half of it; anything else, such as a FIFO, is written

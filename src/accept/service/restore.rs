@@ -15,12 +15,12 @@ use crate::accept::listen::open::openings;
 use crate::accept::listen::socket_option::When;
 use crate::accept::listen::{ListenOptions, Listener, apply_options, finish, listen};
 use crate::accept::service::fd_store::FdStore;
+use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::{self, Sender, owned_name};
 use crate::system::descriptor::{describe, socket_facts};
 use crate::system::poll::{PollFlags, ready};
 use crate::system::{sock_diag, unix_socket};
-use crate::{Error, Result};
 
 /// The two ends of the queue.
 const WRITE_END: &str = "fdtools-queue-write";

@@ -11,7 +11,7 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Calls that may be made with any arguments.
 const CALLS: &[c_long] = &[

@@ -10,9 +10,8 @@ use nix::unistd::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-use crate::error::to_nix;
+use crate::error::{Error, Result, to_nix};
 use crate::system::text::printable;
-use crate::{Error, Result};
 
 /// A user and the groups that it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]

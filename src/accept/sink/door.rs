@@ -8,10 +8,10 @@ use nix::sys::socket::{Backlog, SockType, listen};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
+use crate::error::{Error, Result};
 use crate::system::pause::{Pause, SHORTAGE};
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::unix_socket;
-use crate::{Error, Result};
 
 /// Consumers that are let in before something else has its turn.
 pub(super) const TURN: usize = 16;

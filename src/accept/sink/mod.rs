@@ -14,6 +14,7 @@ use crate::accept::sink::named_door::NamedDoor;
 use crate::accept::sink::read_end::ReadEnd;
 use crate::accept::sink::ticket_door::TicketDoor;
 use crate::accept::sink::unread::{Receipts, Unread, is_told_of, waiting};
+use crate::error::{Error, Result};
 use crate::queue::Sender;
 use crate::queue::fetch::is_passing;
 use crate::queue::name::Name;
@@ -23,7 +24,6 @@ use crate::system::descriptor::{describe, file_type};
 use crate::system::inherited;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched, ready};
-use crate::{Error, Result};
 
 mod door;
 mod named_door;

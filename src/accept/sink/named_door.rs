@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use crate::Result;
 use crate::accept::sink::door::{Door, Event};
 use crate::accept::sink::read_end::ReadEnd;
+use crate::error::Result;
 use crate::queue::name::Name;
 use crate::queue::owned_name::{self, OwnedName};
 use crate::queue::rendezvous::with_advice;

@@ -11,9 +11,9 @@ use std::os::unix::net::UnixStream;
 use nix::errno::Errno;
 use sendfd::SendWithFd;
 
+use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{try_receive, try_send};
-use crate::{Error, Result};
 
 /// Consumers that can be let in before one of them has taken something.
 const RESERVED: usize = 4;

@@ -11,12 +11,12 @@ use nix::unistd::geteuid;
 
 use crate::accept::sink::door::{Door, Event};
 use crate::accept::sink::read_end::ReadEnd;
+use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{close_unread, try_receive, try_send};
 use crate::queue::ticket::{Ticket, Token, door_address, shown};
 use crate::system::pause::{Pause, SHORTAGE};
 use crate::system::poll::{PollFlags, Watched, earliest};
-use crate::{Error, Result};
 
 /// Tickets that may be out at once; issuing one more voids the oldest.
 const OUTSTANDING: usize = 64;

@@ -13,10 +13,9 @@ use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{Timespec, epoll};
 
-use crate::error::to_nix;
+use crate::error::{Error, Result, to_nix};
 use crate::queue::scm::try_send;
 use crate::queue::{self, Sender};
-use crate::{Error, Result};
 
 /// As long as what is said of most connections.
 const TYPICAL: usize = 150;
