@@ -120,11 +120,10 @@ impl Ready {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     Signals,
-    Outbox,
-    /// Those who are to be let in or turned away.
-    Clients,
-    Clock,
+    Consumers,
     Listener(usize),
+    /// Clients and the clock, which are attended each time.
+    Other,
 }
 
 impl Acceptor {
@@ -198,13 +197,15 @@ impl Acceptor {
                     continue;
                 }
             }
-            if ready.is(Cause::Outbox) {
+            if ready.is(Cause::Consumers) {
                 self.attend_sink()?;
             }
             self.admission.attend();
             self.attend_headers();
-            if self.shutdown.attend_clock() {
+            if self.shutdown.is_due() {
+                // A command that gets the signal finds the end of its queue.
                 self.close();
+                self.shutdown.go_on();
             }
             self.attend_supervisor();
             self.pass()?;
@@ -225,11 +226,12 @@ impl Acceptor {
         set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
         // Once everybody is gone there is nothing to learn, and the end would be told for ever.
         if self.shutdown.stage() != Stage::Gone {
-            set.watch(Cause::Outbox, &self.outbox);
+            set.until(Cause::Other, self.outbox.retry_at());
+            set.watch(Cause::Consumers, &self.outbox);
         }
-        set.watch(Cause::Clients, &self.admission);
+        set.watch(Cause::Other, &self.admission);
         if let Some(proxy) = &self.proxy {
-            set.watch(Cause::Clients, proxy);
+            set.watch(Cause::Other, proxy);
         }
         if is_listening {
             for (index, listener) in self.turns.listeners().enumerate() {
@@ -239,12 +241,12 @@ impl Acceptor {
         // A last order is taken without waiting for it.
         let is_calling = self.shutdown.stage() == Stage::LastOrders;
         let at_once = is_calling && is_listening && !self.turns.is_empty();
-        set.until(Cause::Clock, at_once.then_some(now));
-        set.until(Cause::Clock, must_look.then(|| now + LOOK_FOR_ROOM));
-        set.until(Cause::Clock, shortage_ends);
-        set.until(Cause::Clock, self.shutdown.deadline());
-        set.until(Cause::Clock, self.admission.shut_until(now));
-        set.until(Cause::Clock, status_due);
+        set.until(Cause::Other, at_once.then_some(now));
+        set.until(Cause::Other, must_look.then(|| now + LOOK_FOR_ROOM));
+        set.until(Cause::Other, shortage_ends);
+        set.until(Cause::Other, self.shutdown.deadline());
+        set.until(Cause::Other, self.admission.shut_until(now));
+        set.until(Cause::Other, status_due);
         let failed = |errno| Error::system("wait for connections", errno);
         Ok(Ready {
             causes: set.wait().map_err(failed)?,
@@ -538,9 +540,8 @@ impl Acceptor {
         for (incoming, why) in given_up.into_iter().flatten() {
             self.turn_away(incoming, why);
         }
-        let sink = &mut self.outbox.sink;
-        if sink.is_chain() && self.shutdown.stage() != Stage::Gone {
-            sink.close();
+        if self.shutdown.stage() != Stage::Gone {
+            self.outbox.sink.end_chain();
         }
     }
 

@@ -122,24 +122,26 @@ impl Shutdown {
         }
     }
 
-    /// Does what is due by the clock. Whether everything is to be closed now.
-    pub fn attend_clock(&mut self) -> bool {
-        let Some(step) = self.countdown.due(Instant::now()) else {
-            return false;
-        };
-        let (signal, next) = match step {
+    /// Whether the time for what was accepted, or for the command, is over.
+    pub fn is_due(&self) -> bool {
+        self.countdown.due(Instant::now()).is_some()
+    }
+
+    /// Asks the command to end, or kills it, when that is due.
+    pub fn go_on(&mut self) {
+        let (signal, next) = match self.countdown.due(Instant::now()) {
             // From now on only a further signal from outside puts an end to the wait.
-            Step::Ask => (Signal::SIGTERM, Countdown::Asked(None)),
-            Step::Kill | Step::GiveUp => (Signal::SIGKILL, Countdown::Killed(None)),
+            Some(Step::Ask) => (Signal::SIGTERM, Countdown::Asked(None)),
+            Some(Step::Kill | Step::GiveUp) => (Signal::SIGKILL, Countdown::Killed(None)),
+            None => return,
         };
         if let Some(child) = &self.child {
             child.signal(signal);
         }
         self.countdown = next;
-        true
     }
 
-    /// When [`Shutdown::attend_clock`] has something to do.
+    /// When [`Shutdown::go_on`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         self.countdown.deadline()
     }
@@ -159,7 +161,7 @@ mod tests {
         assert!(!end.is_told() && !end.is_closed());
         assert!(end.stop());
         assert_eq!((end.stage(), end.is_told()), (Stage::LastOrders, true));
-        assert!(!end.attend_clock());
+        assert!(!end.is_due());
         end.close();
         assert!(!end.stop());
         assert_eq!(end.stage(), Stage::Closed);
@@ -170,9 +172,9 @@ mod tests {
     fn the_time_closes() {
         let mut end = shutdown(Duration::ZERO);
         end.stop();
-        assert!(end.attend_clock());
-        assert_eq!(end.deadline(), None);
-        assert!(!end.attend_clock());
+        assert!(end.is_due());
+        end.go_on();
+        assert_eq!((end.deadline(), end.is_due()), (None, false));
         assert!(end.is_told());
     }
 

@@ -10,8 +10,11 @@ use crate::error::Result;
 use crate::system::inherited::claim;
 use crate::system::log::Log;
 
-/// What the names of everything that we store begin with.
-const OURS: [&str; 2] = ["fdtools-queue-", "fdtools-listener-"];
+/// The two ends of the queue.
+pub(super) const WRITE_END: &str = "fdtools-queue-write";
+pub(super) const READ_END: &str = "fdtools-queue-read";
+/// A listener. How many there are of its address follows, and what they are known by.
+pub(super) const LISTENER: &str = "fdtools-listener-";
 
 /// What was kept and has not been taken back yet; and where more can be given to.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub(crate) struct FdStore<'a> {
 
 /// Whether the manager calls something so that we gave it.
 pub(crate) fn is_ours(name: &str) -> bool {
-    OURS.iter().any(|start| name.starts_with(start))
+    name == WRITE_END || name == READ_END || name.starts_with(LISTENER)
 }
 
 impl<'a> FdStore<'a> {

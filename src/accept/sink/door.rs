@@ -35,15 +35,14 @@ impl Door {
     /// A door whose name `bind` binds. Returns what that returns, too.
     ///
     /// # Errors
-    /// That of `bind`; [`Error::System`] (`EMFILE` and the like), where the door is `shown` so.
+    /// That of `bind`; [`Error::System`] for `action` (`EMFILE` and the like).
     pub fn open<T>(
-        shown: &str,
+        action: String,
         bind: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
     ) -> Result<(Self, T)> {
         let listener = unix_socket::new_nonblocking(SockType::SeqPacket)?;
         let bound = bind(listener.as_fd())?;
-        listen(&listener, Backlog::MAXCONN)
-            .map_err(|errno| Error::system(format!("listen on {shown}"), errno))?;
+        listen(&listener, Backlog::MAXCONN).map_err(|errno| Error::system(action, errno))?;
         let pause = Pause::default();
         Ok((Self { listener, pause }, bound))
     }

@@ -120,7 +120,7 @@ impl Sink {
     /// queue where it is to be ours, or finds the one that is there from before.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if that is nothing which can carry connections; those of [`crate::queue::name::bind`].
+    /// [`Error::Invalid`] if that is nothing which can carry connections; those of [`crate::queue::owned_name::bind`].
     pub fn open(
         options: &Rendezvous,
         queue: impl FnOnce() -> Result<(Sender, OwnedFd)>,
@@ -380,21 +380,16 @@ impl Sink {
         }
     }
 
-    /// Whether the read end belongs to a command of ours, which ends when the queue does.
-    pub fn is_chain(&self) -> bool {
-        matches!(self.way, Way::Chain)
-    }
-
     /// Whether a queue without consumers is a failure in itself: it is where we were given a
     /// descriptor, and is not at the end of a pipeline.
     pub fn needs_consumers(&self) -> bool {
         matches!(self.way, Way::Straight { is_output: false })
     }
 
-    /// Closes the queue: who reads the rest of it then finds its end.
-    pub fn close(&mut self) {
+    /// Closes the queue of a command of ours, which then finds its end when it has read the rest.
+    pub fn end_chain(&mut self) {
         // As a close does, but what is taken still can be told.
-        if let Some(sender) = &self.sender {
+        if let (Way::Chain, Some(sender)) = (&self.way, &self.sender) {
             let _ = shutdown(sender.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }
