@@ -1,20 +1,19 @@
-//! Something that is left alone for a while, such as a listener while descriptors are short.
+//! A pause, such as of a listener while descriptors are short.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How long nothing is accepted or opened while descriptors or memory are short.
+/// How long accept(2) and open(2) pause while descriptors or memory are short.
 pub(crate) const SHORTAGE: Duration = Duration::from_millis(250);
 
-/// A pause that may be on. It ends by itself, and that is noticed by [`Pause::is_on`]: until then the
-/// deadline stays, so that a loop which looks at both in whatever order does not sleep past it.
+/// A pause that ends by itself. Only [`Pause::is_on`] clears a past deadline, so a loop may call
+/// `is_on` and `deadline` in any order and never sleeps past the end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pause {
     until: Cell<Option<Instant>>,
 }
 
 impl Pause {
-    /// From now on, for `length`.
     pub fn begin(&self, length: Duration) {
         self.until.set(Some(Instant::now() + length));
     }
@@ -30,7 +29,6 @@ impl Pause {
         self.until.get().is_some()
     }
 
-    /// When it ends; `None` if it is not on.
     pub fn deadline(&self) -> Option<Instant> {
         self.until.get()
     }
