@@ -1,4 +1,4 @@
-//! The one error type: what was tried, on what, and why it failed.
+//! The library's one error type: action, object and cause.
 
 use std::io;
 
@@ -9,45 +9,45 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
 ///
-/// Its text names action, object and cause (`cannot bind 127.0.0.1:80: Permission denied`);
-/// a program puts its own name in front.
+/// The text names action, object and cause (`cannot bind 127.0.0.1:80: Permission denied`), but not
+/// the program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What was given cannot be used: the text says what is wrong with it.
+    /// An argument or a descriptor is unusable; the text says why.
     #[error("{0}")]
     Invalid(String),
     /// A system call failed.
     #[error("cannot {action}: {}", describe(.cause))]
     System {
-        /// What was tried, on what: `bind 127.0.0.1:80`.
+        /// Action and object: `bind 127.0.0.1:80`.
         action: String,
         /// The cause, with its errno.
         cause: io::Error,
     },
-    /// The other side did what it must not.
+    /// The other side broke the protocol; the text says how.
     #[error("{0}")]
     Peer(String),
-    /// The other side of an abstract name is somebody who is not trusted.
+    /// An abstract name belongs to an untrusted uid.
     #[error("{name} belongs to uid {uid}, which is not trusted")]
     Untrusted {
-        /// The name, `@` in front.
+        /// The name, with `@` in front.
         name: String,
-        /// Who has it.
+        /// The owner's uid.
         uid: u32,
     },
-    /// Something failed for a reason without an errno.
+    /// A call failed for a reason without an errno.
     #[error("cannot {action}: {cause}")]
     Other {
-        /// What was tried, on what.
+        /// Action and object.
         action: String,
         /// The cause.
         cause: String,
     },
-    /// The queue ended before anything was received.
+    /// No connection came: the queue has ended, cannot be reached, or gave none in time.
     #[error("{0}")]
     Closed(String),
-    /// No such command.
+    /// The command does not exist.
     #[error("cannot run {command}: {cause}")]
     CommandNotFound {
         /// The command as the user wrote it.
@@ -55,7 +55,7 @@ pub enum Error {
         /// The cause.
         cause: String,
     },
-    /// The command is there and cannot be executed.
+    /// The command exists but cannot be executed.
     #[error("cannot run {command}: {cause}")]
     CommandNotExecutable {
         /// The command as the user wrote it.
@@ -66,13 +66,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// A failed system call: `action` says what was tried on what, in the infinitive
+    /// A failed system call. `action` is action and object in the infinitive
     /// (`"bind 127.0.0.1:80"`).
     pub(crate) fn system(action: impl Into<String>, errno: Errno) -> Self {
         Self::io(action, errno.into())
     }
 
-    /// The same for an error of the standard library.
     pub(crate) fn io(action: impl Into<String>, cause: io::Error) -> Self {
         Error::System {
             action: action.into(),
@@ -80,8 +79,8 @@ impl Error {
         }
     }
 
-    /// The errno of a failed system call (`EAGAIN` and the like of errno(3)), if that is what this
-    /// error is.
+    /// The errno of a failed system call (`EAGAIN` and the like, errno(3)); `None` for other
+    /// errors.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
             Error::System { cause, .. } => cause.raw_os_error(),
@@ -94,7 +93,7 @@ impl Error {
     }
 }
 
-/// The cause without the number that the standard library adds.
+/// `io::Error` itself appends the number of the errno.
 fn describe(cause: &io::Error) -> String {
     match cause.raw_os_error() {
         Some(errno) => Errno::from_raw(errno).desc().to_owned(),
@@ -102,7 +101,6 @@ fn describe(cause: &io::Error) -> String {
     }
 }
 
-/// The same error number in the words of the other library: rustix makes some of the calls.
 pub(crate) fn to_nix(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
 }
