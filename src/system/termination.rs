@@ -63,7 +63,7 @@ impl Countdown {
     }
 }
 
-/// The target of the signals. Its number is not reused while the group has a process, be it a zombie.
+/// The target of the signals. Its number is not reused while the group has a process or zombie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     Group(Pid),
