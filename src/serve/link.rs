@@ -1,4 +1,4 @@
-//! The queue of a pool: had once, or fetched from a name again and again.
+//! The queue of a pool: inherited or bound once, or fetched from a name again and again.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Link {
             return;
         }
         self.queue = match self.source {
-            // Not at once if the last queue ended as soon as it was fetched.
+            // Not at once, because the last queue may have ended as soon as it was fetched.
             Source::Named { .. } if !self.once => Queue::Absent(self.had + RECONNECT),
             _ => Queue::Ended,
         };

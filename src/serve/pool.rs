@@ -176,7 +176,7 @@ impl<C: Crew> Pool<C> {
         self.crew.resize(size.clamp(1, MAX_SLOTS));
     }
 
-    /// The first signal stops the pool; the second one ends it now.
+    /// The first signal stops the pool; the second signal ends all processes now.
     fn attend_stop(&mut self) {
         if std::mem::replace(&mut self.told, true) {
             self.crew.stop_now();

@@ -225,7 +225,7 @@ impl Crew for Slots {
 struct Places {
     /// Places below this number have been used.
     used: usize,
-    /// The free places among those.
+    /// The free places below `used`.
     free: Vec<usize>,
 }
 
