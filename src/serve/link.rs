@@ -114,8 +114,7 @@ impl Link {
     /// Fetches the queue from the name when that is due.
     ///
     /// # Errors
-    /// [`crate::Error::System`] or [`crate::Error::Peer`] if the name cannot give the first queue,
-    /// for a permanent reason.
+    /// [`crate::Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn attend(&mut self, log: &Log) -> Result<()> {
         let Source::Named { name, trust } = &self.source else {
             return Ok(());

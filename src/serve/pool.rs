@@ -130,7 +130,7 @@ impl<C: Crew> Pool<C> {
     /// Returns the exit status.
     ///
     /// # Errors
-    /// [`Error::System`] or [`Error::Peer`] if the name cannot give a queue.
+    /// [`Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn run(mut self) -> Result<u8> {
         loop {
             let look = self.attend_idleness();
