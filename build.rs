@@ -1,5 +1,5 @@
-//! Links the unwinder into the programs. Otherwise each of them loads the whole libgcc_s.so whenever it
-//! starts, which costs time and memory for what a panic alone would need.
+//! Links the unwinder into the programs. Otherwise each start loads the whole libgcc_s.so, which
+//! costs time and memory and serves only panics.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,14 +15,14 @@ fn main() {
     let Some(archive) = unwinder() else {
         return;
     };
-    // What the linker looks for by the name of the library says where to find it as an archive.
+    // The linker looks for libgcc_s.so, finds this script, and reads the archive instead.
     let script = format!("INPUT({})\n", archive.display());
     if std::fs::write(directory.join("libgcc_s.so"), script).is_ok() {
         println!("cargo::rustc-link-arg-bins=-L{}", directory.display());
     }
 }
 
-/// The archive of the compiler that links, if it is one that has it.
+/// The unwinder's archive, from the compiler that links; `None` if there is none.
 fn unwinder() -> Option<PathBuf> {
     let is_native = env::var_os("HOST") == env::var_os("TARGET");
     let linker = match env::var_os("RUSTC_LINKER") {
@@ -39,6 +39,6 @@ fn unwinder() -> Option<PathBuf> {
         .ok()?;
     let name = String::from_utf8(output.stdout).ok()?;
     let path = Path::new(name.trim_end());
-    // One that is not there is printed as it was asked for.
+    // The compiler prints the bare name if it does not have the archive.
     (path.is_absolute() && path.exists()).then(|| path.into())
 }

@@ -1,4 +1,4 @@
-//! The one error type: what was tried, on what, and why it failed.
+//! The library's one error type: action, object and cause.
 
 use std::io;
 
@@ -9,47 +9,47 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
 ///
-/// Its text names action, object and cause (`cannot bind 127.0.0.1:80: Permission denied`);
-/// a program puts its own name in front.
+/// The text names action, object and cause (`cannot bind 127.0.0.1:80: Permission denied`), but not
+/// the program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What was given cannot be used: the text says what is wrong with it.
+    /// An argument or a descriptor is unusable; the text says why.
     #[error("{0}")]
     Invalid(String),
     /// A system call failed.
     #[error("cannot {action}: {}", describe(.cause))]
     System {
-        /// What was tried, on what: `bind 127.0.0.1:80`.
+        /// Action and object: `bind 127.0.0.1:80`.
         action: String,
         /// The cause, with its errno.
         cause: io::Error,
     },
-    /// The other side did what it must not.
+    /// The other side broke the protocol; the text says how.
     #[error("{0}")]
     Peer(String),
-    /// The other side of an abstract name is somebody who is not trusted.
+    /// An abstract name belongs to an untrusted uid.
     #[error("{name} belongs to uid {uid}, which is not trusted")]
     Untrusted {
-        /// The name, `@` in front.
+        /// The name, with `@` in front.
         name: String,
-        /// Who has it.
+        /// The owner's uid.
         uid: u32,
     },
-    /// Something failed for a reason without an errno.
+    /// A call failed for a reason without an errno.
     #[doc(hidden)] // only the programs meet this
     #[error("cannot {action}: {cause}")]
     Other {
-        /// What was tried, on what.
+        /// Action and object.
         action: String,
         /// The cause.
         cause: String,
     },
-    /// The queue ended before anything was received.
+    /// No connection came: the queue has ended, cannot be reached, or gave none in time.
     #[doc(hidden)] // only the programs meet this
     #[error("{0}")]
     Closed(String),
-    /// No such command.
+    /// The command does not exist.
     #[doc(hidden)] // only the programs meet this
     #[error("cannot run {command}: {cause}")]
     CommandNotFound {
@@ -58,7 +58,7 @@ pub enum Error {
         /// The cause.
         cause: String,
     },
-    /// The command is there and cannot be executed.
+    /// The command exists but cannot be executed.
     #[doc(hidden)] // only the programs meet this
     #[error("cannot run {command}: {cause}")]
     CommandNotExecutable {
@@ -70,13 +70,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// A failed system call: `action` says what was tried on what, in the infinitive
+    /// A failed system call. `action` is action and object in the infinitive
     /// (`"bind 127.0.0.1:80"`).
     pub(crate) fn system(action: impl Into<String>, errno: Errno) -> Self {
         Self::io(action, errno.into())
     }
 
-    /// The same for an error of the standard library.
     pub(crate) fn io(action: impl Into<String>, cause: io::Error) -> Self {
         Error::System {
             action: action.into(),
@@ -84,8 +83,8 @@ impl Error {
         }
     }
 
-    /// The errno of a failed system call (`EAGAIN` and the like of errno(3)), if that is what this
-    /// error is.
+    /// The errno of a failed system call (`EAGAIN` and the like, errno(3)); `None` for other
+    /// errors.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
             Error::System { cause, .. } => cause.raw_os_error(),
@@ -98,7 +97,7 @@ impl Error {
     }
 }
 
-/// The cause without the number that the standard library adds.
+/// `io::Error` itself appends the number of the errno.
 fn describe(cause: &io::Error) -> String {
     match cause.raw_os_error() {
         Some(errno) => Errno::from_raw(errno).desc().to_owned(),
@@ -106,7 +105,6 @@ fn describe(cause: &io::Error) -> String {
     }
 }
 
-/// The same error number in the words of the other library: rustix makes some of the calls.
 pub(crate) fn to_nix(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
 }

@@ -1,12 +1,12 @@
 //! fdtools passes open connections between processes.
 //!
-//! A *queue* is a Unix socket pair whose messages each carry one open descriptor, usually a connection
-//! that was accepted. The acceptor holds the write end, a [`queue::Sender`]; all consumers share the
-//! read end, a [`queue::Receiver`], and the kernel gives each connection to one of them. A consumer
-//! takes connections until a signal comes, and loses none: see [`interrupt`].
+//! A *queue* is a Unix socket pair. Each message carries one open descriptor, usually an accepted
+//! connection. The acceptor holds the write end, a [`queue::Sender`]. All consumers share the read
+//! end, a [`queue::Receiver`]; the kernel gives each connection to one consumer. A signal stops a
+//! consumer without losing a connection: see [`interrupt`].
 //!
-//! The programs `fdaccept`, `fdrecv` and `fdpool` speak the same formats, which are in fdtools(7). A
-//! program that uses the library alone compiles less without the default feature `programs`.
+//! The programs `fdaccept`, `fdrecv` and `fdpool` speak the same formats, see fdtools(7). A program
+//! that needs only the library compiles less without the default feature `programs`.
 //!
 //! # One connection over a pair
 //!
@@ -22,7 +22,7 @@
 //!
 //! let (sender, receiver) = queue::pair()?;
 //! sender.send(&connection, &Info::tcp(remote, listener.local_addr()?))?;
-//! // Our own copy; the client sees the end when the last one is closed.
+//! // The client sees the end when the last copy of the connection is closed.
 //! drop(connection);
 //!
 //! match receiver.receive()? {
@@ -43,7 +43,7 @@
 //!
 //! # One connection over a path
 //!
-//! The receiver owns the path, as with `fdpool --bind`, and any number of senders send to it.
+//! The receiver owns the path, as in `fdpool --bind`. Any number of senders may send to it.
 //!
 //! ```
 //! use fdtools::queue::message::Info;
@@ -55,7 +55,7 @@
 //!
 //! let directory = tempfile::tempdir()?;
 //! let name = Name::Path(directory.path().join("inbox"));
-//! // A path is guarded by its mode, here 0600. Of an abstract name `trust` says who may send.
+//! // The mode, here 0600, guards a path. `trust` guards an abstract name.
 //! let receiver = Receiver::bind(&name, None, Trust::everybody())?;
 //!
 //! let sender = Sender::connect(&name, &Trust::everybody())?;
@@ -91,7 +91,7 @@
 //!
 //! let mut message = queue::receive(&there)?;
 //! assert_eq!(message.payload, b"two files");
-//! // What is not taken out is closed with the message.
+//! // Dropping the message closes the descriptors that are still in it.
 //! let mut zero = File::from(message.descriptors.remove(1));
 //! let mut byte = [1];
 //! zero.read_exact(&mut byte)?;
@@ -105,7 +105,7 @@
 //   queue   how a connection is passed: the public library
 //   system  Linux, seen from Rust
 
-// What only the programs use is not dead: the lint looks at the whole.
+// Without the programs some of the library has no caller, but it is not dead.
 #![cfg_attr(not(feature = "programs"), allow(dead_code))]
 
 #[cfg(feature = "programs")]

@@ -1,4 +1,4 @@
-//! What a server costs at least: nothing but what the job itself takes.
+//! Servers that do only the job itself: the least that it costs.
 
 use std::ffi::{CString, OsString};
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
@@ -18,7 +18,6 @@ use rustix::net::{
 /// How many processes echo.
 const WORKERS: usize = 2;
 
-/// Becomes the baseline of this name, on this port.
 pub fn run(name: &str, port: &str) -> ! {
     let port: u16 = port.parse().expect("a port");
     match name {
@@ -33,15 +32,15 @@ pub fn run(name: &str, port: &str) -> ! {
 
 fn listen(port: u16) -> TcpListener {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a free port");
-    // As much as the kernel allows, as fdaccept has it.
+    // The largest backlog that the kernel allows, as in fdaccept.
     rustix::net::listen(&listener, i32::MAX).expect("it listens already");
     listener
 }
 
-/// Accepts, starts cat with the connection, and nothing else.
+/// Only accepts and starts cat.
 fn exec(listener: &TcpListener) -> ! {
     let attributes = PosixSpawnAttr::init().expect("memory");
-    // As every other server has it: what cat does depends on it, such as on LANG.
+    // The environment of the other servers, on which cat depends, such as on LANG.
     let variables = std::env::vars_os().map(|(name, value)| [name, value].join("=".as_ref()));
     let entry = |text: OsString| CString::new(text.into_vec()).expect("no NUL");
     let environment: Vec<CString> = variables.map(entry).collect();
@@ -56,12 +55,12 @@ fn exec(listener: &TcpListener) -> ! {
                 .expect("memory");
         }
         posix_spawn(c"/bin/cat", &actions, &attributes, &[c"cat"], &environment).expect("cat runs");
-        // Whatever has ended by now.
+        // Reaps all exited children.
         while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
     }
 }
 
-/// Processes that each accept, and echo by themselves.
+/// Processes that each accept and echo.
 fn echo(listener: &TcpListener) -> ! {
     let _others: Vec<_> = (1..WORKERS)
         .map(|_| start("accept-and-echo", listener))
@@ -69,7 +68,7 @@ fn echo(listener: &TcpListener) -> ! {
     accept_and_echo(listener)
 }
 
-/// Accepts and passes on, to processes that receive and echo: what passing costs at least.
+/// Accepts and passes connections to processes that receive and echo: the least that passing costs.
 fn pass(listener: &TcpListener) -> ! {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
@@ -90,7 +89,7 @@ fn pass(listener: &TcpListener) -> ! {
     }
 }
 
-/// Another process of this program, with this as its standard input.
+/// Another process of this program, with `input` as standard input.
 fn start(baseline: &str, input: impl AsFd) -> Child {
     let input = input.as_fd().try_clone_to_owned().expect("a descriptor");
     Command::new(std::env::current_exe().expect("this program"))
@@ -100,7 +99,7 @@ fn start(baseline: &str, input: impl AsFd) -> Child {
         .expect("a process")
 }
 
-/// What [`start`] gave it.
+/// The descriptor from [`start`].
 fn inherited() -> OwnedFd {
     let input = std::io::stdin();
     input.as_fd().try_clone_to_owned().expect("a descriptor")
@@ -115,7 +114,7 @@ fn receive_and_echo(queue: &OwnedFd) -> ! {
         let mut bytes = [IoSliceMut::new(&mut byte)];
         let received = recvmsg(queue, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC);
         if received.is_ok_and(|received| received.bytes == 0) {
-            // Who accepts is gone.
+            // The accepting process is gone.
             std::process::exit(0);
         }
         for part in control.drain() {

@@ -1,18 +1,18 @@
-//! Who takes part.
+//! The servers to compare.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::server::{Line, Server};
 
-/// fdtools first.
+/// fdtools comes first.
 const PROCESS_PER_CONNECTION: &[Line] = &[
     Line {
         name: "fdaccept | fdpool 16",
         needs: &[],
         text: "fdaccept -q 127.0.0.1:PORT | fdpool -q 16 -- cat",
     },
-    // Twice as many as there are cores, for a machine with two.
+    // 2 x cores, on a machine with 2.
     Line {
         name: "fdaccept | fdpool 4",
         needs: &[],
@@ -74,12 +74,12 @@ const WORKERS: &[Line] = &[
     },
 ];
 
-/// All that start a process for each connection; `None` without fdtools among them.
+/// Servers with a process per connection; `None` if fdtools does not answer.
 pub fn process_per_connection() -> Option<Vec<Server>> {
     start_all(PROCESS_PER_CONNECTION, &[])
 }
 
-/// Those that do not.
+/// Servers with workers that stay; `None` if fdtools does not answer.
 pub fn workers() -> Option<Vec<Server>> {
     let Some(worker) = build_worker() else {
         eprintln!("the example could not be built");
@@ -88,7 +88,7 @@ pub fn workers() -> Option<Vec<Server>> {
     start_all(WORKERS, &[("WORKER", &worker)])
 }
 
-/// The worker of examples/, which cargo does not build for benchmarks. Returns where it is.
+/// The worker of examples/, which cargo does not build for benchmarks. Returns its path.
 fn build_worker() -> Option<PathBuf> {
     let built = Command::new(env!("CARGO"))
         .args(["build", "--locked", "--release", "--example", "worker"])
@@ -108,7 +108,7 @@ fn build_worker() -> Option<PathBuf> {
     messages.filter_map(Result::ok).find_map(executable)
 }
 
-/// Starts those that are installed; `None` if the first one, which is ours, does not answer.
+/// Starts the installed servers; `None` if the first one, fdtools, does not answer.
 fn start_all(lines: &[Line], environment: &[(&str, &Path)]) -> Option<Vec<Server>> {
     let (ours, others) = lines.split_first()?;
     let ours = Server::start(ours, environment)?;

@@ -1,4 +1,5 @@
-//! The load: clients that each connect, say a line, half-close, and read to the end, again and again.
+//! The load: clients that each connect, send a line, half-close, and read to the end, again and
+//! again.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
@@ -13,22 +14,22 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 /// A client that gets no answer gives up after this long.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What a client says, and gets back.
+/// The line that a client sends and gets back.
 pub const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog\n";
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Debug, Default)]
 pub struct Load {
-    /// How long each connection took that was answered rightly.
+    /// The time of each connection with the right answer.
     pub latencies: Vec<Duration>,
-    /// Connections that were not.
+    /// Connections without the right answer.
     pub failures: usize,
-    /// Of those that were answered, in a second: of each client in the time that it took, so that one
-    /// that waits in vain at the end does not count for the others.
+    /// Right answers per second, added up over the clients. Each client counts its own time, so
+    /// that a client that waits in vain at the end does not lower the others' rate.
     pub rate: f64,
 }
 
-/// Loads what listens on `port` with so many clients at once.
+/// Loads the server on `port` with this many clients at once.
 pub fn run(port: u16, clients: usize, length: Duration) -> Load {
     let end = Instant::now() + length;
     let mut load = Load::default();
@@ -46,10 +47,10 @@ pub fn run(port: u16, clients: usize, length: Duration) -> Load {
     load
 }
 
-/// What comes of one client.
 fn client(number: usize, port: u16, end: Instant) -> Load {
-    // Each has an address of its own: a closed connection keeps its port for a minute, and those of one
-    // address are used up within seconds, from when on it is the search for one that is measured.
+    // Each client has an address of its own. A closed connection keeps its port for a minute, so
+    // the ports of one address are used up within seconds; then the search for a port would be
+    // measured.
     let source = Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 1, 0).to_bits() + number as u32);
     let mut load = Load::default();
     let mut answer = Vec::new();
@@ -67,7 +68,7 @@ fn client(number: usize, port: u16, end: Instant) -> Load {
     load
 }
 
-/// One connection. Whether it was answered rightly.
+/// Whether one connection got the right answer.
 pub fn ask(port: u16) -> bool {
     is_answered(Ipv4Addr::LOCALHOST, port, &mut Vec::new())
 }
@@ -81,7 +82,7 @@ fn exchange(source: Ipv4Addr, port: u16, answer: &mut Vec<u8>) -> std::io::Resul
     say(source, port)?.read_to_end(answer).map(drop)
 }
 
-/// A connection on which all has been said, and nothing was read yet.
+/// A connection with the line sent and nothing read.
 pub fn say(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
     let mut connection = open(source, port)?;
     connection.write_all(LINE)?;
@@ -92,11 +93,12 @@ pub fn say(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
 fn open(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
     let family = AddressFamily::Inet;
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    // The port is chosen when it is known what it must differ from.
+    // The kernel then chooses the port at connect(2), when it knows the other end.
     setsockopt(&socket, IpBindAddressNoPort, &true)?;
     let source = SockaddrIn::from(SocketAddrV4::new(source, 0));
     bind(socket.as_raw_fd(), &source)?;
-    // For connecting, too: a server that does not answer any more has a full backlog at last.
+    // The timeout counts for connect(2) too: a server that does not answer has a full backlog at
+    // last.
     let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
     setsockopt(&socket, SendTimeout, &patience)?;
     let server = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));

@@ -1,11 +1,11 @@
-//! fdtools against every other program that could do the same here, side by side.
+//! Compares fdtools with every other program here that can do the same.
 //!
 //! ```text
 //! cargo bench --bench peers -- [--rounds N] [--seconds S] [--scenario NAME] [--json FILE] [--plot FILE]
 //! ```
 //!
-//! All servers run at once and are loaded in turns, so that what else happens on the machine hits them
-//! alike: what counts are the ratios of one round, of which the median and the range are printed.
+//! All servers run at once and are loaded in turns, so that other load on the machine hits them
+//! alike. The ratios within one round count; their median and range are printed.
 
 mod baseline;
 mod lineup;
@@ -62,7 +62,6 @@ struct Arguments {
     baseline: Option<Vec<String>>,
 }
 
-/// What is compared.
 struct Scenario {
     name: &'static str,
     title: &'static str,
@@ -130,9 +129,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures, prints, and writes what is to be written.
 fn compare(arguments: &Arguments) -> Result<(), String> {
-    // What cannot be written is noticed before minutes have passed.
+    // An unwritable file is noticed before minutes have passed.
     for path in arguments.json.iter().chain(&arguments.plot) {
         File::create(path).map_err(|error| unwritten(path, &error))?;
     }
@@ -159,13 +157,13 @@ fn unwritten(path: &Path, error: &dyn std::fmt::Display) -> String {
     format!("cannot write {}: {error}", path.display())
 }
 
-/// Loads the servers of a scenario in turns; `None` if fdtools is not among them.
+/// Loads the servers of a scenario in turns; `None` if fdtools does not answer.
 fn measure(scenario: &Scenario, rounds: u32, length: Duration) -> Option<Outcome> {
     let mut servers = (scenario.servers)()?;
     let mut outcome = Outcome::new(scenario.name, scenario.title, scenario.clients);
     for server in &servers {
         outcome.add(server.name);
-        // Caches, and whatever a server does at its first connection.
+        // For caches, and for whatever a server does at its first connection.
         load::run(
             server.port,
             scenario.clients,
@@ -173,7 +171,7 @@ fn measure(scenario: &Scenario, rounds: u32, length: Duration) -> Option<Outcome
         );
     }
     for round in 0..rounds as usize {
-        // Each is the first one in turn.
+        // Each server comes first in turn.
         let count = servers.len();
         for index in (0..count).map(|index| (index + round) % count) {
             let server = &mut servers[index];

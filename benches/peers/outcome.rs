@@ -1,4 +1,4 @@
-//! What was measured, as numbers. Pure.
+//! The measurements, as numbers. Pure.
 
 use std::time::Duration;
 
@@ -6,22 +6,20 @@ use serde::Serialize;
 
 use crate::load::Load;
 
-/// One scenario.
 #[derive(Debug, Serialize)]
 pub struct Outcome {
     pub name: &'static str,
     pub title: &'static str,
     pub clients: usize,
-    /// fdtools is the first, with which the others are compared.
+    /// fdtools is the first; the others are compared with it.
     pub servers: Vec<Measured>,
 }
 
-/// One server.
 #[derive(Debug, Serialize)]
 pub struct Measured {
     pub name: &'static str,
     pub rounds: Vec<Round>,
-    /// Of all rounds, in seconds, sorted.
+    /// All rounds together, in seconds, sorted.
     #[serde(skip)]
     pub latencies: Vec<f64>,
 }
@@ -29,13 +27,13 @@ pub struct Measured {
 /// One server in one round.
 #[derive(Debug, Serialize)]
 pub struct Round {
-    /// Connections in a second.
+    /// Connections per second.
     pub rate: f64,
-    /// In seconds.
+    /// The median latency in seconds.
     pub p50: f64,
     pub p99: f64,
     pub failures: usize,
-    /// Processor time for one connection, in seconds.
+    /// Processor time per connection in seconds.
     pub cpu: f64,
 }
 
@@ -73,7 +71,7 @@ impl Outcome {
         server.latencies.sort_by(f64::total_cmp);
     }
 
-    /// The rate of fdtools, as a multiple of that of a server, in each round.
+    /// The rate of fdtools divided by the server's, of each round, sorted.
     pub fn ratios(&self, server: &Measured) -> Vec<f64> {
         let rounds = self.servers[0].rounds.iter().zip(&server.rounds);
         sorted(rounds.map(|(ours, theirs)| ours.rate / theirs.rate))
@@ -81,7 +79,7 @@ impl Outcome {
 }
 
 impl Measured {
-    /// The median over the rounds of one of their numbers.
+    /// The median of one number over all rounds.
     pub fn median(&self, number: impl Fn(&Round) -> f64) -> f64 {
         quantile(&sorted(self.rounds.iter().map(number)), 0.5)
     }
@@ -97,7 +95,7 @@ fn sorted(numbers: impl Iterator<Item = f64>) -> Vec<f64> {
     numbers
 }
 
-/// A quantile of numbers that are sorted; between two of them it is weighed. 0 if there are none.
+/// A quantile of sorted numbers, interpolated; 0 if there are none.
 pub fn quantile(sorted: &[f64], which: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return 0.0;

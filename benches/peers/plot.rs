@@ -1,4 +1,4 @@
-//! The distribution of latencies, drawn.
+//! Draws the distribution of latencies.
 
 use std::error::Error;
 use std::path::Path;
@@ -9,12 +9,11 @@ use crate::outcome::{Outcome, quantile};
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 420;
-/// Up to which of all connections, counted from the fastest, it is drawn.
+/// The plot ends at this share of the connections, counted from the fastest.
 const LAST: f64 = 0.999;
 const STEPS: u32 = 200;
 
-/// Draws a picture with a part for each scenario: across, the share of connections that were faster;
-/// upward, how long they took.
+/// Draws a chart for each scenario: the share of connections across, their latency upward.
 pub fn draw(outcomes: &[Outcome], path: &Path) -> Result<(), Box<dyn Error>> {
     let height = HEIGHT * outcomes.len() as u32;
     let root = SVGBackend::new(path, (WIDTH, height)).into_drawing_area();

@@ -1,4 +1,4 @@
-//! The servers: how each is started, and what it costs.
+//! The servers: their start and their cost.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -10,25 +10,26 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::load;
 
-/// How long one may take until it answers.
+/// How long a server may take to its first answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the shell does around a server: it ends all of it when its own input ends, which is when the
-/// benchmark does, however that comes about.
+/// The shell around a server. It ends the whole server when its own input ends, which happens
+/// however the benchmark ends.
 const GUARD: &str = "{ TEXT\n} & read -r _; trap '' TERM; kill 0; sleep 0.1; \
                      rm -rf -- \"$DIRECTORY\"; kill -KILL 0";
 
-/// One that runs. Dropping it ends all of its processes.
+/// A running server. Dropping it ends all of its processes.
 pub struct Server {
     #[allow(dead_code)] // not every benchmark prints it
     pub name: &'static str,
     pub port: u16,
     shell: Child,
-    /// Where its files are, while it runs.
+    /// The working directory, as long as the server runs.
     directory: tempfile::TempDir,
 }
 
-/// A server is a line for the shell, with PORT for the port, if `needs` is installed.
+/// A server: a line for the shell, with PORT for the port, which runs if the programs of `needs`
+/// are installed.
 pub struct Line {
     pub name: &'static str,
     pub needs: &'static [&'static str],
@@ -36,13 +37,14 @@ pub struct Line {
 }
 
 impl Server {
-    /// Starts one, with more in its environment, and waits until it answers; says so if it does not.
+    /// Starts a server with `environment` added, and waits for an answer; prints why if there is
+    /// none.
     pub fn start(line: &Line, environment: &[(&str, &Path)]) -> Option<Self> {
         if let Some(missing) = line.needs.iter().find(|name| !is_installed(name)) {
             eprintln!("left out: {missing} is not installed");
             return None;
         }
-        // Free a moment ago, and given to nobody else so soon.
+        // The port was free a moment ago, and the kernel gives it to nobody else so soon.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         drop(listener);
@@ -78,19 +80,18 @@ impl Server {
                 eprintln!("left out: {} does not answer as it should", line.name);
                 return None;
             }
-            // Not every one says when it is ready.
+            // Not every server reports that it is ready.
             std::thread::sleep(Duration::from_millis(1));
         }
         Some(server)
     }
 
-    /// Where its files are.
     #[allow(dead_code)] // not every benchmark looks into it
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// The process that the line became, if it is one command.
+    /// The process of the line, if the line is one command.
     #[allow(dead_code)] // not every benchmark looks into it
     pub fn pid(&self) -> Pid {
         children(self.shell())[0]
@@ -100,7 +101,7 @@ impl Server {
         Pid::from_raw(self.shell.id() as i32)
     }
 
-    /// The processor time of all its processes so far, with those that have ended.
+    /// The processor time of all the server's processes so far, exited ones included.
     #[allow(dead_code)] // where there are many processes, ticks are too coarse
     pub fn cpu_time(&self) -> Duration {
         let ticks = ticks(self.shell());
@@ -116,7 +117,7 @@ impl Drop for Server {
     }
 }
 
-/// Where the programs are that cargo built.
+/// The directory of the programs that cargo built.
 fn programs() -> &'static Path {
     let program = Path::new(env!("CARGO_BIN_EXE_fdaccept"));
     program.parent().expect("a directory")
@@ -130,13 +131,13 @@ fn is_installed(name: &str) -> bool {
         .any(|directory| directory.join(name).is_file())
 }
 
-/// Processor time of a process, its children that have ended, and its children that have not, as
-/// proc_pid_stat(5) has it.
+/// Processor time of a process, of its exited children and of its living children
+/// (proc_pid_stat(5)).
 #[allow(dead_code)] // see cpu_time
 fn ticks(pid: Pid) -> u64 {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
     let stat = read("stat").unwrap_or_default();
-    // What comes before the last parenthesis may have spaces in it.
+    // The program's name, which the last parenthesis ends, may have spaces.
     let fields = stat
         .rsplit(')')
         .next()
@@ -150,7 +151,6 @@ fn ticks(pid: Pid) -> u64 {
     own + children(pid).into_iter().map(ticks).sum::<u64>()
 }
 
-/// The children of a process.
 pub fn children(pid: Pid) -> Vec<Pid> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = std::fs::read_to_string(path).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! What was measured, as a table in Markdown.
+//! The measurements, as a table in Markdown.
 
 use std::fmt::Write;
 
 use crate::outcome::{Outcome, quantile};
 
-/// The table of one scenario. Its last column is the rate of fdtools as a multiple of that of the row.
+/// The last column is the rate of fdtools divided by the row's.
 pub fn render(outcome: &Outcome) -> String {
     let mut text = format!("### {}\n\n", outcome.title);
     text.push_str(
@@ -22,11 +22,11 @@ pub fn render(outcome: &Outcome) -> String {
                 quantile(&ratios, 1.0)
             ),
         };
-        // Writing to a string does not fail.
+        // A write to a string does not fail.
         let _ = writeln!(
             text,
             "| {} | {:.0} | {:.2} | {:.2} | {} | {:.0} | {ratio} |",
-            // Which would begin the next column.
+            // A bar would begin the next column.
             server.name.replace('|', "\\|"),
             server.median(|round| round.rate),
             server.median(|round| round.p50) * 1e3,

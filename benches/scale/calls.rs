@@ -1,4 +1,4 @@
-//! How many system calls one connection costs, counted with strace.
+//! Counts the system calls of one connection with strace.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub fn measure() {
         assert!(load::ask(server.port), "an answer");
     }
     let trace = read();
-    // Of strace there is one child.
+    // strace has 1 child: fdaccept.
     let pool = Pool::of(children(server.pid())[0]);
     let slot = pool.slots()[0];
     let mut calls = [const { BTreeMap::new() }; 3];
@@ -51,7 +51,7 @@ pub fn measure() {
         let each = |count: &usize| *count as f64 / CONNECTIONS as f64;
         let list: Vec<_> = calls
             .iter()
-            // The last handler from before still ends.
+            // The handler from before may still end.
             .filter(|(_, count)| each(count) > 0.1)
             .map(|(call, count)| format!("{call} {:.1}", each(count)))
             .collect();
@@ -63,7 +63,7 @@ pub fn measure() {
     }
 }
 
-/// The process and the name of a call that begins in a line of strace(1).
+/// The process and the name of the system call in a line of strace(1).
 fn call(line: &str) -> Option<(Pid, &str)> {
     let (pid, rest) = line.split_once(' ')?;
     let (call, _) = rest.trim_start().split_once('(')?;

@@ -1,4 +1,4 @@
-//! A worker that holds many connections at once, and echoes what they say.
+//! A worker that holds many connections at once and echoes.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -9,17 +9,16 @@ use fdtools::queue::connection::Connection;
 use fdtools::queue::{Received, Receiver};
 use rustix::event::epoll;
 
-/// The number of the queue among what is watched; connections have others.
+/// The queue's number among the watched descriptors; connections have others.
 const QUEUE: u64 = 0;
 
-/// Becomes that worker.
 pub fn run() -> ! {
     crate::process::raise_limit();
     let queue = Receiver::inherit(0).expect("the queue as standard input");
     let watch = epoll::create(epoll::CreateFlags::CLOEXEC).expect("a descriptor");
     let add = |fd: std::os::fd::BorrowedFd<'_>, number| {
         let data = epoll::EventData::new_u64(number);
-        // Of all that share the queue, one is woken.
+        // A message wakes only one of the processes that share the queue.
         let flags = match number {
             QUEUE => epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE,
             _ => epoll::EventFlags::IN,
@@ -56,7 +55,7 @@ pub fn run() -> ! {
     }
 }
 
-/// False at the end.
+/// Returns false at the end.
 fn echo(client: &mut Connection) -> bool {
     let mut buffer = [0; 4096];
     match client.read(&mut buffer) {

@@ -1,5 +1,5 @@
-//! What grows with fdtools and what does not: slots, connections that wait, connections that are open,
-//! memory, system calls, and how long it takes to start.
+//! Which costs of fdtools grow and which do not: slots, waiting connections, open connections,
+//! memory, system calls, and the time to start.
 //!
 //! ```text
 //! cargo bench --bench scale -- [--scenario NAME]...
@@ -59,7 +59,7 @@ fn main() {
         println!("nothing is tested here: this is for cargo bench");
         return;
     }
-    // Both ends of every open connection of this benchmark are counted.
+    // This process and its servers have the two ends of every open connection.
     process::raise_limit();
     let names = &arguments.scenario;
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);

@@ -1,4 +1,4 @@
-//! How much memory the programs take.
+//! The memory that the programs take.
 
 use std::time::Duration;
 

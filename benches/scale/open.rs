@@ -1,4 +1,4 @@
-//! Connections that stay open, held by two workers.
+//! Connections that stay open, held by 2 workers.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::server::{Line, Server};
 
-/// As many connections as one process has descriptors for, on both sides, at most.
+/// At most as many connections as one process has descriptors for, on either side.
 const OPEN: usize = 10_000;
 
 pub fn measure() {

@@ -1,11 +1,10 @@
-//! What the kernel says of a process in /proc.
+//! What the kernel tells about a process in /proc.
 
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
-/// Raises the soft limit on open descriptors to the hard one.
 pub fn raise_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
@@ -23,12 +22,12 @@ fn number(text: &str, name: &str) -> u64 {
     number.unwrap_or_default()
 }
 
-/// How often it waited for something and got it (proc_pid_status(5)).
+/// How often the process waited for something and got it (proc_pid_status(5)).
 pub fn wake_ups(pid: Pid) -> u64 {
     number(&read(pid, "status"), "voluntary_ctxt_switches:")
 }
 
-/// The processor time of the process itself, without its children, to the nanosecond
+/// The processor time of a process without its children, to the nanosecond
 /// (Documentation/scheduler/sched-stats.rst of the kernel).
 pub fn processor_time(pid: Pid) -> Duration {
     let text = read(pid, "schedstat");
@@ -36,12 +35,11 @@ pub fn processor_time(pid: Pid) -> Duration {
     Duration::from_nanos(time.and_then(|time| time.parse().ok()).unwrap_or_default())
 }
 
-/// Its proportional set size, in KiB: what it shares with others counts in parts.
+/// The proportional set size in KiB: shared memory counts in parts.
 pub fn proportional_set_size(pid: Pid) -> u64 {
     number(&read(pid, "smaps_rollup"), "Pss:")
 }
 
-/// The name of its program.
 pub fn name(pid: Pid) -> String {
     read(pid, "comm").trim().to_owned()
 }

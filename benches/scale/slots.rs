@@ -10,12 +10,12 @@ use crate::server::{Line, Server, children};
 
 const CLIENTS: usize = 16;
 const LENGTH: Duration = Duration::from_secs(3);
-/// How long it may take until all slots are there.
+/// How long all slots may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Connections, one after another, of which it is counted how often they wake slots.
+/// How many connections, one after another, are made to count the slots' wake-ups.
 const SINGLE: usize = 300;
 
-/// A pool of so many slots, that runs `cat`.
+/// A pool of this many slots that runs `cat`.
 macro_rules! pool_of {
     ($slots:literal) => {
         Line {
@@ -82,8 +82,8 @@ pub fn measure() {
     }
 }
 
-/// How often a connection wakes a slot: one does when it comes, when its handler has started, and when
-/// that has ended. The others sleep on.
+/// How often a connection wakes a slot. One slot wakes up when the connection comes, when its
+/// handler has started, and when the handler has ended. The other slots sleep on.
 fn wake_ups_of(slots: &[Pid], port: u16) -> f64 {
     let count = || slots.iter().copied().map(wake_ups).sum::<u64>();
     let before = count();
@@ -100,7 +100,6 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Those of this fdaccept.
     pub fn of(fdaccept: Pid) -> Self {
         let fdpool = children(fdaccept)[0];
         Self { fdaccept, fdpool }

@@ -1,4 +1,4 @@
-//! What fdrecv adds to starting a command, beside what env(1) does, which does nothing else.
+//! What fdrecv adds to the start of a command, compared with env(1), which does nothing else.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -29,7 +29,7 @@ pub fn measure() {
     let (_client, connection) = UnixStream::pair().expect("a connection");
     let name = server.directory().join("queue");
     let mut times = [const { Vec::new() }; 4];
-    // In turns, so that what else happens on the machine hits them alike.
+    // In turns, so that other load on the machine hits all commands alike.
     for _ in 0..STARTS {
         sender.send(&connection, &Info::new()).expect("room");
         let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, server.port));
@@ -65,7 +65,7 @@ fn fdrecv() -> Command {
     Command::new(env!("CARGO_BIN_EXE_fdrecv"))
 }
 
-/// The command with these arguments, and then what it is to start.
+/// The command with `arguments`, followed by COMMAND.
 fn with(mut command: Command, arguments: &[&Path]) -> Command {
     command.args(arguments).arg(COMMAND);
     command

@@ -1,4 +1,4 @@
-//! How fast those are served that wait in the queue and in two backlogs.
+//! How fast connections are served that wait in the queue and in 2 backlogs.
 
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -26,7 +26,7 @@ pub fn measure() {
     };
     let ports = std::fs::read_to_string(server.directory().join("ports")).unwrap_or_default();
     let ports: Vec<u16> = ports.lines().filter_map(|port| port.parse().ok()).collect();
-    // The pool that answered at the start goes by itself.
+    // The pool that answered at the start ends by itself.
     let is_pool = |pid: &Pid| process::name(*pid) == "fdpool";
     while children(server.pid()).iter().any(is_pool) {
         std::thread::sleep(Duration::from_millis(10));

@@ -1,4 +1,4 @@
-//! A connection and what is known of it.
+//! A connection from a queue, and the facts known about it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,11 +12,12 @@ use crate::queue::message::{self, Info, UnixPeer};
 use crate::system::descriptor::socket_facts;
 use crate::system::unix_socket;
 
-/// A connection that was taken from a queue. It is in service until it is dropped: an acceptor that
-/// counts (`fdaccept --max`) is told so by its lease, which lives as long as this value.
+/// A connection from a queue. The connection is in service until this value is dropped. Dropping
+/// closes its lease, which tells an acceptor that counts (`fdaccept --max`).
 ///
-/// It reads and writes as a [`TcpStream`](std::net::TcpStream) does, also through a reference. For a
-/// socket of a type, make it of a copy, and keep the connection for as long as that is used:
+/// A `Connection` reads and writes like a [`TcpStream`](std::net::TcpStream), also through a
+/// reference. For a socket of a type, convert a copy, and keep the `Connection` while the copy is
+/// in use:
 ///
 /// ```
 /// # use fdtools::queue::{self, Received};
@@ -40,8 +41,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection with what its message said of it. Where that is nothing, the descriptor is
-    /// asked itself.
+    /// `told` is what the message says about the connection. If it says nothing, the kernel is
+    /// asked.
     pub(crate) fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
         let info = told.filter(|info| info.get(message::PROTO).is_some());
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
@@ -52,18 +53,18 @@ impl Connection {
         }
     }
 
-    /// What is known of it: what its message said or, where that was nothing, what the descriptor
-    /// tells itself.
+    /// The facts about the connection: from its message or, if the message says nothing, from the
+    /// kernel.
     pub fn info(&self) -> &Info {
         &self.info
     }
 
-    /// What tells the sender that it is in service, where the sender counts.
+    /// The descriptor that tells a counting sender that the connection is in service.
     pub(crate) fn lease(&self) -> Option<BorrowedFd<'_>> {
         self.lease.as_ref().map(AsFd::as_fd)
     }
 
-    /// Closes the connection, which somebody else serves, and keeps its lease.
+    /// Closes our copy of the connection, which another process serves, and keeps the lease.
     pub(crate) fn into_lease(self) -> Option<OwnedFd> {
         self.lease
     }
@@ -107,7 +108,7 @@ impl Write for Connection {
     }
 }
 
-/// What a descriptor tells of itself: nothing if it is no connected socket.
+/// What the kernel knows about a descriptor; nothing if it is no connected socket.
 pub(crate) fn ask(descriptor: BorrowedFd<'_>) -> Info {
     let facts = socket_facts(descriptor).filter(|facts| facts.connected);
     let Some(facts) = facts else {
@@ -124,7 +125,7 @@ pub(crate) fn ask(descriptor: BorrowedFd<'_>) -> Info {
     }
 }
 
-/// What a TCP socket tells of itself: both addresses.
+/// Both addresses of a TCP socket.
 fn ask_tcp(descriptor: BorrowedFd<'_>) -> Option<Info> {
     let remote = getpeername(descriptor).ok()??;
     let local = getsockname(descriptor).ok()?;
@@ -132,8 +133,7 @@ fn ask_tcp(descriptor: BorrowedFd<'_>) -> Option<Info> {
     Some(Info::tcp(remote, SocketAddr::try_from(local).ok()?))
 }
 
-/// What is known of a Unix socket: the uid, gid and pid of who is there, and the names of both
-/// ends, which it tells itself.
+/// `credentials` are the uid, gid and pid of the peer; the socket tells the names of both ends.
 pub(crate) fn unix(descriptor: BorrowedFd<'_>, credentials: Option<(u32, u32, u32)>) -> Info {
     let (local, remote) = unix_socket::names(descriptor);
     Info::unix(UnixPeer {

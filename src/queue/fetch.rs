@@ -1,4 +1,4 @@
-//! Fetching the read end of a queue from the process that hands it out.
+//! Fetches the read end of a queue from the process that hands it out.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -13,25 +13,24 @@ use crate::queue::trust::Trust;
 use crate::system::descriptor::check_is_queue;
 use crate::system::unix_socket;
 
-/// A consumer at the door of an acceptor that hands out its queue.
+/// A consumer's connection to the door of an acceptor, which hands out the queue's read end.
 pub(crate) struct Visit {
     door: OwnedFd,
 }
 
 impl Visit {
-    /// A socket to go there with.
     pub fn new() -> Result<Self> {
         let door = unix_socket::new(SockType::SeqPacket)?;
         Ok(Self { door })
     }
 
-    /// As [`Visit::new`], for a process that must not block.
+    /// Like [`Visit::new`], for a process that must not block.
     pub fn new_nonblocking() -> Result<Self> {
         let door = unix_socket::new_nonblocking(SockType::SeqPacket)?;
         Ok(Self { door })
     }
 
-    /// Goes to `name`.
+    /// Connects to `name`, and checks the owner of an abstract name.
     pub fn begin(&self, name: &Name, trust: &Trust) -> Result<()> {
         self.connect(&name.address()?)
             .map_err(|errno| Error::system(format!("connect to {name}"), errno))?;
@@ -41,7 +40,7 @@ impl Visit {
         Ok(())
     }
 
-    /// Goes to an address that the caller checks.
+    /// Connects to an address; the caller checks its owner.
     pub fn connect(&self, address: &UnixAddr) -> Result<(), Errno> {
         loop {
             match connect(self.door.as_raw_fd(), address) {
@@ -51,7 +50,7 @@ impl Visit {
         }
     }
 
-    /// Takes the read end that `name` hands out.
+    /// Receives the read end that `name` hands out.
     pub fn finish(&self, name: &Name) -> Result<OwnedFd> {
         match self.fetch() {
             Ok(Some(read_end)) => Ok(read_end),
@@ -60,7 +59,7 @@ impl Visit {
         }
     }
 
-    /// Takes the read end that is handed out; `None` if the answer is no queue.
+    /// Receives the read end; `None` if the answer is no queue.
     pub fn fetch(&self) -> Result<Option<OwnedFd>, Errno> {
         let mut answer = loop {
             match scm::receive(&self.door) {
@@ -69,7 +68,7 @@ impl Visit {
             }
         };
         if answer.descriptors_cut {
-            // It came, and there was no number for it.
+            // The read end came, but there was no number for it.
             return Err(Errno::EMFILE);
         }
         if answer.is_empty() {
@@ -90,7 +89,7 @@ impl AsFd for Visit {
     }
 }
 
-/// The errors of a connect that mean that nobody is there yet.
+/// Errors of a visit that mean that nobody hands out the queue yet.
 pub(crate) fn is_absent(errno: Errno) -> bool {
     matches!(
         errno,
@@ -98,8 +97,8 @@ pub(crate) fn is_absent(errno: Errno) -> bool {
     )
 }
 
-/// Whether a name may be worth another try: nobody is there, somebody else is, or descriptors
-/// are short.
+/// Whether another try may succeed: nobody owns the name, another process owns it, or descriptors
+/// or memory are short.
 pub(crate) fn is_passing(error: &Error) -> bool {
     use Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
     let short = |errno| matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM);

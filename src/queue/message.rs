@@ -1,8 +1,8 @@
-//! The payload of a message: what is known of a connection, to bytes and back. Pure.
+//! The payload of a message: the facts about a connection, to bytes and back. Pure.
 //!
-//! A payload is `NAME=value` lines, each ended by a newline, the first of them `FDTOOLS=1`.
-//! It comes from outside: [`Info::decode`] keeps only the names of [`VARIABLES`], and of those
-//! only values that are what the name promises.
+//! A payload is `NAME=value` lines, each with a newline; the first is `FDTOOLS=1`. A payload comes
+//! from outside: [`Info::decode`] keeps only names from [`VARIABLES`], with values that are valid
+//! for the name.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -14,10 +14,10 @@ use crate::system::text::digits;
 /// The first line of every payload: the format's version.
 pub const VERSION_LINE: &[u8] = b"FDTOOLS=1\n";
 
-/// The most bytes that a payload may have.
+/// The longest payload in bytes.
 pub const MAX_PAYLOAD: usize = 4096;
 
-/// Room for all that a TCP connection can have to say, so that it is written without moving.
+/// Room for all facts about a TCP connection, so that the buffer does not move.
 const TCP_LENGTH: usize = 160;
 
 /// What a value must look like.
@@ -43,12 +43,12 @@ pub struct Variable {
 }
 
 impl Variable {
-    /// Its name, as in the environment: `TCPREMOTEIP`.
+    /// The name, as in the environment: `TCPREMOTEIP`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Whether `value` is what this name promises.
+    /// Whether `value` is valid for this variable.
     fn accepts(&self, value: &[u8]) -> bool {
         match self.format {
             Format::Protocol => value == b"TCP" || value == b"IPC",
@@ -99,39 +99,38 @@ variables! {
     TCP_CONN_NUM = "TCPCONNNUM", Number;
 }
 
-/// What a Unix connection tells of its two ends.
+/// The facts about the two ends of a Unix connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnixPeer<'a> {
     /// The client's uid, gid and pid (`SO_PEERCRED`).
     pub credentials: Option<(u32, u32, u32)>,
-    /// The client's own name; `@` stands for the leading NUL of an abstract one.
+    /// The client's own name; `@` stands for the leading NUL of an abstract name.
     pub remote_path: Option<&'a [u8]>,
-    /// The name it connected to.
+    /// The name that the client connected to.
     pub local_path: Option<&'a [u8]>,
 }
 
-/// What is known of one connection: a value for some of [`VARIABLES`].
+/// The facts about a connection: values for some of [`VARIABLES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Info {
-    /// The lines of its payload behind the first: each is `NAME=value` and a newline, no name is
-    /// there twice, and every value is what its name promises.
+    /// The payload after its first line: `NAME=value` lines, each name once, each value valid.
     lines: Vec<u8>,
 }
 
 impl Info {
-    /// Nothing known yet.
+    /// No facts yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What a TCP connection tells: both addresses. A mapped address (`::ffff:192.0.2.1`) is
-    /// written as the IPv4 address that it is.
+    /// The facts about a TCP connection: both addresses. A mapped address (`::ffff:192.0.2.1`) is
+    /// written as the IPv4 address.
     pub fn tcp(remote: SocketAddr, local: SocketAddr) -> Self {
         let ip = |address: SocketAddr| address.ip().to_canonical();
         let mut info = Self {
             lines: Vec::with_capacity(TCP_LENGTH),
         };
-        // All of them are what their names promise.
+        // All these values are valid.
         info.add(PROTO, "TCP");
         info.add(TCP_REMOTE_IP, ip(remote));
         info.add(TCP_REMOTE_PORT, remote.port());
@@ -140,15 +139,15 @@ impl Info {
         info
     }
 
-    /// What a Unix connection tells. A client chooses the name of its own socket, so a name with
-    /// a control byte in it, or too long for a message, is left out.
+    /// The facts about a Unix connection. A client chooses the name of its own socket, so a name
+    /// with a control byte, or too long for a message, is left out.
     pub fn unix(peer: UnixPeer<'_>) -> Self {
         let mut info = Self::new();
         info.add(PROTO, "IPC");
         if let Some((uid, gid, pid)) = peer.credentials {
             info.add(IPC_REMOTE_EUID, uid);
             info.add(IPC_REMOTE_EGID, gid);
-            // 0 stands for one that has no number here: it is in another container.
+            // 0 stands for a process in another container, which has no number here.
             if pid != 0 {
                 info.add(IPC_REMOTE_PID, pid);
             }
@@ -162,8 +161,8 @@ impl Info {
         info
     }
 
-    /// Gives `variable` a value. Returns false, and leaves it without one, if the value is not
-    /// what the name promises, or if a message of [`MAX_PAYLOAD`] bytes has no room for it.
+    /// Sets the value of `variable`. Returns false, and leaves the variable without a value, if the
+    /// value is not valid for it, or if a message of [`MAX_PAYLOAD`] bytes has no room.
     pub fn set(&mut self, variable: Variable, value: impl AsRef<[u8]>) -> bool {
         let value = value.as_ref();
         self.unset(variable);
@@ -190,10 +189,10 @@ impl Info {
         }
     }
 
-    /// Says something short that was not said, and is what its name promises.
+    /// Adds a short, valid value for a variable without one.
     fn add(&mut self, variable: Variable, value: impl Display) {
         self.add_line(variable, |lines| {
-            // A vector takes everything.
+            // A write to a vector does not fail.
             let _ = write!(lines, "{value}");
         });
     }
@@ -205,21 +204,20 @@ impl Info {
         self.lines.push(b'\n');
     }
 
-    /// Everything that was said: names, which all are those of [`VARIABLES`], and values.
+    /// All names, each from [`VARIABLES`], with their values.
     fn entries(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let lines = self.lines.split(|byte| *byte == b'\n');
         lines.filter_map(split_at_equals)
     }
 
-    /// The value of `variable`, if there is one.
+    /// The value of `variable`; `None` if there is none.
     pub fn get(&self, variable: Variable) -> Option<&[u8]> {
         let mut entries = self.entries();
         let found = entries.find(|(name, _)| *name == variable.name.as_bytes());
         found.map(|(_, value)| value)
     }
 
-    /// Every variable that has a value, with `REMOTE_ADDR` and `REMOTE_PORT` taken from the TCP
-    /// ones where they do not have one of their own.
+    /// Every variable with a value. `REMOTE_ADDR` and `REMOTE_PORT` default to the TCP variables.
     pub fn variables(&self) -> impl Iterator<Item = (Variable, &[u8])> {
         let alias = |alias: Variable, of: Variable| match self.get(alias) {
             Some(_) => None,
@@ -246,14 +244,14 @@ impl Info {
         }
     }
 
-    /// The payload of a message that says all this: at most [`MAX_PAYLOAD`] bytes.
+    /// The payload of a message with these facts, at most [`MAX_PAYLOAD`] bytes.
     pub fn encode(&self) -> Vec<u8> {
         [VERSION_LINE, &self.lines].concat()
     }
 
-    /// Reads a payload. Returns `None` if this is not one, or is one of another version, or says
-    /// a name twice: the message then is a bare connection, of which its payload tells nothing.
-    /// Names outside the table and values that are not what their name promises are left out.
+    /// Reads a payload. Returns `None` for other bytes, for another version, or for a name that
+    /// comes twice: the message then is a bare connection, without facts. Other names and invalid
+    /// values are left out.
     pub fn decode(payload: &[u8]) -> Option<Self> {
         if payload.len() > MAX_PAYLOAD {
             return None;
@@ -293,7 +291,6 @@ fn split_at_equals(line: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&line[..equals], &line[equals + 1..]))
 }
 
-/// Where in [`VARIABLES`] the one of this name is.
 fn index_of(name: &[u8]) -> Option<usize> {
     VARIABLES
         .iter()

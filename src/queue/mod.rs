@@ -1,7 +1,7 @@
 //! A queue: sockets whose messages each carry one connection.
 //!
-//! [`Sender`] and [`Receiver`] are the two sides of a queue; [`pair`] makes one. [`send`] and
-//! [`receive`] below them pass any descriptors with any bytes. The formats are in fdtools(7).
+//! [`Sender`] and [`Receiver`] are the ends of a queue; [`pair`] makes both. [`send`] and
+//! [`receive`] pass any descriptors with any bytes. The formats are in fdtools(7).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +29,7 @@ pub use scm::{MAX_DESCRIPTORS, Message};
 pub(crate) use sender::RETRY;
 pub use sender::Sender;
 
-/// A new queue: whatever is sent on the one side is received, once, on the other, which any
+/// Makes a queue. Each message from the [`Sender`] is received once by the [`Receiver`], which any
 /// number of processes may share.
 ///
 /// # Errors
@@ -39,7 +39,7 @@ pub fn pair() -> Result<(Sender, Receiver)> {
     Ok((sender, Receiver::from_socket(read_end)?))
 }
 
-/// As [`pair`], for a process that only passes the read end on.
+/// Like [`pair`], for a process that only passes the read end on.
 ///
 /// # Errors
 /// [`Error::System`] (`EMFILE` and the like).
@@ -54,17 +54,17 @@ pub fn ends() -> Result<(Sender, OwnedFd)> {
     Ok((Sender::from_socket(write_end)?, read_end))
 }
 
-/// Sends `payload` and `descriptors` as one message of the Unix socket `socket`. Blocks while there
-/// is no room.
+/// Sends `payload` and `descriptors` as one message on the Unix socket `socket`. Blocks while the
+/// socket has no room.
 ///
 /// # Errors
-/// That of sendmsg(2): `EPIPE` if nobody can receive it any more (never a signal), `ETOOMANYREFS`,
-/// `EMSGSIZE` and so on; `EINVAL` for more than [`MAX_DESCRIPTORS`].
+/// The errno of sendmsg(2): `EPIPE` if nobody can receive the message any more (never a signal),
+/// `ETOOMANYREFS`, `EMSGSIZE` and so on; `EINVAL` for more than [`MAX_DESCRIPTORS`].
 pub fn send(socket: impl AsFd, payload: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(scm::send(socket, payload, descriptors)?)
 }
 
-/// As [`send`], without blocking.
+/// Like [`send`], without blocking.
 ///
 /// # Errors
 /// Those of [`send`]; `EAGAIN` if there is no room.
@@ -76,16 +76,16 @@ pub fn try_send(
     Ok(scm::try_send(socket, payload, descriptors)?)
 }
 
-/// Receives one message of the Unix socket `socket`; waits for it. An empty payload without
-/// descriptors is an empty message or the end.
+/// Receives one message from the Unix socket `socket`. Blocks until a message comes. An empty
+/// payload without descriptors is an empty message or the end.
 ///
 /// # Errors
-/// That of recvmsg(2), `EINTR` among them.
+/// The errno of recvmsg(2), `EINTR` among them.
 pub fn receive(socket: impl AsFd) -> io::Result<Message> {
     Ok(scm::receive(socket)?)
 }
 
-/// As [`receive`], without waiting.
+/// Like [`receive`], without blocking.
 ///
 /// # Errors
 /// Those of [`receive`]; `EAGAIN` if there is no message.

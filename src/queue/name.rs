@@ -10,7 +10,7 @@ use nix::sys::socket::UnixAddr;
 use crate::error::{Error, Result};
 use crate::system::text::printable;
 
-/// The longest path or abstract name in bytes: `sun_path` of unix(7) has 108, one of which is a NUL.
+/// The longest path or abstract name in bytes: `sun_path` (unix(7)) has 108, and 1 is a NUL.
 pub const MAX_LEN: usize = 107;
 
 /// The name of a Unix socket.
@@ -23,11 +23,11 @@ pub enum Name {
 }
 
 impl Name {
-    /// Takes `@NAME` as a name in the abstract namespace and everything else as a path.
+    /// Parses `@NAME` as a name in the abstract namespace, and any other text as a path.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is empty, holds a NUL byte, is longer than [`MAX_LEN`] bytes, or is
-    /// the path of a directory (ends in `/`, `.` or `..`).
+    /// [`Error::Invalid`] if the name is empty, has a NUL byte, is longer than [`MAX_LEN`] bytes,
+    /// or is the path of a directory (ends in `/`, `.` or `..`).
     pub fn parse(text: &OsStr) -> Result<Name> {
         let bytes = text.as_bytes();
         let name = match bytes.strip_prefix(b"@") {
@@ -38,15 +38,15 @@ impl Name {
         Ok(name)
     }
 
-    /// Whether the name is in the abstract namespace: it then has no mode, lock or directory.
+    /// Whether the name is in the abstract namespace, and so has no mode, lock or directory.
     pub fn is_abstract(&self) -> bool {
         matches!(self, Name::Abstract(_))
     }
 
-    /// The address to bind or connect a socket to.
+    /// The address for bind(2) or connect(2).
     ///
     /// # Errors
-    /// [`Error::Invalid`] as from [`Name::parse`], for a name that was not made by it.
+    /// [`Error::Invalid`] as from [`Name::parse`], for a name that was made otherwise.
     pub(crate) fn address(&self) -> Result<UnixAddr> {
         self.check()?;
         match self {
@@ -56,7 +56,6 @@ impl Name {
         .map_err(|errno| Error::system(format!("use {self} as the name of a socket"), errno))
     }
 
-    /// Whether a socket can have this name.
     fn check(&self) -> Result<()> {
         let (bytes, what) = match self {
             Name::Path(path) => (path.as_os_str().as_bytes(), "path"),
@@ -90,7 +89,8 @@ impl Name {
 }
 
 impl fmt::Display for Name {
-    /// The user's spelling; bytes that are not UTF-8 are replaced, control characters escaped.
+    /// The name as the user wrote it; bytes that are not UTF-8 are replaced, control characters
+    /// escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Name::Path(path) => f.write_str(&printable(path.as_os_str().as_bytes())),

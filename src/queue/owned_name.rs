@@ -1,8 +1,8 @@
-//! Who owns the name of a socket.
+//! The ownership of the name of a socket.
 //!
-//! A path is owned by whoever holds an exclusive `flock` on `PATH.lock`. The kernel drops the lock
-//! when its holder dies, however it dies, so a socket whose lock is free has no owner and may be
-//! removed. Names in the abstract namespace end with their socket and need none of this.
+//! The owner of a path holds an exclusive `flock` on `PATH.lock`. The kernel drops the lock however
+//! the owner dies, so a socket with a free lock has no owner and may be removed. A name in the
+//! abstract namespace ends with its socket and needs no lock.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -21,44 +21,43 @@ use crate::system::descriptor::type_of;
 use crate::system::sock_diag::bound_inode;
 use crate::system::text::printable;
 
-/// The permissions of a socket for which none were asked: its owner only.
+/// The default permissions of a socket: its owner only.
 const DEFAULT_MODE: u32 = 0o600;
 
-/// How often a race for a path is run again before it counts as lost.
+/// After this many tries, a race for a path counts as lost.
 const MAX_TRIES: usize = 100;
 
 /// The umask belongs to the whole process: two threads that change it must not overlap.
 static UMASK: Mutex<()> = Mutex::new(());
 
-/// Device and inode number: which file a path or a descriptor means.
+/// Device and inode number of a file.
 type FileId = (u64, u64);
 
-/// Which file `stat` is about.
 fn file_id(stat: &FileStat) -> FileId {
     (stat.st_dev, stat.st_ino)
 }
 
-/// The right to a name that a socket was bound to.
+/// The ownership of a name that a socket is bound to.
 ///
-/// Dropping it removes the path and its lock file, but only in the process that bound it: a forked
-/// child has a copy of this value and must not take the name away from its parent.
+/// Dropping this value removes the path and its lock file, but only in the process that bound the
+/// name: a forked child has a copy, and must not take the name away from its parent.
 #[derive(Debug)]
 pub(crate) struct OwnedName {
     name: Name,
-    /// What to remove; nothing for an abstract name.
+    /// The files to remove; `None` for an abstract name.
     file: Option<OwnedFile>,
 }
 
 impl OwnedName {
-    /// The name, as given to [`bind`].
     pub fn name(&self) -> &Name {
         &self.name
     }
 
-    /// Makes the path, where there is one, and its lock file those of another user.
+    /// Gives the path and its lock file to another user. An abstract name has neither.
     ///
     /// # Errors
-    /// [`Error::System`]: `EPERM` for who may not do that, `ENOENT` if the path is not ours any more.
+    /// [`Error::System`]: `EPERM` if this process may not do that, `ENOENT` if the path is no
+    /// longer ours.
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
         let name = &self.name;
         let failed = |errno| Error::system(format!("give {name} to uid {uid}"), errno);
@@ -67,7 +66,7 @@ impl OwnedName {
             .map_err(failed)
     }
 
-    /// Leaves the path where it is, also when this is dropped.
+    /// Leaves the path in place when this value is dropped.
     pub fn leave(&mut self) {
         if let Some(file) = &mut self.file {
             file.is_left = true;
@@ -75,25 +74,24 @@ impl OwnedName {
     }
 }
 
-/// A bound path.
 #[derive(Debug)]
 struct OwnedFile {
-    /// Absolute, so that it still is the same after a chdir.
+    /// Absolute, so that a chdir(2) does not change it.
     path: PathBuf,
-    /// The socket that was bound.
+    /// The bound socket.
     id: FileId,
-    /// The process that bound it.
+    /// The process that bound the socket.
     pid: u32,
-    /// It is not removed.
+    /// The path stays when this value is dropped.
     is_left: bool,
-    /// Held as long as the socket is.
+    /// Held as long as the socket.
     lock: Lock,
 }
 
 impl OwnedFile {
     fn give_to(&self, uid: u32, gid: u32) -> nix::Result<()> {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        // Whatever else somebody has put there meanwhile stays whose it is.
+        // A file that another process has put there meanwhile keeps its owner.
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let socket = open(&self.path, flags, Mode::empty())?;
         if file_id(&fstat(&socket)?) != self.id {
@@ -109,38 +107,39 @@ impl Drop for OwnedFile {
         if self.is_left || std::process::id() != self.pid {
             return;
         }
-        // Nobody could be told of a failure; and what is not ours any more stays.
+        // An error could be reported to nobody, and a file that is no longer ours stays.
         remove_if(&self.path, self.id);
-        // While the lock is held: whoever opened this file meanwhile finds it gone and starts again.
+        // While the lock is held: a process that opened this file meanwhile finds it gone and
+        // starts again.
         remove_if(&self.lock.path, self.lock.id);
     }
 }
 
-/// Removes `path` if it still is the file `id`.
+/// Removes `path` if it is still the file `id`.
 fn remove_if(path: &Path, id: FileId) {
     if lstat(path).is_ok_and(|stat| file_id(&stat) == id) {
         let _ = unlink(path);
     }
 }
 
-/// An exclusive lock on a file, which ends when its descriptor is closed.
+/// An exclusive lock on a file, until its descriptor is closed.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
     id: FileId,
-    /// Not a `nix::fcntl::Flock`: that one unlocks when it is dropped, and a lock is shared with
-    /// forked children, so a child that dropped its copy would unlock its parent's.
+    /// Not a `nix::fcntl::Flock`, which unlocks when it is dropped. Forked children share the lock,
+    /// so a child that dropped its copy would unlock its parent's.
     fd: OwnedFd,
 }
 
-/// Binds `socket`, a Unix socket of any type, to `name`, and returns the right to that name.
+/// Binds `socket`, a Unix socket of any type, to `name`.
 ///
-/// `mode` is the permissions of the path (default 0600), which it has from the first instant. A
-/// socket that was left over by an owner that is gone is replaced. An abstract name has no mode.
+/// `mode` is the permissions of the path (default 0600) from the first instant; an abstract name
+/// has none. A socket that a dead owner left behind is replaced.
 ///
 /// # Errors
-/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the path
-/// is there and is not a socket, or its lock file is not a plain file.
+/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the
+/// path exists and is no socket, or if its lock file is not a plain file.
 pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Result<OwnedName> {
     let address = name.address()?;
     let failed = |errno| Error::system(format!("bind {name}"), errno);
@@ -150,7 +149,7 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Re
             None
         }
         Name::Path(path) => {
-            // Without a working directory, a relative path is the best there is.
+            // Without a working directory, the relative path must do.
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
             let lock = lock(name, &path)?;
             let mode = Mode::from_bits_truncate(mode.unwrap_or(DEFAULT_MODE)) & all_modes();
@@ -175,19 +174,19 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Re
     })
 }
 
-/// Takes back the right to `name` from a process that left it ([`OwnedName::leave`]), with its
-/// `socket`, which is still open. `None` if the path is not that socket any more.
+/// Takes `name` over from a process that left it ([`OwnedName::leave`]), with its `socket`, which
+/// is still open. `None` if the path is no longer that socket.
 ///
 /// # Errors
-/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if its lock
-/// file is not a plain file.
+/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if its
+/// lock file is not a plain file.
 pub(crate) fn reclaim(socket: BorrowedFd<'_>, name: &Name) -> Result<Option<OwnedName>> {
     let mut file = None;
     if let Name::Path(path) = name {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let lock = lock(name, &path)?;
         let found = lstat(&path).ok();
-        // Where the kernel does not say which file it is, one that is a socket has to do.
+        // If the kernel does not tell the socket's inode, any socket at the path must do.
         let inode = bound_inode(socket);
         let is_it = |stat: &FileStat| {
             type_of(stat) == SFlag::S_IFSOCK
@@ -211,12 +210,11 @@ pub(crate) fn reclaim(socket: BorrowedFd<'_>, name: &Name) -> Result<Option<Owne
     }))
 }
 
-/// Read, write and execute for everybody.
 fn all_modes() -> Mode {
     Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO
 }
 
-/// Takes the lock of `path`, whose name in messages is `name`.
+/// Locks `path`, which messages call `name`.
 fn lock(name: &Name, path: &Path) -> Result<Lock> {
     let mut lock_path = OsString::from(path);
     lock_path.push(".lock");
@@ -231,11 +229,11 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
         let flags = OFlag::O_RDWR
             | OFlag::O_CLOEXEC
             | OFlag::O_NOFOLLOW
-            // Whatever somebody put there is not waited for.
+            // The open must not block on a FIFO or device that somebody put there.
             | OFlag::O_NONBLOCK
             | OFlag::O_NOCTTY;
-        // One that is there is not created: the kernel may not let even root do that with somebody
-        // else's file (fs.protected_regular).
+        // An existing lock file is opened without O_CREAT: the kernel may refuse O_CREAT even to
+        // root for another user's file (fs.protected_regular).
         let made = match open(&lock_path, flags, Mode::empty()) {
             Err(Errno::ENOENT) => {
                 let mode = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -249,7 +247,7 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
                 return Err(not_plain("a symbolic link"));
             }
             Err(Errno::EISDIR) => return Err(not_plain("a directory")),
-            // The directory is what is wrong, not the lock in it.
+            // The directory is wrong, not the lock file in it.
             Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
                 return Err(Error::system(format!("bind {name}"), errno));
             }
@@ -268,7 +266,7 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
             return Err(not_plain("a special file"));
         }
         let id = file_id(&opened);
-        // The owner before us may have removed the file between our open and our lock.
+        // The previous owner may have removed the file between our open and our lock.
         if lstat(&lock_path).is_ok_and(|stat| file_id(&stat) == id) {
             return Ok(Lock {
                 path: lock_path,
@@ -280,18 +278,17 @@ fn lock(name: &Name, path: &Path) -> Result<Lock> {
     Err(Error::system(format!("bind {name}"), Errno::EADDRINUSE))
 }
 
-/// Takes an exclusive lock or fails with `EWOULDBLOCK`.
+/// Fails with `EWOULDBLOCK` instead of waiting.
 #[expect(deprecated, reason = "Flock unlocks on drop, see Lock")]
 fn flock_now(fd: &OwnedFd) -> nix::Result<()> {
     nix::fcntl::flock(fd.as_raw_fd(), FlockArg::LockExclusiveNonblock)
 }
 
-/// Whether `path` is a symbolic link.
 fn is_symlink(path: &Path) -> bool {
     lstat(path).is_ok_and(|stat| type_of(&stat) == SFlag::S_IFLNK)
 }
 
-/// Binds `socket` to a path whose lock is held, and returns which file it now is.
+/// Binds `socket` to a locked path, and returns the id of the new file.
 fn bind_locked(
     socket: BorrowedFd<'_>,
     address: &UnixAddr,
@@ -329,7 +326,7 @@ fn bind_locked(
     Err(failed(Errno::EADDRINUSE))
 }
 
-/// Binds with the umask set so that the path has exactly `mode` from the first instant.
+/// The umask gives the path exactly `mode` from the first instant.
 fn bind_with_mode(socket: BorrowedFd<'_>, address: &UnixAddr, mode: Mode) -> nix::Result<()> {
     let _alone = UMASK.lock().unwrap_or_else(|poison| poison.into_inner());
     let before = umask(all_modes() & !mode);
@@ -338,11 +335,11 @@ fn bind_with_mode(socket: BorrowedFd<'_>, address: &UnixAddr, mode: Mode) -> nix
     result
 }
 
-/// Whether no socket is bound to `address` any more, though its file is there.
+/// Whether the file at `address` is left over from a closed socket.
 ///
-/// Connecting a datagram socket tells without troubling a listener: it succeeds with a datagram
-/// socket, fails with `EPROTOTYPE` for any other living one, listening or not, and with
-/// `ECONNREFUSED` only for a dead one of any type (seen on Linux 6.18).
+/// Connecting a datagram socket tells without troubling a listener. The connect succeeds with a
+/// datagram socket, fails with `EPROTOTYPE` for any other open socket, listening or not, and fails
+/// with `ECONNREFUSED` only for a closed socket of any type (seen on Linux 6.18).
 fn is_stale(address: &UnixAddr) -> bool {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     match socket::socket(AddressFamily::Unix, SockType::Datagram, flags, None) {
@@ -399,7 +396,7 @@ mod tests {
         for kind in [SockType::Stream, SockType::SeqPacket, SockType::Datagram] {
             let old = socket_of(kind);
             socket::bind(old.as_raw_fd(), &name.address().unwrap()).unwrap();
-            // Bound without a lock, not even listening: still somebody's.
+            // This socket has no lock and does not even listen, but it has an owner.
             assert_eq!(
                 bind_new(&name, None).unwrap_err().to_string(),
                 in_use(&name)
@@ -424,7 +421,7 @@ mod tests {
         std::os::unix::fs::symlink("/nowhere", &path).unwrap();
         let error = bind_new(&name, None).unwrap_err().to_string();
         assert!(error.contains("exists and is not a socket"), "{error}");
-        // Somebody else's file that has taken the path stays on drop.
+        // Another process's file at the path stays on drop.
         std::fs::remove_file(&path).unwrap();
         let (owned, _socket) = bind_new(&name, None).unwrap();
         std::fs::remove_file(&path).unwrap();
@@ -452,7 +449,7 @@ mod tests {
         nix::unistd::mkfifo(&lock, Mode::S_IRWXU).unwrap();
         refused("s.lock is a special file");
         std::fs::remove_file(&lock).unwrap();
-        // Left over by an owner that was killed.
+        // An owner that was killed left this lock file.
         std::fs::write(&lock, "").unwrap();
         drop(bind_new(&name, None).unwrap());
         assert!(!lock.exists());
@@ -470,7 +467,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = Name::Path(dir.path().join("s"));
         let (mut owned, _socket) = bind_new(&name, None).unwrap();
-        // As after a fork: another process, and the parent still has the lock open.
+        // As after a fork: this is another process, and the parent still has the lock open.
         let file = owned.file.as_mut().unwrap();
         file.pid += 1;
         let _parent = file.lock.fd.try_clone().unwrap();

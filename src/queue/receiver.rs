@@ -19,17 +19,17 @@ use crate::system::free_fds::FreeFds;
 use crate::system::poll::{PollFlags, ready, wait_for};
 use crate::system::{inherited, interrupt, unix_socket};
 
-/// What one receive brought.
+/// The result of a receive.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Received {
-    /// A connection, or whatever else the descriptor is.
+    /// A connection, or a descriptor of any other kind.
     Connection(Connection),
-    /// A message that was not a connection. All that it carried is closed.
+    /// A message without a valid connection. All its descriptors are closed.
     Rejected(Rejection),
-    /// The other side is gone and the queue is empty.
+    /// The other side is gone, and the queue is empty.
     End,
-    /// A signal interrupted the wait ([`crate::interrupt`]). Nothing was taken.
+    /// A signal interrupted the wait ([`crate::interrupt`]). No message was taken.
     Interrupted,
 }
 
@@ -37,31 +37,31 @@ pub enum Received {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// It carried no descriptor.
+    /// The message carried no descriptor.
     #[error("a message came without a descriptor")]
     NoDescriptor,
-    /// It carried this many, where one is a connection, and a second one a lease.
+    /// The message carried this many descriptors. A connection is 1, and 2 with a lease.
     #[error("a message came with {0} descriptors instead of one")]
     TooManyDescriptors(usize),
-    /// The kernel had to drop some of its descriptors.
+    /// The kernel dropped some of the message's descriptors.
     #[error("a message lost descriptors on its way (MSG_CTRUNC)")]
     DescriptorsCut,
-    /// Its sender, a uid, may not send here.
+    /// The sender of the message, this uid, may not send here.
     #[error("a message came from uid {0}, which may not send to this name")]
     Sender(u32),
-    /// The kernel did not say who sent it, as for a process in another container.
+    /// The kernel did not tell the sender, as for a process in another container.
     #[error("a message came from an unknown uid, which may not send to this name")]
     UnknownSender,
 }
 
-/// The read end of a queue. It is for one thread.
+/// The read end of a queue, for one thread.
 pub struct Receiver {
     socket: OwnedFd,
-    /// Who may send, where the name itself does not say so.
+    /// The allowed senders, if the name itself does not limit them.
     trust: Trust,
-    /// For a connection and its lease.
+    /// Numbers for a connection and its lease.
     free: FreeFds<2>,
-    /// The name that this end is bound to, if it is.
+    /// The name that this end is bound to.
     name: Option<OwnedName>,
 }
 
@@ -75,32 +75,32 @@ impl Receiver {
         }
     }
 
-    /// The read end that `socket` is: a connected Unix socket of any type, or a bound datagram
+    /// Takes `socket` as a read end: a connected Unix socket of any type, or a bound datagram
     /// socket.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is something else; the text says what.
+    /// [`Error::Invalid`] if `socket` is something else; the text says what.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
         check_is_queue(socket.as_fd())?;
         Ok(Self::new(socket, Trust::everybody(), None))
     }
 
-    /// The read end that this process was started with as descriptor `number`: 0 for a worker of
-    /// `fdpool --worker`. To be called before anything else uses that number.
+    /// Takes descriptor `number`, inherited at the start of this process, as a read end: 0 in a
+    /// worker of `fdpool --worker`. Call this before anything else uses that number.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is something else or not open; the text says what.
+    /// [`Error::Invalid`] if the descriptor is something else or not open; the text says what.
     pub fn inherit(number: RawFd) -> Result<Self> {
         Self::from_socket(inherited::claim(number)?)
     }
 
-    /// Owns the datagram socket `name`, to which any number of senders send. `mode` is the
+    /// Binds the datagram socket `name`, to which any number of senders may send. `mode` is the
     /// permissions of its file (0600 if `None`). An abstract name has none: there `trust` says who
     /// may send.
     ///
     /// # Errors
-    /// [`Error::System`]: `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the path
-    /// is there and is no socket, or its lock file (`PATH.lock`) is not a plain file.
+    /// [`Error::System`]: `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the
+    /// path exists and is no socket, or if its lock file (`PATH.lock`) is not a plain file.
     pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
         let socket = unix_socket::new(SockType::Datagram)?;
         let trust = if name.is_abstract() {
@@ -117,13 +117,13 @@ impl Receiver {
         Ok(Self::new(socket, trust, Some(owned)))
     }
 
-    /// Fetches the read end from the process that owns the name, as `fdaccept --bind` does. Anybody
-    /// can bind an abstract name, so `trust` says who may own it.
+    /// Fetches the read end from the owner of `name`, such as `fdaccept --bind`. Anybody can bind
+    /// an abstract name, so `trust` says who may own it.
     ///
     /// # Errors
-    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody is there, `ECONNRESET` if who was
-    /// there went away, `ENOTSOCK` if a signal interrupted it. [`Error::Untrusted`] if it is
-    /// somebody whom `trust` does not allow; [`Error::Peer`] if the answer is something else.
+    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody owns the name, `ECONNRESET` if
+    /// the owner goes away, `ENOTSOCK` if a signal interrupts the call. [`Error::Untrusted`] if
+    /// `trust` does not allow the owner; [`Error::Peer`] if the answer is no queue.
     pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
         let visit = Visit::new()?;
         let _watch = interrupt::watch(visit.as_fd());
@@ -131,29 +131,29 @@ impl Receiver {
         Self::from_socket(visit.finish(name)?)
     }
 
-    /// In a process that was forked: leaves the name to the process that bound it, so that the name
-    /// is free when that process is gone, however long this one lives on.
+    /// In a forked process: leaves the name to the process that bound it. The name is then free
+    /// when that process is gone, however long this one lives.
     pub(crate) fn leave_name(&mut self) {
         self.name = None;
     }
 
-    /// Waits for the next connection and takes it. No connection is lost between two calls; what
-    /// is not taken stays for others.
+    /// Waits for the next connection and takes it. No connection is lost between two calls:
+    /// connections that are not taken stay for other consumers.
     ///
     /// # Errors
-    /// [`Error::System`]: `EMFILE` if there are no numbers for a connection and its lease, in which
-    /// case nothing was taken.
+    /// [`Error::System`]: `EMFILE` if there are no numbers for a connection and its lease; then no
+    /// message was taken.
     pub fn receive(&self) -> Result<Received> {
         loop {
             if let Some(received) = self.take(|socket| scm::receive(socket))? {
                 return Ok(received);
             }
-            // Somebody else made this socket non-blocking, which is theirs to do.
+            // Another process made this socket non-blocking, as it may.
             let _ = wait_for(self.socket.as_fd(), PollFlags::IN, None);
         }
     }
 
-    /// As [`Receiver::receive`], but `None` if nothing is there now.
+    /// Like [`Receiver::receive`], but `None` if the queue is empty now.
     ///
     /// # Errors
     /// Those of [`Receiver::receive`].
@@ -170,20 +170,21 @@ impl Receiver {
         loop {
             self.free.check(self.socket.as_fd()).map_err(failed)?;
             match receive(self.socket.as_fd()) {
-                // An empty message reads as the end does, and may have others behind it.
+                // An empty message reads like the end, and other messages may follow.
                 Ok(message) if message.is_empty() && self.other_side_is_gone() => {
                     empties += 1;
                     if empties > MAX_QUEUED || is_drained(self.socket.as_fd()) {
                         return Ok(Some(Received::End));
                     }
                 }
-                // The end was read, and a signal came before the other side could be looked at.
+                // The end was read, but a signal came before the other side could be checked.
                 Ok(message) if message.is_empty() && interrupt::raised().is_some() => {
                     return Ok(Some(Received::Interrupted));
                 }
                 Ok(message) => return Ok(Some(self.judge(message))),
                 Err(Errno::EAGAIN) => return Ok(None),
-                // What we would have sent to the other side was not read there: no end of ours.
+                // ECONNRESET: the other side closed without reading all that was sent to it. Its
+                // own messages are still here.
                 Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(Errno::ENOTSOCK) => return Ok(Some(Received::Interrupted)),
                 Err(errno) => return Err(failed(errno)),
@@ -191,7 +192,7 @@ impl Receiver {
         }
     }
 
-    /// Decides what a message is, and closes everything of a message that is rejected.
+    /// Decides what a message is. A rejected message is closed with all its descriptors.
     fn judge(&self, mut message: Message) -> Received {
         if message.descriptors_cut {
             self.free.forget();
@@ -201,7 +202,7 @@ impl Receiver {
         } else {
             Info::decode(&message.payload)
         };
-        // Who knows of leases says what it sends, and a lease is the end of a pipe.
+        // Only a sender with a valid payload knows of leases, and a lease is the end of a pipe.
         let has_lease = info.is_some()
             && matches!(&message.descriptors[..], [_, lease] if is_pipe(lease.as_fd()));
         let rejection = match message.sender {
@@ -227,8 +228,7 @@ impl Receiver {
         }
     }
 
-    /// Whether nothing is left and nothing will come: the other side is gone and every message
-    /// was taken. Takes nothing, and does not block.
+    /// Whether the other side is gone and the queue is empty. Takes no message, and does not block.
     pub fn is_at_end(&self) -> bool {
         self.other_side_is_gone() && is_drained(self.socket.as_fd())
     }

@@ -1,27 +1,27 @@
-//! Where the two sides of a queue meet, as the user says it. All three programs spell it alike.
+//! Where the two sides of a queue meet, by options that all three programs share.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use crate::error::Error;
 
-/// How to get to the other side. At most one of the first three is given; without any, it is a
-/// standard stream.
+/// At most one of the first three is given. Without any, the queue is a standard stream.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rendezvous {
-    /// `--queue-fd`: this descriptor.
+    /// `--queue-fd`: the queue's descriptor.
     pub queue_fd: Option<RawFd>,
     /// `--connect`: a name that the other side owns.
     pub connect: Option<OsString>,
     /// `--bind`: a name for us to own.
     pub bind: Option<OsString>,
-    /// `--mode`: of the socket file that `--bind` makes; 0600 if `None`.
+    /// `--mode`: the permissions of the socket file that `--bind` makes; 0600 if `None`.
     pub mode: Option<u32>,
-    /// `--allow-uid`: who may be on the other side of an abstract name, besides us and root.
+    /// `--allow-uid`: uids that may be on the other side of an abstract name, besides ours and
+    /// root's.
     pub allow_uid: Vec<u32>,
 }
 
-/// `error` with the option that would help, as a user of the programs can give it.
+/// Names the option of the programs that would help.
 pub(crate) fn with_advice(error: &Error) -> String {
     match error {
         Error::Untrusted { uid, .. } => format!("{error} (--allow-uid {uid} would)"),

@@ -1,4 +1,4 @@
-//! Messages with descriptors. The only file that knows `SCM_RIGHTS`.
+//! Messages with descriptors. Only this file knows `SCM_RIGHTS`.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -19,7 +19,7 @@ use crate::system::descriptor::socket_facts;
 /// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// More messages than wait in a queue whose buffer is as large as anybody may make it by default.
+/// More messages than fit into a queue with the largest buffer that anybody may set by default.
 pub(crate) const MAX_QUEUED: usize = 1024;
 
 /// Sends one message; blocks while there is no room.
@@ -34,7 +34,7 @@ pub(crate) fn send(
     send_with(socket.as_fd(), payload, descriptors, SendFlags::NOSIGNAL)
 }
 
-/// As [`send`], but `EAGAIN` if there is no room.
+/// Like [`send`], but `EAGAIN` if there is no room.
 ///
 /// # Errors
 /// Those of [`send`].
@@ -67,25 +67,25 @@ fn send_with(
     }
 }
 
-/// One message as it came. Dropping it closes the descriptors that are still in it, without
-/// blocking.
+/// A received message. Dropping it closes the descriptors that are still in it, without blocking.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Message {
-    /// Its bytes; where there were more than [`MAX_PAYLOAD`], the first of them.
+    /// The payload, cut to [`MAX_PAYLOAD`] bytes.
     pub payload: Vec<u8>,
-    /// Its descriptors, close-on-exec.
+    /// The descriptors, close-on-exec.
     pub descriptors: Vec<OwnedFd>,
-    /// The sender's uid, where the socket asks for it (`SO_PASSCRED`).
+    /// The sender's uid, if the socket asks for it (`SO_PASSCRED`).
     pub sender: Option<u32>,
-    /// The message had more bytes than were taken (`MSG_TRUNC`).
+    /// The payload was longer than [`MAX_PAYLOAD`] (`MSG_TRUNC`).
     pub payload_cut: bool,
-    /// It had more descriptors than could be taken; the kernel closed them (`MSG_CTRUNC`).
+    /// There were more descriptors than could be taken, and the kernel closed the rest
+    /// (`MSG_CTRUNC`).
     pub descriptors_cut: bool,
 }
 
 impl Message {
-    /// Whether there is nothing in it, as at the end.
+    /// An empty message reads like the end.
     pub(crate) fn is_empty(&self) -> bool {
         self.payload.is_empty() && self.descriptors.is_empty()
     }
@@ -97,8 +97,8 @@ impl Drop for Message {
     }
 }
 
-/// Receives one message; waits for it. An empty payload without descriptors can be an empty message
-/// or the end.
+/// Receives one message; blocks until one comes. An empty payload without descriptors is an empty
+/// message or the end.
 ///
 /// # Errors
 /// The errno of recvmsg(2), `EINTR` among them.
@@ -106,7 +106,7 @@ pub(crate) fn receive(socket: impl AsFd) -> Result<Message, Errno> {
     receive_with(socket.as_fd(), RecvFlags::CMSG_CLOEXEC)
 }
 
-/// As [`receive`], but `EAGAIN` if there is no message.
+/// Like [`receive`], but `EAGAIN` if there is no message.
 ///
 /// # Errors
 /// Those of [`receive`].
@@ -118,8 +118,8 @@ pub(crate) fn try_receive(socket: impl AsFd) -> Result<Message, Errno> {
 }
 
 fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Errno> {
-    // Room for every descriptor that a message can have: what the kernel has to drop for want of
-    // room it closes in our name, and closing a stranger's socket can block.
+    // Room for every descriptor that a message can have: without room, the kernel closes
+    // descriptors in our name, and closing a stranger's socket can block.
     let mut space =
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -136,8 +136,8 @@ fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Err
     for part in control.drain() {
         match part {
             RecvAncillaryMessage::ScmRights(descriptors) => message.descriptors.extend(descriptors),
-            // A process id of 0, of a sender in another namespace, does not fit into what rustix
-            // makes of it: then there may be no sender, which is not trusted.
+            // rustix cannot hold the process id 0, that of a sender in another namespace. The
+            // message may then have no sender, and is not trusted.
             RecvAncillaryMessage::ScmCredentials(sender) => {
                 message.sender = Some(sender.uid.as_raw());
             }
@@ -148,9 +148,9 @@ fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Err
     Ok(message)
 }
 
-/// Whether nothing is left in `socket`, if its other side is gone.
+/// Whether `socket` is empty, provided that its other side is gone.
 pub(crate) fn is_drained(socket: BorrowedFd<'_>) -> bool {
-    // All bytes that wait; and then a message that has none, but may carry a connection.
+    // No byte waits, and no message without bytes either, which may carry a connection.
     ioctl_fionread(socket) == Ok(0) && is_next_the_end(socket)
 }
 
@@ -161,7 +161,7 @@ fn is_next_the_end(socket: BorrowedFd<'_>) -> bool {
         let mut buffers = [IoSliceMut::new(&mut buffer)];
         let mut control = RecvAncillaryBuffer::new(&mut []);
         match recvmsg(socket, &mut buffers, &mut control, flags) {
-            // Without room for descriptors the kernel says that there are some.
+            // Without room for descriptors, the kernel reports that there are some.
             Ok(next) => return next.bytes == 0 && !next.flags.contains(ReturnFlags::CTRUNC),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             Err(_) => return false,
@@ -169,9 +169,9 @@ fn is_next_the_end(socket: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Closes a stranger's descriptor, and what is on its way in it, if it is a Unix socket. Their
-/// `SO_LINGER` could make that block for seconds, so it is turned off first; on what is no socket
-/// that fails, and is not needed.
+/// Closes a stranger's descriptor and, if it is a Unix socket, the descriptors in flight in it.
+/// Their `SO_LINGER` could make a close block for seconds, so it is turned off first. That fails if
+/// the descriptor is no socket, and is not needed then.
 pub(crate) fn close_unread(descriptor: OwnedFd) {
     let linger = nix::libc::linger {
         l_onoff: 0,
@@ -187,15 +187,15 @@ pub(crate) fn close_unread(descriptor: OwnedFd) {
         let Some(facts) = facts else {
             continue;
         };
-        // Nothing more is to come in behind what is taken out; and nothing blocks any more.
+        // From now on no further message comes in behind the received ones, and no receive blocks.
         let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Read);
         if facts.listens {
             while let Ok(waiting) = accept_with(&descriptor, SocketFlags::CLOEXEC) {
                 open.push(waiting);
             }
         }
-        // An empty message of a seqpacket socket reads as its end does; a stream has none, and a
-        // datagram socket no end.
+        // An empty message of a seqpacket socket reads like the end. A stream has no empty
+        // messages, and a datagram socket has no end.
         let mut ends = match facts.kind {
             Some(SockType::SeqPacket) => MAX_QUEUED,
             _ => 1,

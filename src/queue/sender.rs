@@ -15,11 +15,10 @@ use crate::system::descriptor::check_is_queue;
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::unix_socket;
 
-/// How long to wait before a send is tried again that failed for want of something that no event
-/// announces (`ETOOMANYREFS`: too many of this user's descriptors are on their way).
+/// The pause before a send is tried again after `ETOOMANYREFS`: too many of this user's descriptors
+/// are in flight, and no event announces the end of that.
 pub(crate) const RETRY: Duration = Duration::from_millis(2);
 
-/// What fails.
 const PASS: &str = "pass a connection";
 
 /// The write end of a queue.
@@ -29,22 +28,22 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// The write end that `socket` is: a connected Unix socket of any type.
+    /// Takes `socket`, a connected Unix socket of any type, as a write end.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is something else; the text says what.
+    /// [`Error::Invalid`] if `socket` is something else; the text says what.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
         check_is_queue(socket.as_fd())?;
         Ok(Self { socket })
     }
 
-    /// Opens the way to the process that is bound to the datagram socket `name`, as
-    /// [`Receiver::bind`](crate::queue::Receiver::bind) and flingfd are. Anybody can bind an
-    /// abstract name, so `trust` says who may be there.
+    /// Connects to the process that has bound the datagram socket `name`, by
+    /// [`Receiver::bind`](crate::queue::Receiver::bind) or as flingfd does. Anybody can bind an
+    /// abstract name, so `trust` says who may own it.
     ///
     /// # Errors
-    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody is there;
-    /// [`Error::Untrusted`] if it is somebody whom `trust` does not allow.
+    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody owns the name;
+    /// [`Error::Untrusted`] if `trust` does not allow the owner.
     pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
         let failed = |errno| Error::system(format!("connect to {name}"), errno);
         let socket = unix_socket::new(SockType::Datagram)?;
@@ -55,17 +54,17 @@ impl Sender {
         Ok(Self { socket })
     }
 
-    /// Passes `connection` on, with what is known of it. Blocks while the queue is full. The caller
-    /// keeps its own copy and closes it when it likes.
+    /// Sends `connection` with the facts `info`. Blocks while the queue is full. The caller keeps
+    /// its own copy of the connection, and may close it at any time.
     ///
     /// # Errors
-    /// [`Error::System`]: `EPIPE` if nobody can receive it any more.
+    /// [`Error::System`]: `EPIPE` if nobody can receive the message any more.
     pub fn send(&self, connection: impl AsFd, info: &Info) -> Result<()> {
         let payload = info.encode();
         loop {
             match scm::send(&self.socket, &payload, &[connection.as_fd()]) {
                 Ok(()) => return Ok(()),
-                // Somebody else made this socket non-blocking.
+                // Another process made this socket non-blocking.
                 Err(Errno::EAGAIN) => drop(wait_for(self.as_fd(), PollFlags::OUT, None)),
                 Err(Errno::ETOOMANYREFS) => std::thread::sleep(RETRY),
                 Err(errno) => return Err(Error::system(PASS, errno)),
@@ -73,18 +72,18 @@ impl Sender {
         }
     }
 
-    /// As [`Sender::send`], without blocking.
+    /// Like [`Sender::send`], without blocking.
     ///
     /// # Errors
     /// [`Error::System`]: `EAGAIN` if the queue is full, `ETOOMANYREFS` if too many descriptors of
-    /// this user are on their way, and those of [`Sender::send`].
+    /// this user are in flight, and those of [`Sender::send`].
     pub fn try_send(&self, connection: impl AsFd, info: &Info) -> Result<()> {
         self.pass(connection.as_fd(), None, &info.encode())
             .map_err(|errno| Error::system(PASS, errno))
     }
 
-    /// As [`Sender::try_send`], with a payload made before, and with a lease if there is one: what
-    /// the receiver keeps open while the connection is in service.
+    /// Like [`Sender::try_send`], with an encoded payload, and with a lease if the sender counts.
+    /// The receiver keeps the lease open while the connection is in service.
     ///
     /// # Errors
     /// The errno of sendmsg(2), `EAGAIN` if the queue is full.

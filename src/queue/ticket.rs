@@ -1,8 +1,8 @@
-//! Tickets: how a consumer gets the read end of a queue through a pipe, which carries only text.
+//! Tickets: a consumer gets the read end of a queue by a pipe, which carries only text.
 //!
 //! A ticket is one line. It names a door, which is a listening socket in the abstract namespace,
-//! and a token that opens it once. fdaccept issues tickets and hands the read end to whoever shows
-//! a token; [`redeem`] is the other side.
+//! and a token that opens the door once. fdaccept issues tickets and hands the read end to a
+//! consumer that shows a token; [`redeem`] is the consumer's side.
 
 use std::fmt;
 use std::io::Read;
@@ -20,11 +20,11 @@ use crate::queue::scm;
 use crate::system::interrupt;
 use crate::system::text::digits;
 
-/// The length of every ticket in bytes, its newline included.
+/// The length of every ticket in bytes, with its newline.
 pub const LENGTH: usize = 94;
 
 const PREFIX: &str = "fdtools-ticket 1 ";
-/// What a door's name in the abstract namespace starts with.
+/// The start of a door's name in the abstract namespace.
 const DOOR: &str = "fdtools-";
 
 /// 128 random bits.
@@ -32,7 +32,7 @@ const DOOR: &str = "fdtools-";
 pub(crate) struct Token([u8; 16]);
 
 impl PartialEq for Token {
-    /// Takes the same time wherever the two differ.
+    /// Takes the same time wherever two tokens differ.
     fn eq(&self, other: &Self) -> bool {
         let pairs = self.0.iter().zip(&other.0);
         pairs.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
@@ -72,13 +72,13 @@ impl fmt::Display for Token {
 }
 
 impl fmt::Debug for Token {
-    /// A token is a key: it is not for logs.
+    /// A token is a key and must not get into a log.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Token")
     }
 }
 
-/// One line on a pipe, worth one fetch of the read end.
+/// One line of a pipe, good for one fetch of the read end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     door: Token,
@@ -87,14 +87,13 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The line, [`LENGTH`] bytes.
+    /// The ticket as a line of [`LENGTH`] bytes.
     pub fn encode(&self) -> String {
         let Self { door, uid, token } = self;
         format!("{PREFIX}{door} {uid:010} {token}\n")
     }
 
-    /// Reads a line. Returns `None` for anything that is not exactly what [`Ticket::encode`]
-    /// writes.
+    /// Parses a line. Returns `None` for anything but the exact output of [`Ticket::encode`].
     pub fn parse(line: &[u8]) -> Option<Self> {
         if line.len() != LENGTH {
             return None;
@@ -116,7 +115,6 @@ impl Ticket {
         Self { door, uid, token }
     }
 
-    /// What tells one door from another.
     pub(crate) fn door(&self) -> Token {
         self.door
     }
@@ -126,42 +124,40 @@ impl Ticket {
     }
 }
 
-/// The name of a door.
 pub(crate) fn door_address(door: Token) -> Result<UnixAddr> {
     UnixAddr::new_abstract(format!("{DOOR}{door}").as_bytes())
         .map_err(|errno| Error::system("name a door", errno))
 }
 
-/// What a consumer shows at the door.
+/// The message of a consumer at the door.
 fn show(token: Token) -> Vec<u8> {
     [VERSION_LINE, format!("TOKEN={token}\n").as_bytes()].concat()
 }
 
-/// The token of a consumer's message, as [`redeem`] shows it.
+/// The token in a consumer's message.
 pub(crate) fn shown(payload: &[u8]) -> Option<Token> {
     let line = payload.strip_prefix(VERSION_LINE)?;
     Token::parse(line.strip_prefix(b"TOKEN=")?.strip_suffix(b"\n")?)
 }
 
-/// What a ticket was worth.
+/// The result of [`redeem`].
 #[non_exhaustive]
 pub enum Redeemed {
     /// The read end.
     Queue(Receiver),
-    /// Nothing: it was used before, or too many newer ones are out.
+    /// Nothing: the ticket was used before, or too many newer tickets were issued.
     Void,
-    /// Nothing: who issued it is gone.
+    /// Nothing: the issuer is gone.
     Gone,
-    /// Nothing yet: a signal interrupted it ([`crate::interrupt`]).
+    /// Nothing yet: a signal interrupted the call ([`crate::interrupt`]).
     Interrupted,
 }
 
-/// Fetches the read end that `ticket` is worth. A visit that the door had to drop, since too many
-/// others were waiting there, is made again.
+/// Fetches the read end for `ticket`. The door drops a visit if too many others wait there; the
+/// visit is then repeated.
 ///
 /// # Errors
-/// [`Error::Peer`] if somebody else has taken the door's name, or it answers something else;
-/// [`Error::System`].
+/// [`Error::Peer`] if another user holds the door's name; [`Error::System`].
 pub fn redeem(ticket: &Ticket) -> Result<Redeemed> {
     let failed = |errno| Error::system("redeem a ticket", errno);
     let mut pause = Duration::from_millis(1);
@@ -193,17 +189,17 @@ pub fn redeem(ticket: &Ticket) -> Result<Redeemed> {
             Err(Errno::EPIPE | Errno::ECONNRESET) => {}
             Err(errno) => return Err(failed(errno)),
         }
-        // Nothing announces that the crowd at the door is smaller.
+        // Nothing announces that fewer consumers wait at the door.
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
-/// Reads exactly one ticket, and not a byte more: the next belongs to somebody else. `None` at
+/// Reads exactly one ticket, and no byte of the next, which belongs to another consumer. `None` at
 /// the end of the pipe.
 ///
 /// # Errors
-/// [`Error::Peer`] if what comes is no ticket, [`Error::System`] if the pipe cannot be read.
+/// [`Error::Peer`] if the text is no ticket, [`Error::System`] if the pipe cannot be read.
 pub fn read(mut pipe: impl Read) -> Result<Option<Ticket>> {
     let mut line = [0; LENGTH];
     let mut length = 0;
@@ -215,7 +211,7 @@ pub fn read(mut pipe: impl Read) -> Result<Option<Ticket>> {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io("read a ticket", error)),
         }
-        // What is no ticket is not waited for to its end.
+        // Text that is no ticket is not read to its end.
         let ends = line[..length].iter().position(|byte| *byte == b'\n');
         if ends.is_some_and(|at| at + 1 < LENGTH) {
             break;

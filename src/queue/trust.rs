@@ -1,7 +1,7 @@
-//! Who may be on the other side of a name that has no mode.
+//! Who may be on the other side of an abstract name.
 //!
-//! A path is guarded by its directory and its mode. A name in the abstract namespace is not:
-//! there the kernel tells the other side's uid, which must be ours, root's or an allowed one.
+//! A path is guarded by its directory and its mode. For an abstract name the kernel tells the uid
+//! of the other side, which must be ours, root's or an allowed one.
 
 use std::os::fd::BorrowedFd;
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::system::sock_diag::peer_uid;
 
-/// The uids that are trusted.
+/// The trusted uids.
 #[derive(Clone, Debug)]
 pub struct Trust {
     /// `None`: everybody.
@@ -20,19 +20,19 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// For sockets that only trusted processes can have: pairs, and names that have a mode.
+    /// Trusts everybody: for pairs, and for paths, whose mode keeps others out.
     pub fn everybody() -> Self {
         Self { uids: None }
     }
 
-    /// This process's effective uid, root, and `others`.
+    /// Trusts this process's effective uid, root, and `others`.
     pub fn us_and(others: &[u32]) -> Self {
         let mut uids = vec![0, geteuid().as_raw()];
         uids.extend(others);
         Self { uids: Some(uids) }
     }
 
-    /// Whether there is anybody who is not trusted.
+    /// Whether some uid is not trusted.
     pub(crate) fn is_limited(&self) -> bool {
         self.uids.is_some()
     }
@@ -45,18 +45,20 @@ impl Trust {
     /// Checks the other side of a connected socket by `SO_PEERCRED`.
     ///
     /// # Errors
-    /// [`Error::Untrusted`] if it is not trusted, [`Error::System`] if the kernel does not say.
+    /// [`Error::Untrusted`] if its uid is not trusted, [`Error::System`] if the kernel does not
+    /// say.
     pub(crate) fn check_owner(&self, socket: BorrowedFd<'_>, name: &Name) -> Result<()> {
         let peer = getsockopt(&socket, sockopt::PeerCredentials)
             .map_err(|errno| Error::system(format!("ask who owns {name}"), errno))?;
         self.check(peer.uid(), name)
     }
 
-    /// Checks who is bound to the name that a datagram socket is connected to. `SO_PEERCRED`
-    /// knows nothing of datagram sockets, so the kernel's socket diagnostics are asked.
+    /// Checks the owner of the name that a datagram socket is connected to. `SO_PEERCRED` does not
+    /// work for datagram sockets, so the kernel's socket diagnostics are asked.
     ///
     /// # Errors
-    /// [`Error::Untrusted`] if it is not trusted, [`Error::System`] if the kernel does not say.
+    /// [`Error::Untrusted`] if its uid is not trusted, [`Error::System`] if the kernel does not
+    /// say.
     pub(crate) fn check_receiver(&self, socket: BorrowedFd<'_>, name: &Name) -> Result<()> {
         if self.uids.is_none() {
             return Ok(());

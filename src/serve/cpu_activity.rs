@@ -1,4 +1,4 @@
-//! Whether processes do something, seen from outside: by the processor time that they use.
+//! Whether processes are active, seen from outside by their processor time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,17 +7,15 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-/// What some processes, and those that they started, have done so far.
+/// The processor time of some processes and of their descendants.
 #[derive(Debug)]
 pub(crate) struct CpuActivity {
-    /// The processor time of each.
     used: BTreeMap<Pid, Duration>,
-    /// When it was seen to change.
+    /// When `used` last changed.
     last: Instant,
 }
 
 impl CpuActivity {
-    /// Nothing was seen yet.
     pub fn new() -> Self {
         Self {
             used: BTreeMap::new(),
@@ -25,7 +23,7 @@ impl CpuActivity {
         }
     }
 
-    /// Looks again. Returns when something was seen to have been done last.
+    /// Looks again. Returns the time of the last activity.
     pub fn look(&mut self, processes: impl IntoIterator<Item = Pid>) -> Instant {
         let mut used = BTreeMap::new();
         let mut left: Vec<Pid> = processes.into_iter().collect();
@@ -41,15 +39,14 @@ impl CpuActivity {
     }
 }
 
-/// The processor time that a process has used; none if it is gone.
+/// Zero if the process is gone.
 fn processor_time(pid: Pid) -> Duration {
     let clock = ClockId::pid_cpu_clock_id(pid);
     let time = clock.and_then(clock_gettime);
     time.map_or(Duration::ZERO, Duration::from)
 }
 
-/// The children of a process, each of whose threads can have some (proc_pid_task(5)). Where the
-/// kernel does not tell, none are seen.
+/// The children of all threads of a process (proc_pid_task(5)); none if the kernel does not tell.
 pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
@@ -73,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_process_is_seen_to_do_something_and_to_do_nothing() {
-        // A shell that waits for its child, which does the work.
+        // The shell waits for its child, cat, which does the work.
         let mut shell = Command::new("sh")
             .args(["-c", "cat; :"])
             .stdin(Stdio::piped())
@@ -88,7 +85,7 @@ mod tests {
         };
         let mut activity = CpuActivity::new();
         exchange();
-        // It may still be on its way to sleep.
+        // The shell or cat may still be on its way to sleep.
         let mut seen = activity.look([pid]);
         loop {
             std::thread::sleep(Duration::from_millis(20));

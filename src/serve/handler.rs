@@ -2,7 +2,7 @@
 //!
 //! A handler starts clean: the connection on descriptors 0 and 1, standard error inherited and
 //! nothing else open; blocking mode; every signal at its default action and none blocked; an
-//! environment in which nothing speaks of another connection.
+//! environment without variables of another connection.
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
@@ -27,8 +27,8 @@ pub(crate) enum Placement {
     Standard,
     /// At this descriptor; standard input is `/dev/null`, standard output is inherited.
     Descriptor(RawFd),
-    /// At descriptor 3, announced by `LISTEN_FDS` and its kin (sd_listen_fds(3)), as an
-    /// `Accept=yes` service of systemd gets it.
+    /// At descriptor 3, announced by `LISTEN_FDS` and its kin (sd_listen_fds(3)), as in an
+    /// `Accept=yes` service of systemd.
     Activation,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Placement {
 const ACTIVATION: RawFd = 3;
 
 impl Placement {
-    /// The last descriptor that the connection has.
+    /// The highest descriptor of the connection.
     fn number(self) -> RawFd {
         match self {
             Placement::Standard => 1,
@@ -46,17 +46,15 @@ impl Placement {
     }
 }
 
-/// A command that serves connections, one each time it is started.
+/// A command that serves one connection each time it is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Handler {
     command: Command,
-    /// What every one of them finds in its environment.
+    /// The environment of every handler, without the variables of a connection.
     environment: Vec<CString>,
 }
 
 impl Handler {
-    /// Finds the command.
-    ///
     /// # Errors
     /// Those of [`Command::find`].
     pub fn find(words: &[OsString]) -> Result<Self> {
@@ -66,12 +64,13 @@ impl Handler {
         })
     }
 
-    /// Starts the command in a process group of its own. The caller keeps the connection, and
-    /// closes it when the handler is to be alone with it.
+    /// Starts the command in a process group of its own. The caller keeps its copy of the
+    /// connection, and closes the copy so that only the handler has the connection.
     ///
     /// # Errors
-    /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
-    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
+    /// [`Error::System`] if no process is available (`EAGAIN`, `ENOMEM`);
+    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command has gone
+    /// meanwhile.
     pub(crate) fn spawn(&self, connection: &Connection, launcher: &mut Launcher) -> Result<Pid> {
         let socket = connection.as_fd();
         make_blocking(socket);
@@ -90,8 +89,8 @@ impl Handler {
     /// Becomes the command. Returns only if that fails.
     ///
     /// # Errors
-    /// [`Error::System`] for the steps before; [`Error::CommandNotFound`] or
-    /// [`Error::CommandNotExecutable`] if the command is gone by now.
+    /// [`Error::System`] for the steps before exec; [`Error::CommandNotFound`] or
+    /// [`Error::CommandNotExecutable`] if the command has gone meanwhile.
     pub fn exec(&self, connection: &Connection, placement: Placement) -> Error {
         match self.try_exec(connection, placement) {
             Ok(never) => match never {},
@@ -119,7 +118,7 @@ impl Handler {
             _ => self.environment_for(connection.info(), &[]),
         };
         if let Some(lease) = connection.lease() {
-            // Nobody is left to hold it but the command.
+            // Only the command is left to hold the lease.
             inherited::leave_open(lease, placement.number())?;
         }
         match placement {
@@ -130,8 +129,8 @@ impl Handler {
             Placement::Descriptor(number) => place_apart(socket, number)?,
             Placement::Activation => place_apart(socket, ACTIVATION)?,
         }
-        // Those that are caught, exec gives their default action, and not a moment before: a
-        // signal that comes now must not end what has a connection in hand.
+        // exec resets caught signals to their default action, and not a moment before: a signal now
+        // must not end a process that has a connection in hand.
         signals::default_ignored();
         signals::set_mask(&SigSet::empty())?;
         self.command
@@ -147,7 +146,6 @@ impl Handler {
     }
 }
 
-/// What a handler finds of its connection.
 fn variables(info: &Info) -> Vec<CString> {
     let variables = info.variables();
     let entries =
@@ -155,30 +153,30 @@ fn variables(info: &Info) -> Vec<CString> {
     entries.collect()
 }
 
-/// The environment as it was inherited, without what speaks of a connection or was meant for us.
+/// Our environment, without the variables of a connection or of our service manager.
 pub(crate) fn clean_environment() -> Vec<CString> {
     environment_without(|name| is_of_a_connection(name) || is_service_managers(name))
 }
 
-/// Whether a variable speaks of a connection, which then is another one than ours.
+/// Whether an inherited variable describes a connection, which then is not the handler's.
 fn is_of_a_connection(name: &[u8]) -> bool {
-    /// What UCSPI programs set besides, and we do not.
+    /// Variables that other UCSPI programs set and fdtools does not.
     const OTHERS: [&[u8]; 3] = [b"TCPREMOTEHOST", b"TCPREMOTEINFO", b"TCPLOCALHOST"];
     let mut ours = VARIABLES.iter().map(|known| known.name().as_bytes());
     ours.any(|known| known == name) || OTHERS.contains(&name)
 }
 
-/// Puts the connection at `number` and `/dev/null` on standard input.
+/// Puts the connection at `number` and `/dev/null` at standard input.
 fn place_apart(socket: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
     inherited::place(null.as_fd(), 0)?;
-    // Before the connection takes its place: this may be the very number.
+    // Closed before the connection takes `number`, which may be the number of this very file.
     drop(null);
     inherited::place(socket, number)
 }
 
-/// A connection that its sender left non-blocking would surprise a handler. Whether it can be
-/// asked is up to what it is; it is served in any case.
+/// A handler does not expect a non-blocking connection, but the sender may have left it so. Errors
+/// do not matter: a descriptor of any kind is served.
 fn make_blocking(descriptor: BorrowedFd<'_>) {
     let flags = fcntl(descriptor, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     if let Ok(flags) = flags

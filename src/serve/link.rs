@@ -1,4 +1,4 @@
-//! The queue of a pool: had once, or fetched from a name again and again.
+//! The queue of a pool: inherited or bound once, or fetched from a name again and again.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -13,37 +13,35 @@ use crate::serve::source::{Found, Source};
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched};
 
-/// How often a name is tried at which nobody is.
+/// How often to try a name that nobody owns.
 const RECONNECT: Duration = Duration::from_millis(100);
 
-/// Where the queue is.
 enum Queue {
-    /// Here.
     Open(Receiver),
-    /// Somebody at a name was asked for it.
+    /// The owner of the name was asked for the queue.
     Asked(Visit),
-    /// Nobody is at the name; it is tried again then.
+    /// Nobody owns the name; the next try is at this time.
     Absent(Instant),
-    /// There will be no other one.
+    /// There will be no other queue.
     Ended,
 }
 
-/// What a pool's connections come from.
+/// The source of a pool's queue, and the queue.
 pub(crate) struct Link {
     source: Source,
     queue: Queue,
-    /// End with the queue, also where a name could give another one.
+    /// End with the queue, even if the name could give another one.
     once: bool,
-    /// How many queues a name has given.
+    /// How many queues the name has given.
     generation: u64,
-    /// When the last one was had.
+    /// When the last queue was fetched.
     had: Instant,
-    /// What was said last of a name where nobody is.
+    /// The last message about a name that nobody owns.
     said: Said,
 }
 
 impl Link {
-    /// Waits for the queue, except for one that a name gives. A signal breaks the wait off
+    /// Waits for the queue, unless a name gives it. A signal interrupts the wait
     /// ([`crate::system::interrupt`]); then there is no queue.
     ///
     /// # Errors
@@ -66,7 +64,6 @@ impl Link {
         })
     }
 
-    /// The queue, if it is here.
     pub fn queue(&self) -> Option<&Receiver> {
         match &self.queue {
             Queue::Open(receiver) => Some(receiver),
@@ -74,25 +71,25 @@ impl Link {
         }
     }
 
-    /// Which of the queues that there were is the present one, or was the last.
+    /// The number of the current queue, or of the last one.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Whether there is no queue, and will be none.
+    /// Whether there is no queue and will be none.
     pub fn has_ended(&self) -> bool {
         matches!(self.queue, Queue::Ended)
     }
 
-    /// Gives everything up: nobody here takes another connection.
+    /// Gives up the queue and the source: this process takes no more connections.
     pub fn close(&mut self) {
         self.queue = Queue::Ended;
-        // fdaccept learns at once that nobody will take what it accepts.
+        // fdaccept sees the closed source at once, and knows that nobody will take its connections.
         self.source = Source::Queue(None);
     }
 
-    /// The queue alone, for a forked child. While somebody has the pipe with tickets open,
-    /// fdaccept goes on, so that must be nobody but the parent.
+    /// Takes the queue for a forked child and closes the source. fdaccept goes on while any process
+    /// has the pipe of tickets open, so only the parent may have it open.
     pub fn take_queue(&mut self) -> Option<Receiver> {
         let queue = std::mem::replace(&mut self.queue, Queue::Ended);
         self.close();
@@ -102,23 +99,22 @@ impl Link {
         }
     }
 
-    /// The queue of `generation` has ended: a name may give another one.
+    /// The queue of `generation` has ended. A name may give another one.
     pub fn queue_ended(&mut self, generation: u64) {
         if self.queue().is_none() || generation != self.generation {
             return;
         }
         self.queue = match self.source {
-            // Not at once if that one ended as soon as it was had.
+            // Not at once, because the last queue may have ended as soon as it was fetched.
             Source::Named { .. } if !self.once => Queue::Absent(self.had + RECONNECT),
             _ => Queue::Ended,
         };
     }
 
-    /// Fetches the queue from a name, when it is time to.
+    /// Fetches the queue from the name when that is due.
     ///
     /// # Errors
-    /// [`crate::Error::System`] or [`crate::Error::Peer`] if the first queue cannot be had from
-    /// the name, for a reason that does not pass by itself.
+    /// [`crate::Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn attend(&mut self, log: &Log) -> Result<()> {
         let Source::Named { name, trust } = &self.source else {
             return Ok(());
@@ -144,7 +140,7 @@ impl Link {
                 }
                 self.queue = queue;
             }
-            // Once it has served, it stays for whatever comes.
+            // Once the pool has served, it waits after any error.
             Err(error) if is_passing(&error) || self.generation > 0 => {
                 let problem = format!("{}; waiting", with_advice(&error));
                 log.once(&mut self.said, Verbosity::Normal, problem);

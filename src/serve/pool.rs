@@ -1,4 +1,4 @@
-//! A pool: the parent that supervises those who serve.
+//! A pool: the parent process that supervises slots or workers.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -18,85 +18,83 @@ use crate::system::signals::{self, Signals};
 
 /// The signals that resize a pool.
 const RESIZING: [Signal; 3] = [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGUSR1];
-/// How often in the time that a pool may be idle it is looked whether it is.
+/// How many checks for idleness fit into the time of `--exit-idle`.
 const LOOKS: u32 = 8;
 
-/// The processes of a pool. None of the calls waits for what one of them does, once it executes its
-/// program.
+/// The processes of a pool. No call waits for a process once it executes its program.
 pub(crate) trait Crew: Watched {
-    /// The signals that the crew understands, besides those that every pool does.
+    /// The signals that this crew understands, besides those of every pool.
     const RELOADING: &'static [Signal];
 
-    /// How many are wanted.
+    /// The wanted number of processes.
     fn size(&self) -> usize;
 
-    /// Says how many are wanted from now on.
     fn resize(&mut self, size: usize);
 
-    /// Does what is due: starts who is missing, if there is a queue, and goes on with what the
-    /// clock ends. When something is due again is asked for after it.
+    /// Does what is due: starts missing processes if there is a queue, and ends processes whose
+    /// time is over. The pool then asks for the next deadline.
     fn attend(&mut self, link: &mut Link);
 
-    /// A child of this process has ended.
+    /// A child of this process has exited.
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link);
 
-    /// Whether nobody is there any more.
+    /// Whether no process is left.
     fn is_gone(&self) -> bool;
 
-    /// Replaces everybody, without a gap, when one of [`Crew::RELOADING`] comes.
+    /// Replaces all processes without a gap, on a signal of [`Crew::RELOADING`].
     fn reload(&mut self) {}
 
-    /// Takes nothing more: who is idle ends at once, who serves has `grace` to finish.
+    /// Takes no more connections: idle processes end at once, busy ones have `grace` to finish.
     fn stop(&mut self, grace: Duration);
 
-    /// Ends everybody now.
+    /// Ends all processes now.
     fn stop_now(&mut self);
 
-    /// When something was served last, as far as can be seen: now, if something is.
+    /// When a connection was last served, as far as can be seen: now, if one is being served.
     fn last_service(&mut self) -> Instant;
 }
 
-/// How a pool ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolOptions {
-    /// How long who serves may go on when the pool stops.
+    /// How long busy processes may go on when the pool stops.
     pub grace: Duration,
-    /// End with the queue, also where a name could give another one.
+    /// End with the queue, even if the name could give another one.
     pub once: bool,
-    /// Stop when nothing was served for this long.
+    /// Stop after this long without a connection in service.
     pub exit_idle: Option<Duration>,
 }
 
-/// A pool of slots or of workers. It forks, so it is for a process with one thread.
+/// A pool of slots or of workers. It forks, so its process must have one thread.
 pub(crate) struct Pool<C> {
     link: Link,
     crew: C,
     options: PoolOptions,
     signals: Signals,
-    /// Since when it could have served.
+    /// When the pool was started: idleness counts from here.
     since: Instant,
-    /// A signal said that it is to stop.
+    /// A signal told the pool to stop.
     told: bool,
-    /// It takes nothing more, be it that it was told or that it was idle.
+    /// The pool takes no more connections, because of a signal or of idleness.
     stopping: bool,
     log: Log,
 }
 
 impl<C: Crew> Pool<C> {
-    /// A pool that takes its queue from `source`, and gives it to `crew`. It waits for the queue,
-    /// except for one that a name gives.
+    /// A pool that takes its queue from `source` and gives it to `crew`. Waits for the queue,
+    /// unless a name gives it.
     ///
     /// # Errors
     /// Those of [`Source::queue`]; [`Error::System`].
     pub fn new(source: Source, crew: C, options: PoolOptions, log: Log) -> Result<Self> {
-        // If whoever started us ignored them: children would vanish without a status, and who
-        // asks for a reload means it.
+        // Our parent may have ignored these signals. With CHLD ignored, children would vanish
+        // without a status; and a reload must always work.
         signals::default(&[Signal::SIGCHLD])?;
         signals::default(C::RELOADING)?;
         let stopping = signals::not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
-        // Meant for slots; who sends it to every fdpool means no harm.
+        // This signal is for slots. Sent to every fdpool, it must do no harm.
         signals::ignore(&[URGENT])?;
-        // While there is no queue yet, a stop interrupts the wait for it, and the rest waits.
+        // While there is no queue yet, a stop interrupts the wait for it; other signals stay
+        // pending.
         interrupt::on_signals(
             &stopping
                 .iter()
@@ -107,7 +105,7 @@ impl<C: Crew> Pool<C> {
         signals::block(&later)?;
         let mut link = Link::open(source, options.once)?;
         let signals = Signals::new(&[&stopping[..], &later, &[Signal::SIGCHLD]].concat())?;
-        // Also where it is ignored: a slot that is told to go while it starts must not miss it.
+        // TERM is blocked even if it is ignored: a slot must not miss a TERM while it starts.
         signals::block(&[Signal::SIGTERM])?;
         let told = interrupt::raised().is_some();
         if told {
@@ -125,11 +123,11 @@ impl<C: Crew> Pool<C> {
         })
     }
 
-    /// Runs until a signal, or the end of the queue, and until the last one who serves has
-    /// finished. Returns the exit status.
+    /// Runs until a signal or the end of the queue, and until the last busy process has finished.
+    /// Returns the exit status.
     ///
     /// # Errors
-    /// [`Error::System`] or [`Error::Peer`] if no queue can be had from the name.
+    /// [`Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn run(mut self) -> Result<u8> {
         loop {
             let look = self.attend_idleness();
@@ -144,7 +142,6 @@ impl<C: Crew> Pool<C> {
         }
     }
 
-    /// Waits until something is to be done.
     fn wait(&self, look: Option<Instant>) -> Result<()> {
         let mut set = PollSet::new();
         set.add((), self.signals.as_fd(), PollFlags::IN);
@@ -172,7 +169,7 @@ impl<C: Crew> Pool<C> {
         self.crew.resize(size.clamp(1, MAX_SLOTS));
     }
 
-    /// The first signal is a stop, and a second one means now.
+    /// The first signal stops the pool; the second signal ends all processes now.
     fn attend_stop(&mut self) {
         if std::mem::replace(&mut self.told, true) {
             self.crew.stop_now();
@@ -181,7 +178,6 @@ impl<C: Crew> Pool<C> {
         }
     }
 
-    /// Takes nothing more, and gives time to finish.
     fn stop(&mut self) {
         self.stopping = true;
         self.link.close();
@@ -202,7 +198,7 @@ impl<C: Crew> Pool<C> {
         }
     }
 
-    /// Stops when nothing was served for too long. Returns when to look again.
+    /// Stops after too long without service. Returns when to look again.
     fn attend_idleness(&mut self) -> Option<Instant> {
         let limit = self.options.exit_idle.filter(|_| !self.stopping)?;
         let now = Instant::now();

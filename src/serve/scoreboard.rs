@@ -1,8 +1,8 @@
-//! What a pool and its slots know of each other: a page of memory that they share.
+//! A page of memory that a pool shares with its slots.
 //!
-//! A slot says here whether it is busy, and the pool how urgent a stop is. It costs no system
-//! call, and a slot that is killed leaves nothing locked.
-#![allow(unsafe_code)] // one mapping, shared with forked children, of nothing but atomics
+//! A slot stores whether it is busy, the pool stores how urgent a stop is. That costs no system
+//! call, and a killed slot leaves nothing locked.
+#![allow(unsafe_code)] // one mapping of atomics, shared with forked children
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,32 +17,31 @@ use crate::system::log::Log;
 /// The most slots that a pool can have.
 pub(crate) const MAX_SLOTS: usize = 65536;
 
-/// The signal by which the pool says that the urgency of its stop has changed.
+/// Tells a slot that the urgency of the pool's stop has changed.
 pub(crate) const URGENT: Signal = Signal::SIGUSR2;
 
-/// What a slot is to do with a handler that runs while its pool stops.
+/// What a slot does with its handler while the pool stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
-    /// Let it finish.
+    /// Let the handler finish.
     None,
-    /// Ask it to end, and end it if it does not.
+    /// Send TERM to the handler, and KILL if it does not end.
     End,
-    /// End it now.
+    /// Send KILL to the handler.
     Now,
 }
 
-/// Four words for the pool, then one for each slot.
+/// 4 words for the pool, then 1 for each slot.
 const URGENCY: usize = 0;
 const SIZE: usize = 1;
 const PLACES: usize = 2;
-/// Microseconds from the start to the last end of a service.
+/// Microseconds from `start` to the end of the last service.
 const SERVED: usize = 3;
 const SLOTS: usize = 4;
-/// Room for slots that still finish while others have taken over from them.
+/// Room for slots that still finish while their successors run.
 const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
 
-/// The shared page. It stays mapped for as long as the process lives; pages of slots that there
-/// are not take no memory.
+/// The shared memory. It stays mapped until the process ends; pages of unused slots take no memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scoreboard {
     words: &'static [AtomicU64],
@@ -50,7 +49,7 @@ pub(crate) struct Scoreboard {
 }
 
 impl Scoreboard {
-    /// A new one, to be shared with the children that are forked from now on.
+    /// Children that are forked from now on share the memory.
     ///
     /// # Errors
     /// [`Error::System`] (`ENOMEM`).
@@ -67,7 +66,7 @@ impl Scoreboard {
         }
         .map_err(|errno| Error::system("share memory with slots", errno))?;
         // SAFETY: the mapping is as long as this slice, page-aligned, zeroed, never unmapped, and
-        // only ever accessed through these atomics, for which every bit pattern is a value.
+        // accessed only through these atomics, for which every bit pattern is valid.
         let words = unsafe { std::slice::from_raw_parts(page.as_ptr().cast(), WORDS) };
         Ok(Self {
             words,
@@ -75,7 +74,6 @@ impl Scoreboard {
         })
     }
 
-    /// Says whether slot `index` serves a connection.
     pub fn set_busy(&self, index: usize, busy: bool) {
         let before = self.words[SLOTS + index].swap(busy.into(), Ordering::AcqRel);
         if before != 0 && !busy {
@@ -84,33 +82,30 @@ impl Scoreboard {
         }
     }
 
-    /// When a slot served last: now, if one does; when this board was made, if none ever did.
+    /// When a slot last served a connection: now, if one is busy; `start`, if none ever was.
     pub fn last_service(&self) -> Instant {
         if self.count_busy() > 0 {
             return Instant::now();
         }
-        // Asked for after that, so that a service which ends meanwhile is not overlooked.
+        // Loaded after the count, so that a service which ends meanwhile is not overlooked.
         let served = self.words[SERVED].load(Ordering::Acquire);
         self.start + Duration::from_micros(served)
     }
 
-    /// Whether slot `index` serves a connection.
     pub fn is_busy(&self, index: usize) -> bool {
         self.words[SLOTS + index].load(Ordering::Acquire) != 0
     }
 
-    /// How many slots serve one.
     pub fn count_busy(&self) -> usize {
         let places = self.words[PLACES].load(Ordering::Acquire) as usize;
         (0..places).filter(|index| self.is_busy(*index)).count()
     }
 
-    /// Says how many places have been given to slots so far.
+    /// Slots have had the first `places` places so far.
     pub fn set_places(&self, places: usize) {
         self.words[PLACES].store(places as u64, Ordering::Release);
     }
 
-    /// Logs how many slots are busy, of how many.
     pub fn log_status(&self, log: &Log) {
         if log.is_verbose() {
             log.detail(format_args!(
@@ -121,22 +116,18 @@ impl Scoreboard {
         }
     }
 
-    /// Says how many slots the pool is to have.
     pub fn set_size(&self, size: usize) {
         self.words[SIZE].store(size as u64, Ordering::Release);
     }
 
-    /// How many slots the pool is to have.
     pub fn size(&self) -> usize {
         self.words[SIZE].load(Ordering::Acquire) as usize
     }
 
-    /// Says how urgent a stop is.
     pub fn set_urgency(&self, urgency: Urgency) {
         self.words[URGENCY].store(urgency as u64, Ordering::Release);
     }
 
-    /// How urgent a stop is.
     pub fn urgency(&self) -> Urgency {
         match self.words[URGENCY].load(Ordering::Acquire) {
             0 => Urgency::None,

@@ -1,8 +1,8 @@
-//! One slot of a pool: a forked loop that takes a connection, starts the handler for it and
-//! waits for it.
+//! One slot of a pool: a forked loop that takes a connection, starts its handler and waits for the
+//! handler.
 //!
-//! It blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: before or
-//! during that call at once, after it when the connection is served.
+//! A slot blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: at once
+//! before or during that call, and after that call when the connection is served.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -22,22 +22,20 @@ use crate::system::termination::{KILL_AFTER, Target, Termination};
 use crate::system::vfork::Launcher;
 use crate::system::{exit, interrupt, signals};
 
-/// How long to wait before a handler is started again that could not be.
+/// The pause before another try to start a handler.
 const START_AGAIN: Duration = Duration::from_millis(250);
 
-/// Why a slot ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It was told to.
+    /// A signal told the slot to end.
     Told,
-    /// The queue ended.
     Queue,
-    /// Something failed, and was said.
+    /// An error, which is logged.
     Failed,
 }
 
 impl End {
-    /// The exit status that tells the pool.
+    /// The exit status, by which the pool knows the reason.
     pub fn status(self) -> u8 {
         match self {
             End::Told => 0,
@@ -47,24 +45,19 @@ impl End {
     }
 }
 
-/// What a slot works with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot<'a> {
-    /// The command that it starts.
     pub handler: &'a Handler,
     /// How long a handler may run.
     pub timeout: Option<Duration>,
-    /// What it shares with its pool.
     pub scoreboard: Scoreboard,
-    /// Its place there.
+    /// The slot's place on the scoreboard.
     pub index: usize,
-    /// Where it says things.
     pub log: Log,
 }
 
 impl Slot<'_> {
-    /// Serves connections from `queue` until there is a reason to end. To be called in a process
-    /// of its own.
+    /// Serves connections from `queue` until there is a reason to end. Needs a process of its own.
     pub fn run(&self, queue: Receiver) -> End {
         self.serve_all(queue).unwrap_or_else(|error| {
             self.log.error(error);
@@ -75,23 +68,23 @@ impl Slot<'_> {
     fn serve_all(&self, mut queue: Receiver) -> Result<End> {
         queue.leave_name();
         let mut clock = Clock::new()?;
-        // What is sent to the pool's group, as by a terminal, is the pool's affair: it would end a
-        // handler that is just being started. The kernel hangs up on a group without a parent in
-        // which somebody is stopped.
+        // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
+        // a handler that is just being started. HUP is blocked because the kernel hangs up on an
+        // orphaned process group with a stopped process.
         let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
         let ignored = signals::block_instead_of_ignoring(&[
             Signal::SIGHUP,
-            // Meant for the pool, which sees to us.
+            // For the pool, which tells its slots.
             Signal::SIGINT,
             Signal::SIGUSR1,
             Signal::SIGTTIN,
             Signal::SIGTTOU,
-            // A log that is closed is no reason to drop a connection.
+            // A closed log is no reason to drop a connection.
             Signal::SIGPIPE,
         ])?;
         interrupt::on_signals(&[Signal::SIGTERM as i32])?;
         let _watch = interrupt::watch(queue.as_fd());
-        // The pool blocks TERM, so one that came meanwhile comes now.
+        // The pool blocks TERM, so a TERM that came meanwhile comes now.
         signals::set_mask(&(clock.signals | ignored))?;
         let mut launcher = Launcher::new();
         loop {
@@ -118,16 +111,16 @@ impl Slot<'_> {
             let client = connection.info().client();
             self.log.detail(format_args!("pid {pid} from {client}"));
         }
-        // The handler is to be alone with it, so that its end is what the client sees. The lease
-        // is ours, and counts until the handler has ended, whatever that closes or leaves behind.
+        // Only the handler has the connection now, so the client sees the end when the handler
+        // ends. The lease stays here until then, whatever the handler closes or leaves behind.
         let lease = connection.into_lease();
         let status = self.wait_for(pid, clock);
         drop(lease);
         self.log.detail(format_args!("end {pid} status {status}"));
     }
 
-    /// Starts the handler. Where that fails, as processes are short or the command is being
-    /// replaced, the connection is kept until it does not; `None` if the pool stops before.
+    /// Starts the handler. If that fails, because processes are short or the command is being
+    /// replaced, keeps the connection and tries again; `None` if the pool stops first.
     fn start(
         &self,
         connection: &Connection,
@@ -143,7 +136,7 @@ impl Slot<'_> {
             let client = connection.info().client();
             let what = format!("{problem}; the connection from {client} waits");
             self.log.once(&mut said, Verbosity::Quiet, what);
-            // Without a pool nobody would tell when to stop.
+            // Without its pool, nothing would tell the slot to stop.
             if self.scoreboard.urgency() != Urgency::None || getppid() != clock.pool {
                 self.log
                     .error(format_args!("the connection from {client} is dropped"));
@@ -153,8 +146,8 @@ impl Slot<'_> {
         }
     }
 
-    /// Waits for a handler and, where there is a reason to, ends it with its process group. Returns
-    /// its raw status, as tcpserver logs it.
+    /// Waits for a handler, and ends its process group when there is a reason to. Returns the raw
+    /// status of the handler, as tcpserver logs it.
     fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Group(pid), until);
@@ -162,7 +155,7 @@ impl Slot<'_> {
             self.go_on(&mut end);
             clock.wait(end.countdown().deadline());
             if let Some(status) = reap(pid) {
-                // A group that was asked to end keeps its time for that also without it.
+                // After a TERM, the group keeps its time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
                     self.go_on(&mut end);
                     clock.wait(Some(end.next_look()));
@@ -172,7 +165,7 @@ impl Slot<'_> {
         }
     }
 
-    /// Goes on with the end of a handler by how urgent it is, and by the clock.
+    /// Takes the next step of a termination, by the pool's urgency and by the clock.
     fn go_on(&self, end: &mut Termination) {
         match self.scoreboard.urgency() {
             Urgency::None => {}
@@ -183,24 +176,24 @@ impl Slot<'_> {
     }
 }
 
-/// The raw status of a child, if it has ended.
+/// The raw status of a child; `None` while the child runs.
 fn reap(pid: Pid) -> Option<i32> {
     let pid = process::Pid::from_raw(pid.as_raw())?;
     loop {
         match process::waitpid(Some(pid), WaitOptions::NOHANG) {
             Ok(ended) => return ended.map(|(_, status)| status.as_raw()),
             Err(rustix::io::Errno::INTR) => {}
-            // It is gone, and nobody knows how it ended.
+            // The child is gone, and nobody knows its status.
             Err(_) => return Some(0),
         }
     }
 }
 
-/// What wakes a slot that waits for its handler: the handler's end, the pool, or the time.
+/// Wakes a slot that waits for its handler: at the handler's end, by the pool, or by the time.
 struct Clock {
     signals: SigSet,
     alarm: Alarm,
-    /// The pool, while it lives.
+    /// The parent process at the start. A different parent means that the pool has died.
     pool: Pid,
 }
 
@@ -214,7 +207,7 @@ impl Clock {
     }
 
     /// Waits for a signal, or for `until`. The signals are blocked, so none is missed that came
-    /// before; one that is left over from before wakes for nothing, which does no harm.
+    /// before. A left-over signal wakes the slot for nothing, which does no harm.
     fn wait(&mut self, until: Option<Instant>) {
         if let Some(until) = until {
             self.alarm

@@ -1,4 +1,4 @@
-//! The slots of a pool, as their parent sees them.
+//! The slots of a pool, as their parent process sees them.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -21,23 +21,22 @@ use crate::system::pause::Pause;
 use crate::system::poll::{PollFlags, Watched, earliest};
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
 
-/// How long no slot is started after one that failed, or that could not be started.
+/// The pause after a slot has failed or could not be started.
 const FAILED: Duration = Duration::from_secs(1);
-/// How long a slot may take for the end of its handler.
+/// How much longer than its handler a slot may take to end.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// A slot as its parent sees it.
 #[derive(Debug)]
 struct SlotProcess {
-    /// Its place on the scoreboard.
+    /// The slot's place on the scoreboard.
     index: usize,
-    /// Which of the queues that we had it serves.
+    /// The number of the queue that the slot serves.
     generation: u64,
-    /// It was told to go, and does not count any more.
+    /// The slot was told to end, and no longer counts.
     leaving: bool,
 }
 
-/// A number of slots, each of which serves one connection at a time.
+/// The slots of a pool. Each serves one connection at a time.
 pub(crate) struct Slots {
     handler: Handler,
     /// How long a handler may run.
@@ -45,16 +44,16 @@ pub(crate) struct Slots {
     scoreboard: Scoreboard,
     children: BTreeMap<Pid, SlotProcess>,
     places: Places,
-    /// Running: until handlers are asked to end. Then slots get time for that.
+    /// `Running` until handlers are asked to end; then slots have time to end.
     stop: Countdown,
-    /// No slot is started during this.
+    /// No slot is started during this pause.
     pause: Pause,
     log: Log,
 }
 
 impl Slots {
-    /// As many as `size`, which start `handler` for each connection and end one that runs longer
-    /// than `timeout`. They are started by their [`Pool`](crate::serve::pool::Pool).
+    /// `size` slots, which start `handler` for each connection and end it after `timeout`. The
+    /// [`Pool`](crate::serve::pool::Pool) starts the slots.
     ///
     /// # Errors
     /// [`crate::Error::System`] (`ENOMEM`).
@@ -74,7 +73,6 @@ impl Slots {
         })
     }
 
-    /// Starts the slots that are missing.
     fn fill(&mut self, link: &mut Link) {
         let staying = self.children.values().filter(|child| !child.leaving);
         for _ in staying.count()..self.scoreboard.size() {
@@ -109,7 +107,7 @@ impl Slots {
         }
     }
 
-    /// What a forked child does: it keeps the queue, and nothing else that is the parent's.
+    /// Runs in a forked child, which keeps the queue and closes the rest of the parent's link.
     fn be_slot(&self, index: usize, link: &mut Link) -> u8 {
         let Some(queue) = link.take_queue() else {
             return CLOSED;
@@ -124,7 +122,7 @@ impl Slots {
         slot.run(queue).status()
     }
 
-    /// Goes on with a stop by the clock.
+    /// Takes the due step of a stop.
     fn attend_stop(&mut self) {
         let now = Instant::now();
         match self.stop.due(now) {
@@ -141,10 +139,10 @@ impl Slots {
         }
     }
 
-    /// Sends a signal to every slot; one that is stopped goes on, to see it.
+    /// Sends a signal to every slot. A stopped slot is continued, so that it sees the signal.
     fn tell(&self, signal: Signal) {
         for pid in self.children.keys() {
-            // None of them is reaped yet, so this is nobody else.
+            // No slot is reaped yet, so no other process has this pid.
             let _ = kill(*pid, signal);
             let _ = kill(*pid, Signal::SIGCONT);
         }
@@ -161,14 +159,14 @@ impl Watched for Slots {
 }
 
 impl Crew for Slots {
-    /// The handlers are started anew for each connection.
+    /// Each connection starts its handler anew, so there is nothing to reload.
     const RELOADING: &'static [Signal] = &[];
 
     fn size(&self) -> usize {
         self.scoreboard.size()
     }
 
-    /// What is too many finishes its connection first, and an idle slot goes before a busy one.
+    /// A surplus slot finishes its connection first. Idle slots go before busy ones.
     fn resize(&mut self, size: usize) {
         self.scoreboard.set_size(size);
         let staying = self.children.iter_mut().filter(|(_, child)| !child.leaving);
@@ -202,7 +200,7 @@ impl Crew for Slots {
                 self.log
                     .notice(format_args!("slot {pid} was ended by signal {signal}"));
             }
-            // It has said why.
+            // The slot has logged the reason.
             _ => self.pause.begin(FAILED),
         }
     }
@@ -227,12 +225,11 @@ impl Crew for Slots {
     }
 }
 
-/// The places on the scoreboard.
 #[derive(Debug, Default)]
 struct Places {
-    /// Those below this have been used.
+    /// Places below this number have been used.
     used: usize,
-    /// Of these, those that are free.
+    /// The free places below `used`.
     free: Vec<usize>,
 }
 

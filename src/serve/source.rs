@@ -1,4 +1,4 @@
-//! Where a consumer finds its queue.
+//! Where a consumer gets its queue.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,36 +17,32 @@ use crate::system::descriptor::{describe, file_type};
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::{inherited, interrupt};
 
-/// A place where a queue can be had.
 pub(crate) enum Source {
-    /// The queue itself, inherited or bound. It is had once.
+    /// The queue itself, inherited or bound. It can be taken once.
     Queue(Option<Receiver>),
     /// A pipe with tickets.
     Tickets(OwnedFd),
-    /// A name that hands it out.
+    /// A name whose owner hands out the queue.
     Named {
-        /// The name.
         name: Name,
-        /// Who may own it.
+        /// The trusted owners of the name.
         trust: Trust,
     },
 }
 
-/// What came of looking for the queue.
 pub(crate) enum Found {
-    /// Here it is.
     Queue(Receiver),
-    /// There is none, and will be none here.
+    /// There is no queue, and will be none.
     End,
-    /// A signal interrupted it ([`crate::system::interrupt`]).
+    /// A signal interrupted the wait ([`crate::system::interrupt`]).
     Interrupted,
 }
 
 impl Source {
-    /// Finds out where the queue is to come from; binds the name if there is one to bind.
+    /// Finds the source of the queue; binds the name of `--bind`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a descriptor is nothing that a queue can come from; those of
+    /// [`Error::Invalid`] if a descriptor cannot be the source of a queue; those of
     /// [`Receiver::bind`].
     pub fn open(options: &Rendezvous) -> Result<Self> {
         let trust = Trust::us_and(&options.allow_uid);
@@ -87,10 +83,10 @@ impl Source {
     /// Waits for the queue.
     ///
     /// # Errors
-    /// [`Error::System`] with `ENOENT` or `ECONNREFUSED` if nobody is at the name;
-    /// [`Error::Closed`] if the door of tickets cannot be reached from here; [`Error::Peer`]
-    /// if the other side is not to be trusted, or what comes from the pipe is no ticket or no
-    /// longer worth anything.
+    /// [`Error::System`] with `ENOENT` or `ECONNREFUSED` if nobody owns the name; [`Error::Closed`]
+    /// if the door of the tickets cannot be reached from here; [`Error::Untrusted`] or
+    /// [`Error::Peer`] if the other side is not trusted, or if the pipe gives no ticket or a void
+    /// one.
     pub fn queue(&mut self) -> Result<Found> {
         match self {
             Source::Queue(receiver) => Ok(receiver.take().map_or(Found::End, Found::Queue)),
@@ -103,13 +99,13 @@ impl Source {
         }
     }
 
-    /// Whether an errno of [`Source::queue`] means that nobody is at the name.
+    /// Whether an errno of [`Source::queue`] means that nobody owns the name.
     pub fn is_absent(&self, errno: Errno) -> bool {
         matches!(self, Source::Named { .. }) && is_absent(errno)
     }
 
-    /// The visit that fetches the queue from a name, begun but not waited for; its descriptor is
-    /// readable when there is an answer.
+    /// Begins to fetch the queue from a name. The visit's descriptor is readable once the answer is
+    /// there.
     pub(crate) fn visit(name: &Name, trust: &Trust) -> Result<Visit> {
         let visit = Visit::new_nonblocking()?;
         visit.begin(name, trust)?;
@@ -117,8 +113,8 @@ impl Source {
     }
 }
 
-/// Takes tickets from the pipe until one is worth the queue. One may be void, or come from an
-/// fdaccept that is gone: then there may be a next one, or the pipe ends.
+/// Takes tickets from the pipe until one gives the queue. A ticket may be void, or of an fdaccept
+/// that is gone; then another ticket may follow, or the end of the pipe.
 fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
     let mut worthless = None;
     let mut shut = Vec::new();
@@ -142,8 +138,8 @@ fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
             Err(error @ Error::Peer(_)) => Some(error),
             Err(error) => return Err(error),
         };
-        // One that is gone may have left the ticket that we had and one in the pipe. Who writes
-        // a third one for the same door is alive.
+        // An fdaccept that is gone may have left two tickets: this one and one in the pipe. A third
+        // ticket for the same door comes from a living fdaccept.
         shut.push(ticket.door());
         if shut.iter().filter(|door| **door == ticket.door()).count() > 2 {
             return Err(Error::Closed(match problem {
@@ -158,16 +154,16 @@ fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
     }
 }
 
-/// Reads the next ticket; `None` at the end of the pipe, or if a signal interrupted it.
+/// The next ticket; `None` at the end of the pipe or after a signal.
 fn next_ticket(pipe: &OwnedFd) -> Result<Option<ticket::Ticket>> {
-    // A copy, which the signal may put out of the way.
+    // A copy, so that a signal does not replace the pipe itself.
     let pipe = pipe.try_clone();
     let pipe = File::from(pipe.map_err(|error| Error::io("read a ticket", error))?);
     let _watch = interrupt::watch(pipe.as_fd());
     loop {
         match ticket::read(&pipe) {
             Err(_) if interrupt::raised().is_some() => return Ok(None),
-            // Somebody else made the pipe non-blocking, which is theirs to do.
+            // Another process made the pipe non-blocking, as it may.
             Err(error) if error.errno() == Some(Errno::EAGAIN) => {
                 wait_for(pipe.as_fd(), PollFlags::IN, None)
                     .map_err(|errno| Error::system("wait for a ticket", errno))?;

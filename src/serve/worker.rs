@@ -1,7 +1,7 @@
 //! One worker of a pool: a long-lived command that takes connections from the queue itself.
 //!
-//! It starts as a handler does, but for its standard input, which is the queue's read end, and for
-//! a signal that it gets when its pool dies.
+//! A worker starts like a handler, but its standard input is the queue's read end, and it gets a
+//! signal when its pool dies.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
@@ -23,32 +23,31 @@ use crate::system::poll::{PollFlags, ready};
 use crate::system::termination::{Countdown, Step, Target, Termination};
 use crate::system::{fork, inherited, signals};
 
-/// What fails where pipes cannot be had.
 const START: &str = "start a worker";
-/// How long a worker that does not say when it is ready lives before it counts as started.
+/// After this time a worker without a ready descriptor counts as started.
 pub(super) const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// A process that ends closes its descriptors a moment before its end is seen.
 const CLOSING: Duration = Duration::from_millis(100);
-/// How long a worker that was killed may take to be gone.
+/// How long a killed worker may take to end.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
-/// Where a worker finds the queue.
+/// The queue's descriptor in a worker.
 const QUEUE: RawFd = 0;
 
-/// The command of a pool's workers.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerCommand {
     command: Command,
     environment: Vec<CString>,
-    /// The descriptor to which a worker writes a newline when it is ready, if it is to.
+    /// A worker writes a newline to this descriptor when it is ready.
     ready_fd: Option<RawFd>,
 }
 
 impl WorkerCommand {
-    /// Finds the command. With `ready_fd` a worker says when it is ready, by a newline on that
-    /// descriptor, as s6's services do.
+    /// Finds the command. With `ready_fd` a worker writes a newline to that descriptor when it is
+    /// ready, like a service of s6.
     ///
     /// # Errors
-    /// Those of [`Command::find`]; [`Error::Invalid`] if a process may not have such a descriptor.
+    /// Those of [`Command::find`]; [`Error::Invalid`] if `ready_fd` is beyond the limit on
+    /// descriptors.
     pub fn find(words: &[OsString], ready_fd: Option<RawFd>) -> Result<Self> {
         ready_fd.map_or(Ok(()), inherited::check_number)?;
         Ok(Self {
@@ -58,19 +57,19 @@ impl WorkerCommand {
         })
     }
 
-    /// Starts a worker, in a process group of its own, that serves `queue`. It is
-    /// executing its command when this returns.
+    /// Starts a worker that serves `queue`, in a process group of its own. Returns once the worker
+    /// executes its command.
     ///
     /// # Errors
-    /// [`Error::System`] for want of a process or of descriptors; [`Error::CommandNotFound`] or
-    /// [`Error::CommandNotExecutable`] if the command is gone by now.
+    /// [`Error::System`] if processes or descriptors are short; [`Error::CommandNotFound`] or
+    /// [`Error::CommandNotExecutable`] if the command has gone meanwhile.
     pub fn start(&self, queue: &Receiver) -> Result<(Pid, Readiness)> {
         let (failure, mut report) = pipe()?;
         let ready = match self.ready_fd {
             Some(number) => Some((number, pipe()?)),
             None => None,
         };
-        // The ready descriptor will take its number, so another one is needed.
+        // The report needs another number if the ready descriptor takes this one.
         if self.ready_fd == Some(report.as_raw_fd()) {
             report = report
                 .try_clone()
@@ -81,7 +80,7 @@ impl WorkerCommand {
             let ready = ready.map(|(number, (_, end))| (*number, end.as_fd()));
             let Err(errno) = self.become_worker(queue, ready);
             let _ = rustix::io::write(&report, &(errno as i32).to_ne_bytes());
-            // Of no interest beside that.
+            // The pool has the errno and ignores this status.
             1
         })?;
         drop(report);
@@ -95,22 +94,21 @@ impl WorkerCommand {
         Ok((pid, readiness))
     }
 
-    /// What a forked child does.
     fn become_worker(
         &self,
         queue: &Receiver,
         ready: Option<(RawFd, BorrowedFd<'_>)>,
     ) -> Result<Infallible, Errno> {
         let errno = |error: Error| error.errno().unwrap_or(Errno::EINVAL);
-        // A group, but no session, of its own: the kernel shares processor time out by session first
-        // (autogroups, sched(7)), and then a worker that is given a connection takes the processor
-        // from the one that gives it.
+        // A group, but no session, of its own: the kernel shares processor time out by session
+        // first (autogroups, sched(7)). A worker in its own session would take the processor from
+        // the process that gives it a connection.
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
         inherited::place(queue.as_fd(), QUEUE).map_err(errno)?;
         if let Some((number, end)) = ready {
             inherited::place(end, number).map_err(errno)?;
         }
-        // What the pool catches must end this process already before its program is executed.
+        // A signal that the pool catches must end this process even before exec.
         signals::default(&[Signal::SIGTERM, Signal::SIGINT]).map_err(errno)?;
         signals::default_ignored();
         signals::set_mask(&SigSet::empty()).map_err(errno)?;
@@ -123,7 +121,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::system(START, errno))
 }
 
-/// Waits for a child's exec, which closes the pipe, or for the errno that it failed with.
+/// Waits until exec closes the child's pipe, or until the child sends the errno of its failure.
 fn errno_of_exec(failure: OwnedFd) -> Option<Errno> {
     let mut bytes = [0; size_of::<i32>()];
     let read = File::from(failure).read_exact(&mut bytes);
@@ -131,23 +129,22 @@ fn errno_of_exec(failure: OwnedFd) -> Option<Errno> {
         .then(|| Errno::from_raw(i32::from_ne_bytes(bytes)))
 }
 
-/// Whether a worker has started.
 #[derive(Debug)]
 pub(crate) enum Readiness {
-    /// It has if it is still there then.
+    /// The worker counts as started if it still lives at this time.
     Lives(Instant),
-    /// It will write a newline to the other end of this pipe.
+    /// The worker will write a newline to the other end of this pipe.
     Awaited(OwnedFd),
-    /// It said so.
+    /// The worker wrote the newline.
     Said,
-    /// It closed its end of the pipe before. If it is still there then, it never will say so.
+    /// The worker closed the pipe without a newline. If it lives at this time, it is never ready.
     Closed(Instant),
-    /// It never will.
+    /// The worker lives, and is never ready.
     Never,
 }
 
 impl Readiness {
-    /// Reads what the worker has said, without blocking. Returns whether it changed.
+    /// Reads from the worker's pipe without blocking. Returns whether the readiness changed.
     pub fn hear(&mut self) -> bool {
         let heard = match self {
             Readiness::Awaited(pipe) => read_readiness(pipe),
@@ -157,7 +154,6 @@ impl Readiness {
         heard.map(|heard| *self = heard).is_some()
     }
 
-    /// Whether the worker counts as started.
     pub fn is_started(&self) -> bool {
         match self {
             Readiness::Lives(from) => *from <= Instant::now(),
@@ -166,7 +162,7 @@ impl Readiness {
         }
     }
 
-    /// When it changes by the clock, or has changed.
+    /// When the clock changes the readiness, or has changed it.
     pub fn deadline(&self) -> Option<Instant> {
         match self {
             Readiness::Lives(at) | Readiness::Closed(at) => Some(*at),
@@ -175,7 +171,6 @@ impl Readiness {
     }
 }
 
-/// What a worker has said, if it has said something.
 fn read_readiness(pipe: &OwnedFd) -> Option<Readiness> {
     if ready(pipe.as_fd(), PollFlags::IN).is_empty() {
         return None;
@@ -188,24 +183,21 @@ fn read_readiness(pipe: &OwnedFd) -> Option<Readiness> {
     }
 }
 
-/// A worker as its pool sees it. It is not reaped yet, so its number is nobody else's.
+/// A worker as its pool sees it. The worker is not reaped yet, so its pid is not reused.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// When it was started.
     pub since: Instant,
-    /// Which of the queues that the pool had it serves.
+    /// The number of the queue that the worker serves.
     pub generation: u64,
-    /// How many before it in its place ended too soon.
+    /// How many predecessors in the same place ended too soon, in a row.
     pub failures: u32,
-    /// Whether it has started.
     pub readiness: Readiness,
-    /// A newer one is to take its place.
+    /// A newer worker is to replace this one.
     pub stale: bool,
     end: Termination,
 }
 
 impl Worker {
-    /// One that was just started.
     pub fn new(pid: Pid, readiness: Readiness, generation: u64, failures: u32) -> Self {
         Self {
             since: Instant::now(),
@@ -217,12 +209,12 @@ impl Worker {
         }
     }
 
-    /// Whether it was told to go, and does not count any more.
+    /// Whether the worker was told to end, and no longer counts.
     pub fn is_leaving(&self) -> bool {
         !self.end.countdown().is_running()
     }
 
-    /// When it is killed, if it was asked to end.
+    /// When the worker is killed, if it was asked to end.
     pub fn killed_at(&self) -> Option<Instant> {
         match self.end.countdown() {
             Countdown::Asked(at) => at,
@@ -230,23 +222,22 @@ impl Worker {
         }
     }
 
-    /// When something is due of it.
     pub fn deadline(&self) -> Option<Instant> {
         self.end.countdown().deadline()
     }
 
-    /// What is due of it by the clock: to kill it, or to give it up, as it may be another user's by
-    /// now.
+    /// The step that is due: to kill the worker, or to give up because the worker may run as another
+    /// user by now.
     pub fn due(&self) -> Option<Step> {
         self.end.countdown().due(Instant::now())
     }
 
-    /// Asks it to end, and gives it until `at`. Its children are its own affair while it is there.
+    /// Sends TERM, and KILL at `at`. While the worker lives, its children are its own affair.
     pub fn ask_to_go(&mut self, at: Instant) {
         self.end.ask(at);
     }
 
-    /// Ends it now, with all that it started.
+    /// Kills the worker's process group now.
     pub fn kill(&mut self) {
         self.end.kill(Some(Instant::now() + GIVE_UP_AFTER));
     }

@@ -1,4 +1,4 @@
-//! The workers of a pool: started, replaced when they end, exchanged for newer ones.
+//! The workers of a pool: started, replaced when they end, exchanged in a reload.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,18 +19,18 @@ use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::termination::{Step, Target, Termination};
 
-/// How long a worker's place stays empty after one that ended too soon. It doubles with each
-/// further one.
+/// How long a place stays empty after its worker ended too soon. The delay doubles with each
+/// further failure.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(30);
-/// How many that leave there may be for each place when a newer one is started in a reload.
+/// A reload starts no worker while this many per place are still leaving.
 const MOST_LEAVING: usize = 4;
 
-/// A place for a worker that is to be started then.
+/// A place for a worker, to be filled at `at`.
 #[derive(Clone, Copy, Debug)]
 struct Vacancy {
     at: Instant,
-    /// How many in this place ended too soon, one after another.
+    /// How many workers in this place ended too soon, in a row.
     failures: u32,
 }
 
@@ -41,32 +41,32 @@ impl Vacancy {
     }
 }
 
-/// A number of workers. Each takes one connection after another from the queue.
+/// The workers of a pool. Each takes one connection after another from the queue.
 pub(crate) struct Workers {
     command: WorkerCommand,
     size: usize,
-    /// How long one may take to end that was asked to.
+    /// The time from TERM to KILL of a worker.
     grace: Duration,
     workers: BTreeMap<Pid, Worker>,
     vacancies: Vec<Vacancy>,
-    /// Without a queue nobody is started.
+    /// Without a queue no worker is started.
     has_queue: bool,
-    /// They are being replaced by newer ones.
+    /// A reload is replacing the workers.
     reloading: bool,
-    /// The newer one, until it has started: then an older one goes.
+    /// The new worker of a reload. Once it has started, an older one goes.
     candidate: Option<Pid>,
-    /// Groups whose worker has ended, and left others.
+    /// Groups whose worker has ended, and which still have processes.
     remains: Vec<Termination>,
     activity: CpuActivity,
     log: Log,
 }
 
 impl Workers {
-    /// As many as `size`. One that is asked to end has `grace` for that. They are started by
-    /// their [`Pool`](crate::serve::pool::Pool).
+    /// `size` workers, each with `grace` from TERM to KILL. The [`Pool`](crate::serve::pool::Pool)
+    /// starts them.
     pub fn new(command: WorkerCommand, size: usize, grace: Duration, log: Log) -> Self {
-        // What a worker leaves behind is ours to reap, so that its end is seen. Where that cannot
-        // be, whoever gets it does so.
+        // The orphans of workers become our children, so that their end is seen. If the kernel
+        // refuses, another process reaps them.
         let _ = set_child_subreaper(true);
         Self {
             command,
@@ -83,7 +83,7 @@ impl Workers {
         }
     }
 
-    /// Those that count.
+    /// The workers that count: neither leaving ones nor the candidate.
     fn staying(&self) -> impl Iterator<Item = (&Pid, &Worker)> {
         let candidate = self.candidate;
         self.workers
@@ -91,7 +91,7 @@ impl Workers {
             .filter(move |(pid, worker)| !worker.is_leaving() && Some(**pid) != candidate)
     }
 
-    /// Makes places, or takes some away, until there are as many as wanted.
+    /// Adds or removes places until there are `size`.
     fn balance(&mut self) {
         let mut places = self.staying().count() + self.vacancies.len();
         while places < self.size {
@@ -102,7 +102,7 @@ impl Workers {
             if self.vacancies.pop().is_none() {
                 let surplus = self.staying().min_by_key(|(_, worker)| {
                     let started = worker.readiness.is_started();
-                    // An old one, or one that does not serve yet, or the last that came.
+                    // First a stale worker, then one that has not started yet, then the newest.
                     (!worker.stale, started, std::cmp::Reverse(worker.since))
                 });
                 let Some((pid, _)) = surplus else { return };
@@ -118,7 +118,6 @@ impl Workers {
         }
     }
 
-    /// Starts workers in the places whose time has come.
     fn fill(&mut self, queue: &Receiver, generation: u64) {
         let now = Instant::now();
         let vacancies = std::mem::take(&mut self.vacancies);
@@ -134,7 +133,7 @@ impl Workers {
             self.log.error(format_args!("{error}; next try in {delay}"));
             self.vacancies.push(next);
             if matches!(error, Error::System { .. }) {
-                // Processes or descriptors are short, for all of them.
+                // Processes or descriptors are short, for all places.
                 let at = next.at;
                 let rest = due.map(|vacancy| Vacancy { at, ..vacancy });
                 self.vacancies.extend(rest);
@@ -151,7 +150,7 @@ impl Workers {
         Ok(pid)
     }
 
-    /// Goes on with a reload: starts the next one that is to take an older one's place.
+    /// Goes on with a reload: starts the next worker that is to replace an older one.
     fn roll(&mut self, queue: &Receiver, generation: u64) {
         if !self.reloading || self.candidate.is_some() {
             return;
@@ -161,7 +160,7 @@ impl Workers {
             self.log.notice("reload: done");
             return;
         }
-        // Who reloads faster than workers can end must not fill the machine with them.
+        // Reloads faster than workers can end must not fill the machine with workers.
         let leaving = self.workers.values().filter(|worker| worker.is_leaving());
         if leaving.count() >= MOST_LEAVING * self.size {
             return;
@@ -172,7 +171,7 @@ impl Workers {
         }
     }
 
-    /// Whoever was not replaced yet stays.
+    /// The workers that are not replaced yet stay.
     fn give_up_reload(&mut self, why: impl std::fmt::Display) {
         self.reloading = false;
         self.candidate = None;
@@ -183,7 +182,7 @@ impl Workers {
             .error(format_args!("reload: {why}; the old workers stay"));
     }
 
-    /// Looks whether those that were started say that they are ready.
+    /// Looks whether new workers report that they are ready.
     fn hear(&mut self) {
         for (pid, worker) in &mut self.workers {
             if !worker.readiness.hear() {
@@ -205,7 +204,7 @@ impl Workers {
         };
         let pid = *pid;
         if candidate.readiness.is_started() {
-            // From now on it counts, and balance() sends an older one away.
+            // From now on the candidate counts, and balance() sends an older worker away.
             self.candidate = None;
         } else if matches!(candidate.readiness, Readiness::Never) {
             self.give_up_reload(format_args!("worker {pid} does not say that it is ready"));
@@ -213,7 +212,7 @@ impl Workers {
         }
     }
 
-    /// Ends those whose time to end by themselves is over.
+    /// Kills workers whose time to end by themselves is over.
     fn attend_leaving(&mut self) {
         let (log, grace) = (self.log, seconds(self.grace));
         self.workers.retain(|pid, worker| {
@@ -242,7 +241,7 @@ impl Workers {
         });
     }
 
-    /// One has ended that was not told to.
+    /// Makes a place for the successor of a worker that ended without being told to.
     fn replace(&mut self, pid: Pid, worker: &Worker, status: WaitStatus) {
         let lived = worker.since.elapsed() >= STARTED_AFTER;
         let failures = if lived { 0 } else { worker.failures + 1 };
@@ -272,7 +271,7 @@ impl Watched for Workers {
         let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
         let vacancies = vacancies.filter(|_| self.has_queue);
         let readiness = self.workers.iter().filter_map(|(pid, worker)| {
-            // When others have started matters to nobody.
+            // When other workers have started does not matter.
             let matters =
                 Some(*pid) == self.candidate || matches!(worker.readiness, Readiness::Closed(_));
             worker.readiness.deadline().filter(|_| matters)
@@ -300,7 +299,7 @@ impl Crew for Workers {
         self.hear();
         self.attend_leaving();
         self.balance();
-        // Nobody is started for a queue that has ended, which nobody may have said.
+        // No worker reports the end of the queue, so look before another one is started.
         let is_due = !self.vacancies.is_empty() || self.reloading;
         if is_due && link.queue().is_some_and(Receiver::is_at_end) {
             link.queue_ended(link.generation());
@@ -333,7 +332,7 @@ impl Crew for Workers {
         if worker.is_leaving() {
             return;
         }
-        // Who finds the end of the queue has ended well, however soon.
+        // A worker that finds the end of the queue has ended well, however soon.
         if link.queue().is_some_and(Receiver::is_at_end) {
             link.queue_ended(worker.generation);
         }
@@ -344,7 +343,7 @@ impl Crew for Workers {
                 self.give_up_reload(format_args!("worker {pid} {how} before it had started"));
             }
             (false, true) => self.replace(pid, &worker, status),
-            // balance() makes a place for the next one, on the next queue.
+            // balance() makes a place for the next worker, on the next queue.
             (_, false) => {}
         }
     }
@@ -363,7 +362,7 @@ impl Crew for Workers {
         for worker in self.workers.values_mut() {
             worker.stale = true;
         }
-        // What made them fail may be what was changed.
+        // The reload may have changed what made workers fail.
         self.vacancies
             .iter_mut()
             .for_each(|vacancy| *vacancy = Vacancy::now(0));
@@ -388,16 +387,16 @@ impl Crew for Workers {
             .for_each(|remains| remains.kill(None));
     }
 
-    /// Of what workers serve nothing else can be seen than that they do something.
+    /// Workers do not tell what they serve; only their activity can be seen.
     fn last_service(&mut self) -> Instant {
-        // What they have left behind is a child of ours.
+        // The orphans of workers are our children.
         let orphans = cpu_activity::children(getpid());
         let workers = self.workers.keys().copied();
         self.activity.look(workers.chain(orphans))
     }
 }
 
-/// How long to wait before the next one is started, after so many that ended too soon.
+/// The delay before the next start, after this many failures in a row.
 fn delay(failures: u32) -> Duration {
     match failures.checked_sub(1) {
         None => Duration::ZERO,
@@ -408,7 +407,6 @@ fn delay(failures: u32) -> Duration {
     }
 }
 
-/// How a worker ended, in words.
 fn how(status: WaitStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (_, Some(signal)) => format!("was ended by signal {signal}"),

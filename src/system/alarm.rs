@@ -10,16 +10,15 @@ use nix::time::ClockId;
 use crate::error::{Error, Result};
 use crate::system::interrupt;
 
-/// A timer of this process. It is not running at first.
 pub(crate) struct Alarm {
     timer: Timer,
 }
 
 impl Alarm {
-    /// A timer whose signal the caller waits for.
+    /// The caller waits for the signal, as with sigwait(3).
     ///
     /// # Errors
-    /// [`Error::System`] if there is no timer to be had.
+    /// [`Error::System`] if no timer is available.
     pub fn new() -> Result<Self> {
         let event = SigEvent::new(SigevNotify::SigevSignal {
             signal: Signal::SIGALRM,
@@ -30,10 +29,10 @@ impl Alarm {
         Ok(Self { timer })
     }
 
-    /// A timer whose signal interrupts whatever blocks ([`interrupt`]).
+    /// The signal interrupts a blocking call ([`interrupt`]).
     ///
     /// # Errors
-    /// [`Error::System`] if there is no timer to be had.
+    /// [`Error::System`] if no timer is available.
     pub fn interrupting() -> Result<Self> {
         interrupt::on_signals(&[Signal::SIGALRM as i32])?;
         SigSet::from_iter([Signal::SIGALRM])
@@ -42,15 +41,14 @@ impl Alarm {
         Self::new()
     }
 
-    /// Sends the signal once, after `delay`.
     pub fn after(&mut self, delay: Duration) {
-        // Zero would stop the timer.
+        // Zero would disarm the timer.
         let delay = delay.max(Duration::from_nanos(1));
         self.set(Expiration::OneShot(TimeSpec::from_duration(delay)));
     }
 
-    /// Does something that may block: after `limit` it fails with `EINTR`. The signal comes again
-    /// and again, in case that the first one came before it blocked.
+    /// Runs `action`, whose blocking calls fail with `EINTR` after `limit`. The signal repeats, in
+    /// case the first one comes before the call blocks.
     pub fn limit<T>(&mut self, limit: Duration, action: impl FnOnce() -> T) -> T {
         self.set(Expiration::Interval(TimeSpec::from_duration(limit)));
         let result = action();
@@ -59,7 +57,7 @@ impl Alarm {
     }
 
     fn set(&mut self, expiration: Expiration) {
-        // The kernel refuses only what is no time.
+        // The kernel refuses only an invalid time.
         let _ = self.timer.set(expiration, TimerSetTimeFlags::empty());
     }
 }

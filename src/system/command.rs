@@ -1,4 +1,4 @@
-//! A command line: found before anything depends on it, and ready to be executed.
+//! A command line: looked up before anything depends on the command, then executed.
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -13,12 +13,11 @@ use nix::unistd::{AccessFlags, Pid, faccessat};
 
 use crate::error::{Error, Result};
 
-/// Where to look if `PATH` is not set, as execvp(3) of glibc does.
+/// The search path if `PATH` is not set, as in execvp(3) of glibc.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
-/// What runs a script that does not say what runs it (POSIX execvp).
+/// Runs a script without a `#!` line (POSIX execvp).
 const SHELL: &CStr = c"/bin/sh";
 
-/// A command that was found and can be executed.
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
     path: CString,
@@ -26,11 +25,11 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    /// Looks the first of `words` up as execvp(3) does: a name without a slash along `PATH`.
+    /// Looks up the first of `words` as execvp(3) does: a name without a slash along `PATH`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there are no words; [`Error::CommandNotFound`];
-    /// [`Error::CommandNotExecutable`], also if the interpreter that a script names (`#!`) is.
+    /// [`Error::CommandNotExecutable`] for the command, or for a script's interpreter (`#!`).
     pub fn find(words: &[OsString]) -> Result<Self> {
         let Some(name) = words.first() else {
             return Err(Error::Invalid("no command given".into()));
@@ -43,18 +42,17 @@ impl Command {
         })
     }
 
-    /// The file to execute.
     pub fn path(&self) -> &CStr {
         &self.path
     }
 
-    /// The words of the command, its name as the user wrote it first.
+    /// Argument 0 is the command as the user wrote it.
     pub fn arguments(&self) -> &[CString] {
         &self.arguments
     }
 
-    /// Executes this command by `action`, and a file that the kernel does not know how to execute
-    /// (`ENOEXEC`) once more as a script for the shell, as execvp(3) does.
+    /// Executes this command by `action`. A file that the kernel does not know how to execute
+    /// (`ENOEXEC`) is tried once more as a shell script, as in execvp(3).
     ///
     /// # Errors
     /// The errno of `action`.
@@ -68,17 +66,17 @@ impl Command {
         }
     }
 
-    /// Starts a process that is this command by `action`.
+    /// Starts this command as a process, by `action`.
     ///
     /// # Errors
-    /// [`Error::System`] if there is no process to be had (`EAGAIN`, `ENOMEM`);
-    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command is gone by now.
+    /// [`Error::System`] if no process is available (`EAGAIN`, `ENOMEM`);
+    /// [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command has gone
+    /// meanwhile.
     pub fn start(&self, action: impl FnMut(&Self) -> Result<Pid, Errno>) -> Result<Pid> {
         self.attempt(action)
             .map_err(|errno| self.error_of_start(errno))
     }
 
-    /// The error that starting a process with this command failed with.
     pub fn error_of_start(&self, errno: Errno) -> Error {
         match errno {
             Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
@@ -95,14 +93,13 @@ impl Command {
         }
     }
 
-    /// The error that executing this command failed with.
     pub fn error(&self, errno: Errno) -> Error {
         let name = OsStr::from_bytes(self.arguments.first().unwrap_or(&self.path).as_bytes());
         failed(name, errno)
     }
 }
 
-/// The exit status that an errno of exec stands for depends on whether the file is there.
+/// A missing file and an unusable file have different exit statuses.
 fn failed(name: &OsStr, errno: Errno) -> Error {
     let command = if name.is_empty() {
         "''".into()
@@ -135,7 +132,7 @@ fn look_up(name: &OsStr, path: Option<OsString>) -> Result<PathBuf> {
                     return Ok(file);
                 }
                 Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                // One further along may do.
+                // A later folder may have an executable file.
                 Err(other) => errno = other,
             }
         }
@@ -143,8 +140,7 @@ fn look_up(name: &OsStr, path: Option<OsString>) -> Result<PathBuf> {
     Err(failed(name, errno))
 }
 
-/// Whether this process may execute `file`: the kernel's answer, as far as it can be had without
-/// doing it.
+/// Whether this process may execute `file`, as far as the kernel tells beforehand.
 fn check(file: &Path) -> Result<(), Errno> {
     let found = file
         .metadata()
@@ -156,7 +152,7 @@ fn check(file: &Path) -> Result<(), Errno> {
     faccessat(here, file, AccessFlags::X_OK, AtFlags::AT_EACCESS)
 }
 
-/// A script whose interpreter is missing cannot be executed, though it is there itself.
+/// A script without its interpreter cannot be executed.
 fn check_interpreter(name: &OsStr, file: &Path) -> Result<()> {
     let Some(interpreter) = interpreter(file) else {
         return Ok(());
@@ -171,9 +167,8 @@ fn check_interpreter(name: &OsStr, file: &Path) -> Result<()> {
     })
 }
 
-/// The program that a script names in its first line.
 fn interpreter(script: &Path) -> Option<PathBuf> {
-    // As much of the line as the kernel looks at (BINPRM_BUF_SIZE).
+    // As much of the line as the kernel reads (BINPRM_BUF_SIZE).
     let mut start = Vec::with_capacity(256);
     File::open(script)
         .ok()?
@@ -186,7 +181,6 @@ fn interpreter(script: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(OsString::from_vec(program.to_vec())))
 }
 
-/// The environment as it was inherited, without the variables that `drop` says.
 pub(crate) fn environment_without(drop: impl Fn(&[u8]) -> bool) -> Vec<CString> {
     env::vars_os()
         .filter(|(name, _)| !drop(name.as_bytes()))
@@ -194,13 +188,13 @@ pub(crate) fn environment_without(drop: impl Fn(&[u8]) -> bool) -> Vec<CString> 
         .collect()
 }
 
-/// One entry of an environment; `None` if there is a NUL in it.
+/// One entry of an environment; `None` if it has a NUL byte.
 pub(crate) fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
     CString::new([name, b"=", value].concat()).ok()
 }
 
-/// Whether a service manager set this variable for one process, which we are, and not for those
-/// that we start (sd_listen_fds(3), sd_notify(3)).
+/// Whether a service manager means this variable for our process, and not for our children
+/// (sd_listen_fds(3), sd_notify(3)).
 pub(crate) fn is_service_managers(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 5] = [
         b"LISTEN_PID",

@@ -1,4 +1,4 @@
-//! What an open descriptor is, in words for messages.
+//! The kind of an open descriptor, and its name in messages.
 
 use std::io::IsTerminal;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -11,33 +11,32 @@ use nix::sys::stat::{FileStat, SFlag, fstat, makedev};
 
 use crate::error::{Error, Result};
 
-/// The facts about a socket that decide what it can be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SocketFacts {
-    /// Its address family, if it is one that nix knows.
+    /// `None` if nix does not know the family.
     pub family: Option<AddressFamily>,
-    /// Its type, if it is one that nix knows.
+    /// `None` if nix does not know the type.
     pub kind: Option<SockType>,
-    /// Whether it listens (`SO_ACCEPTCONN`).
+    /// `SO_ACCEPTCONN`.
     pub listens: bool,
-    /// Whether it has a peer.
     pub connected: bool,
 }
 
-/// The type of the file that `stat` is about (`S_IFIFO`, `S_IFSOCK` and so on of inode(7)); no
-/// bits for what has none, as epoll and its like.
+/// The file type (`S_IFIFO`, `S_IFSOCK` and so on, inode(7)); no bits for epoll and the like, which
+/// have no type.
 pub(crate) fn type_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-/// The type of the file that is open at `fd`, as [`type_of`]; `None` if it cannot be examined.
+/// The file type of `fd`, as [`type_of`]; `None` if `fd` cannot be examined.
 pub(crate) fn file_type(fd: BorrowedFd<'_>) -> Option<SFlag> {
-    // The C library's fstat is another call, one that could also follow a path (see the sandbox).
+    // The C library's fstat makes another system call, which could also follow a path (see the
+    // sandbox).
     let stat = rustix::fs::fstat(fd).ok()?;
     Some(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT)
 }
 
-/// Asks the kernel about a socket; `None` if `fd` is no socket.
+/// `None` if `fd` is no socket.
 pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> Option<SocketFacts> {
     if file_type(fd) != Some(SFlag::S_IFSOCK) {
         return None;
@@ -52,7 +51,7 @@ pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> Option<SocketFacts> {
     })
 }
 
-/// Says what `fd` is, with its article: `a pipe`, `a terminal`, `/dev/null`, `a TCP connection`,
+/// Names `fd`, with its article: `a pipe`, `a terminal`, `/dev/null`, `a TCP connection`,
 /// `a Unix stream socket that does not listen`.
 pub(crate) fn describe(fd: BorrowedFd<'_>) -> String {
     let Ok(stat) = fstat(fd) else {
@@ -72,12 +71,11 @@ pub(crate) fn describe(fd: BorrowedFd<'_>) -> String {
             Some(facts) => describe_socket(facts),
             None => "a socket".into(),
         },
-        // epoll, eventfd, signalfd and the like have no type.
+        // epoll, eventfd, signalfd and the like have no file type.
         _ => "a kernel object".into(),
     }
 }
 
-/// Says what a socket is, from the facts about it.
 fn describe_socket(facts: SocketFacts) -> String {
     use AddressFamily::{Inet, Inet6, Unix, Vsock};
     let kind = match (facts.family, facts.kind) {
@@ -102,11 +100,10 @@ fn describe_socket(facts: SocketFacts) -> String {
     }
 }
 
-/// Checks that `socket` can be an end of a queue: a Unix socket that does not listen, which then is
-/// connected, or a datagram socket.
+/// Checks that `socket` can be an end of a queue: a Unix socket, but not a listening one.
 ///
 /// # Errors
-/// [`Error::Invalid`] if it is something else; the text says what.
+/// [`Error::Invalid`] for any other descriptor; the text names its kind.
 pub(crate) fn check_is_queue(socket: BorrowedFd<'_>) -> Result<()> {
     let facts = socket_facts(socket);
     if facts.is_some_and(|facts| facts.family == Some(AddressFamily::Unix) && !facts.listens) {

@@ -2,9 +2,9 @@
 
 /// Wrong usage.
 pub(crate) const USAGE: u8 = 2;
-/// A queue that closed before anything was received (`EX_UNAVAILABLE` of sysexits.h).
+/// The queue closed before a connection came (`EX_UNAVAILABLE` of sysexits.h).
 pub(crate) const CLOSED: u8 = 69;
-/// A command that is there and cannot be executed (POSIX shells, env(1)).
+/// The command exists but cannot be executed (POSIX shells, env(1)).
 pub(crate) const NOT_EXECUTABLE: u8 = 126;
-/// A command that does not exist (POSIX shells, env(1)).
+/// The command does not exist (POSIX shells, env(1)).
 pub(crate) const NOT_FOUND: u8 = 127;

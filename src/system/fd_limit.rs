@@ -1,8 +1,8 @@
-//! The limit on open descriptors: raised for us, as it was for those that we start.
+//! The limit on open descriptors: raised for this process, and original for its children.
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// The limit that this process was started with.
+/// The limit at the start of this process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FdLimit {
     soft: rlim_t,
@@ -10,8 +10,8 @@ pub(crate) struct FdLimit {
 }
 
 impl FdLimit {
-    /// Raises the soft limit on open descriptors to the hard one. That always is allowed
-    /// (getrlimit(2)), and where it fails all the same, the old limit is one to live with.
+    /// Raises the soft limit on open descriptors to the hard one, which is always allowed
+    /// (getrlimit(2)). If the call fails all the same, the old limit will do.
     pub fn raise() -> Self {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
         let limit = Self { soft, hard };
@@ -19,7 +19,7 @@ impl FdLimit {
         limit
     }
 
-    /// Does something, such as starting a process, under the limit that we were started with.
+    /// Runs `action`, such as starting a process, under the original limit.
     pub fn with_original<T>(&self, action: impl FnOnce() -> T) -> T {
         self.set(self.soft);
         let result = action();

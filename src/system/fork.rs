@@ -1,4 +1,4 @@
-//! Forking a process that goes on in the same program.
+//! Forking without executing another program.
 #![allow(unsafe_code)] // fork
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,8 +10,8 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use crate::error::{Error, Result};
 
-/// Starts a copy of this process that does `work`, and nothing else, and exits with its result.
-/// When this process dies it gets `on_our_death`.
+/// Forks a child that runs only `work` and exits with its result. The kernel sends `on_our_death`
+/// to the child when this process dies.
 ///
 /// # Errors
 /// [`Error::System`] (`EAGAIN`, `ENOMEM`).
@@ -22,17 +22,16 @@ pub(crate) fn start(on_our_death: Signal, work: impl FnOnce() -> u8) -> Result<P
     match child {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
-            // What would unwind here would go on as a second parent.
+            // A panic must not unwind into the parent's code and run it a second time.
             let status = catch_unwind(AssertUnwindSafe(|| {
                 let asked = set_pdeathsig(on_our_death);
-                // It may have died before it was asked for.
+                // The parent may have died before the prctl(2).
                 if asked.is_err() || getppid() != parent {
                     return 1;
                 }
                 work()
             }));
-            // SAFETY: _exit has no preconditions. exit(3) would run what the parent set up for
-            // its own end.
+            // SAFETY: _exit has no preconditions. exit(3) would run the parent's exit handlers.
             unsafe { libc::_exit(status.unwrap_or(101).into()) }
         }
     }

@@ -1,8 +1,8 @@
-//! Room for further descriptors: numbers that are free.
+//! Free descriptor numbers for the descriptors in a message.
 //!
-//! The kernel drops a descriptor that comes in a message if the process has no number for it, so there
-//! must be some before the message is received.
-#![allow(unsafe_code)] // asks about a number that nobody here owns
+//! The kernel drops a received descriptor if the process has no number for it, so the numbers are
+//! checked before a message is received.
+#![allow(unsafe_code)] // asks about a number without owning a descriptor
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,15 +13,14 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::error::to_nix;
 
-/// Numbers that were free when last looked at. Who serves one connection after another finds them
-/// free again each time, which costs less than to try whether there are any.
+/// The numbers that were free at the last check. A process that serves one connection after another
+/// finds the same numbers free again, and asking about them is cheaper than trying for new ones.
 #[derive(Debug)]
 pub(crate) struct FreeFds<const WANTED: usize> {
     numbers: Cell<Option<[RawFd; WANTED]>>,
 }
 
 impl<const WANTED: usize> Default for FreeFds<WANTED> {
-    /// None looked at yet.
     fn default() -> Self {
         Self {
             numbers: Cell::new(None),
@@ -30,10 +29,10 @@ impl<const WANTED: usize> Default for FreeFds<WANTED> {
 }
 
 impl<const WANTED: usize> FreeFds<WANTED> {
-    /// Looks whether there is room for so many. `any` is an open descriptor, no matter of what.
+    /// Checks that `WANTED` numbers are free. `any` is any open descriptor.
     ///
     /// # Errors
-    /// The errno of fcntl(2): `EMFILE` if there is not enough, `ENOMEM`.
+    /// The errno of fcntl(2): `EMFILE` if too few numbers are free, `ENOMEM`.
     pub fn check(&self, any: BorrowedFd<'_>) -> Result<(), Errno> {
         let numbers = self.numbers.get();
         if numbers.is_some_and(|numbers| numbers.into_iter().all(is_free)) {
@@ -46,14 +45,15 @@ impl<const WANTED: usize> FreeFds<WANTED> {
         Ok(())
     }
 
-    /// Forgets the numbers: something had no room, so they are beyond a limit that is lower now.
+    /// Forgets the numbers. The kernel had no room for a descriptor, so these numbers are beyond a
+    /// limit that has been lowered.
     pub fn forget(&self) {
         self.numbers.set(None);
     }
 }
 
 fn is_free(number: RawFd) -> bool {
-    // SAFETY: this only asks, and fails only for a number that is not open.
+    // SAFETY: F_GETFD only asks, and fails only for a number that is not open.
     unsafe { libc::fcntl(number, libc::F_GETFD) == -1 }
 }
 
@@ -77,7 +77,7 @@ mod tests {
         let (any, _other) = pipe().unwrap();
         assert!(!is_free(any.as_raw_fd()));
         assert!(is_free(-1) && is_free(RawFd::MAX));
-        // One that was in use by now is replaced.
+        // A number that is in use by now is replaced.
         let free = FreeFds::<2>::default();
         free.numbers.set(Some([any.as_raw_fd(); 2]));
         free.check(any.as_fd()).unwrap();

@@ -1,8 +1,8 @@
-//! Descriptors that were open before this program started, claimed once.
+//! Descriptors that were open before this program started, each claimed once.
 //!
-//! What takes a number from a user and ends here is for a program's main, before it opens things
-//! of its own: nobody else can have that number then.
-#![allow(unsafe_code)] // a number from outside becomes an owned descriptor here, and only here
+//! A program's main claims the numbers that a user gave, before it opens any descriptor of its own:
+//! until then none of those numbers is ours.
+#![allow(unsafe_code)] // only here a number from outside becomes an owned descriptor
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,18 +16,17 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t};
 
 use crate::error::{Error, Result};
 
-/// The numbers that have been claimed so far.
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// The first number that is not a standard stream.
+/// The first number after the standard streams.
 const FIRST_OTHER: RawFd = 3;
 
 /// Takes over descriptor `number`, which the parent process left open, and marks it close-on-exec.
-/// Of a standard stream (0 or 1) a copy is taken and `/dev/null` left in its place, so that a
-/// number below 3 is never reused for something else.
+/// For a standard stream (0 or 1), returns a copy and leaves `/dev/null` at the number, so that a
+/// number below 3 is never reused.
 ///
 /// # Errors
-/// [`Error::Invalid`] if `number` is not open or was claimed before: a descriptor has one owner.
+/// [`Error::Invalid`] if `number` is 2, not open, or already claimed: a descriptor has one owner.
 pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     let mut claimed = CLAIMED.lock().unwrap_or_else(|poison| poison.into_inner());
     if claimed.contains(&number) {
@@ -45,9 +44,9 @@ pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
         let taken = "descriptor 2 is standard error, where messages go";
         return Err(Error::Invalid(taken.into()));
     }
-    // SAFETY: borrowed for the calls below, whose failure is how a closed number is noticed.
+    // SAFETY: borrowed for the calls below, which fail if the number is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    // What is close-on-exec did not come to us by exec: we opened it ourselves.
+    // A close-on-exec descriptor did not come by exec: this process opened it.
     let flags = fcntl(borrowed, FcntlArg::F_GETFD).map_err(failed)?;
     if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
         return Err(failed(Errno::EBADF));
@@ -59,26 +58,25 @@ pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
             .write(true)
             .open("/dev/null")
             .map_err(|error| Error::io("open /dev/null", error))?;
-        // SAFETY: the three standard streams belong to the process as a whole; replacing one
-        // leaves whoever writes to it with an open descriptor.
+        // SAFETY: the three standard streams belong to the whole process; replacing one leaves its
+        // writers with an open descriptor.
         Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) }).map_err(failed)?;
-        // SAFETY: fcntl just made this number for us.
+        // SAFETY: fcntl just made this number.
         unsafe { OwnedFd::from_raw_fd(copy) }
     } else {
         fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed)?;
-        // SAFETY: the number is open and, as CLAIMED shows, nothing in this process owns it yet.
+        // SAFETY: the number is open, and CLAIMED shows that nothing in this process owns it yet.
         unsafe { OwnedFd::from_raw_fd(number) }
     };
     claimed.insert(number);
     Ok(owned)
 }
 
-/// Marks everything but the standard streams close-on-exec, after what is to be claimed was.
-/// A command which this process becomes or starts then finds nothing else open, whatever was left
-/// open for us.
+/// Marks every descriptor but the standard streams close-on-exec, so that a command inherits
+/// nothing else, whatever our parent left open. All claims come first.
 ///
 /// # Errors
-/// [`Error::System`] if the kernel is older than Linux 5.11 and `/proc` is not there either.
+/// [`Error::System`] if the kernel is older than Linux 5.11 and there is no `/proc` either.
 pub(crate) fn close_others_on_exec() -> Result<()> {
     // SAFETY: this sets flags and closes nothing.
     let done = unsafe {
@@ -97,17 +95,17 @@ pub(crate) fn close_others_on_exec() -> Result<()> {
         let name = entry.map_err(failed)?.file_name();
         let number = name.to_str().and_then(|name| name.parse().ok());
         if let Some(number) = number.filter(|number: &RawFd| *number >= FIRST_OTHER) {
-            // SAFETY: as above; a number that was closed meanwhile fails, and that is all.
+            // SAFETY: as above; the call only fails for a number that was closed meanwhile.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
     Ok(())
 }
 
-/// Checks that a connection can be put at `number` later.
+/// Checks that a connection can be placed at `number` later.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the limit on descriptors does not allow that number.
+/// [`Error::Invalid`] if `number` is beyond the limit on descriptors.
 pub(crate) fn check_number(number: RawFd) -> Result<()> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((rlim_t::MAX, 0));
     if rlim_t::try_from(number).is_ok_and(|number| number < limit) {
@@ -118,24 +116,25 @@ pub(crate) fn check_number(number: RawFd) -> Result<()> {
     )))
 }
 
-/// Puts a copy of `descriptor` at `number`, open across exec. What was open there is closed: the
-/// caller is about to become another program and needs nothing of its own any more.
+/// Puts a copy of `descriptor` at `number`, open across exec, and closes the descriptor that was
+/// there: the caller becomes another program next and needs no descriptor of its own.
 ///
 /// # Errors
-/// [`Error::System`]: `EBADF` if the limit on descriptors does not allow that number.
+/// [`Error::System`]: `EBADF` if `number` is beyond the limit on descriptors.
 pub(crate) fn place(descriptor: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     let failed = |errno| Error::system(format!("use descriptor {number}"), errno);
     if descriptor.as_raw_fd() == number {
         let flags = FcntlArg::F_SETFD(FdFlag::empty());
         return fcntl(descriptor, flags).map(drop).map_err(failed);
     }
-    // SAFETY: see above; the caller does not return to whoever owns what was at `number`.
+    // SAFETY: see above; the caller does not return to the owner of the old descriptor at `number`.
     Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })
         .map(drop)
         .map_err(failed)
 }
 
-/// Leaves `descriptor` open across exec, or a copy of it if its number is `taken` for another one.
+/// Leaves `descriptor` open across exec. If another descriptor has `taken` its number, leaves a
+/// copy open instead.
 ///
 /// # Errors
 /// [`Error::System`] if there is no number for a copy.

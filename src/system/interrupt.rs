@@ -1,11 +1,10 @@
-//! Interrupting a blocking receive by a signal, without a gap.
+//! Interrupts a blocking receive by a signal, without a gap.
 //!
-//! A signal handler that only sets a flag misses the signal that comes just before the call blocks.
-//! Here the handler also puts `/dev/null` in the place of the descriptor that the program blocks
-//! on. A signal before the call makes it fail (`ENOTSOCK`, or end-of-file), a signal during the
-//! call interrupts it (`EINTR`, and then the same), and a signal after it changes nothing: what
-//! was received is served.
-#![allow(unsafe_code)] // a signal handler and the two calls in it
+//! A signal handler that only sets a flag misses the signal just before the call blocks. This
+//! handler also replaces the watched descriptor with `/dev/null`. A signal before the call makes
+//! the call fail (`ENOTSOCK`, or end-of-file). A signal during the call interrupts it (`EINTR`, and
+//! then the same). A signal after the call changes nothing: the received connection is served.
+#![allow(unsafe_code)] // sigaction, and dup3 in the handler
 
 use std::fs::File;
 use std::marker::PhantomData;
@@ -20,14 +19,14 @@ use crate::error::{Error, Result};
 
 const NONE: i32 = -1;
 
-/// `/dev/null`, open for as long as the process lives once a handler is installed.
+/// `/dev/null`, opened with the first handler and never closed.
 static NULL: AtomicI32 = AtomicI32::new(NONE);
-/// The descriptor that the program blocks on.
+/// The watched descriptor.
 static WATCHED: AtomicI32 = AtomicI32::new(NONE);
-/// The last signal that came.
+/// The last signal.
 static RAISED: AtomicI32 = AtomicI32::new(NONE);
 
-/// From now on each of `signals`, by their numbers (signal(7)), interrupts a call that blocks on a
+/// From now on each of `signals`, by number (signal(7)), interrupts a call that blocks on a
 /// [`watch`]ed descriptor.
 ///
 /// # Errors
@@ -37,7 +36,7 @@ pub fn on_signals(signals: &[i32]) -> Result<()> {
         let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
         NULL.store(null.into_raw_fd(), Ordering::SeqCst);
     }
-    // No SA_RESTART: the call is to return.
+    // No SA_RESTART: the interrupted call must return.
     let action = SigAction::new(
         SigHandler::Handler(handler),
         SaFlags::empty(),
@@ -45,24 +44,25 @@ pub fn on_signals(signals: &[i32]) -> Result<()> {
     );
     for number in signals {
         Signal::try_from(*number)
-            // SAFETY: `handler` calls nothing that is not async-signal-safe.
+            // SAFETY: `handler` makes only async-signal-safe calls.
             .and_then(|signal| unsafe { sigaction(signal, &action) })
             .map_err(|errno| Error::system(format!("catch signal {number}"), errno))?;
     }
     Ok(())
 }
 
-/// The number of the last of the signals that came, if one did.
+/// The number of the last caught signal; `None` if none has come.
 pub fn raised() -> Option<i32> {
     Some(RAISED.load(Ordering::SeqCst)).filter(|signal| *signal != NONE)
 }
 
-/// While this lives, a signal interrupts what blocks on the descriptor.
+/// The watch on a descriptor, from [`watch`]. Dropping it ends the watch.
 #[must_use]
 pub struct Watch<'fd>(PhantomData<BorrowedFd<'fd>>);
 
-/// Names the descriptor that the program blocks on from now on. If a signal has come already, the
-/// descriptor is `/dev/null` at once; it stays so. There is one watch at a time.
+/// Names the descriptor that the program blocks on from now on, until the returned value is
+/// dropped. After a signal, the descriptor is replaced with `/dev/null` at once, and stays so. A
+/// process has one watch at a time.
 pub fn watch(descriptor: BorrowedFd<'_>) -> Watch<'_> {
     WATCHED.store(descriptor.as_raw_fd(), Ordering::SeqCst);
     if raised().is_some() {
@@ -87,8 +87,8 @@ extern "C" fn handler(signal: libc::c_int) {
 fn replace() {
     let (null, watched) = (NULL.load(Ordering::SeqCst), WATCHED.load(Ordering::SeqCst));
     if null != NONE && watched != NONE {
-        // SAFETY: dup3 is async-signal-safe; `watched` is open, since its Watch borrows it, and
-        // its owner notices nothing but that it now is another file.
+        // SAFETY: dup3 is async-signal-safe. `watched` is open, since its Watch borrows it; its
+        // owner only finds another file there.
         unsafe { libc::dup3(null, watched, libc::O_CLOEXEC) };
     }
 }

@@ -1,4 +1,4 @@
-//! What a program says on standard error.
+//! Messages of a program on standard error.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -9,24 +9,22 @@ use std::time::{Duration, Instant};
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
 
-/// How long a line waits for a log that is not read.
+/// How long a line waits while nobody reads the log.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether the last line was lost because of that.
+/// The last line was lost, since nobody reads the log.
 static STUCK: AtomicBool = AtomicBool::new(false);
 
-/// How much a program says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verbosity {
     /// Errors only (`-q`).
     Quiet,
-    /// Also what an operator wants to know once.
+    /// Also notices for the operator.
     Normal,
     /// Also each connection (`-v`).
     Verbose,
 }
 
-/// Where a program says things: its name, and how much is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Log {
     program: &'static str,
@@ -34,32 +32,28 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// A log of lines that start with `program`.
     pub fn new(program: &'static str, verbosity: Verbosity) -> Self {
         Self { program, verbosity }
     }
 
-    /// Whether each connection is logged; building such lines can be left out otherwise.
+    /// If not, callers need not build the lines of a connection.
     pub fn is_verbose(&self) -> bool {
         self.verbosity >= Verbosity::Verbose
     }
 
-    /// Something went wrong.
     pub fn error(&self, what: impl Display) {
         self.say(Verbosity::Quiet, what);
     }
 
-    /// Something that an operator wants to know.
     pub fn notice(&self, what: impl Display) {
         self.say(Verbosity::Normal, what);
     }
 
-    /// Something about one connection.
     pub fn detail(&self, what: impl Display) {
         self.say(Verbosity::Verbose, what);
     }
 
-    /// Something that lasts and is met again and again: said once, until it changes.
+    /// Logs a lasting problem once, until its text changes.
     pub fn once(&self, said: &mut Said, least: Verbosity, what: impl Display) {
         let what = what.to_string();
         if said.0.as_ref() != Some(&what) {
@@ -74,13 +68,13 @@ impl Log {
         }
     }
 
-    /// One write for one line: several processes share the log, and their lines must not mix.
-    /// What came from outside must not make further lines, nor move the terminal's cursor.
-    /// Nothing can be done about a log that takes no more.
+    /// Writes a line in one write: several processes share the log, and their lines must not mix.
+    /// Text from outside must not make further lines or move the terminal's cursor. The error of a
+    /// write is ignored: a failing log cannot be reported.
     fn line(&self, what: impl Display) {
         let text = printable(what.to_string().as_bytes());
         let line = format!("{}: {text}\n", self.program);
-        // A log that is not read holds us up once, and then loses lines.
+        // An unread log blocks us once, and then loses lines.
         let stderr = std::io::stderr();
         let patience = if STUCK.load(Ordering::Relaxed) {
             Duration::ZERO
@@ -104,12 +98,12 @@ impl Log {
     }
 }
 
-/// What was said last of one trouble, see [`Log::once`].
+/// The last message about one problem, see [`Log::once`].
 #[derive(Debug, Default)]
 pub(crate) struct Said(Option<String>);
 
 impl Said {
-    /// The trouble is over. Whether anything was said of it.
+    /// The problem is over. Returns whether it was logged.
     pub fn forget(&mut self) -> bool {
         self.0.take().is_some()
     }

@@ -1,4 +1,4 @@
-//! Linux, seen from Rust. Nothing here knows of a queue or of a program of ours.
+//! Linux, seen from Rust. Nothing here knows of queues or of our programs.
 
 pub(crate) mod alarm;
 pub(crate) mod command;

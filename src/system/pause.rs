@@ -1,21 +1,19 @@
-//! Something that is left alone for a while, such as a listener while descriptors are short.
+//! A pause, such as of a listener while descriptors are short.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How long nothing is accepted or opened while descriptors or memory are short.
+/// How long accept(2) and open(2) pause while descriptors or memory are short.
 pub(crate) const SHORTAGE: Duration = Duration::from_millis(250);
 
-/// A pause that may be on. It ends by itself. Its end is told once, by [`Pause::is_on`] or by
-/// [`Pause::deadline`]: a loop that looks at either, in whatever order, neither sleeps past the end
-/// nor is woken by it for ever.
+/// A pause that ends by itself. Its end is told once, by [`Pause::is_on`] or by [`Pause::deadline`]: a
+/// loop may call both in any order, never sleeps past the end, and is not woken by it for ever.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pause {
     until: Cell<Option<Instant>>,
 }
 
 impl Pause {
-    /// From now on, for `length`.
     pub fn begin(&self, length: Duration) {
         self.until.set(Some(Instant::now() + length));
     }
@@ -31,7 +29,7 @@ impl Pause {
         self.until.get().is_some()
     }
 
-    /// When it ends, which may be just over; `None` if it is not on.
+    /// When the pause ends; the moment may be just over.
     pub fn deadline(&self) -> Option<Instant> {
         let until = self.until.get();
         // Whoever asks notices the end.

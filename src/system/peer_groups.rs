@@ -1,20 +1,19 @@
-//! The groups of who is on the other side of a Unix socket.
-#![allow(unsafe_code)] // one getsockopt of variable length, which no library has
+//! The supplementary groups of a Unix socket's peer.
+#![allow(unsafe_code)] // getsockopt of variable length, which no library has
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
 
-/// More groups than a user can have (`NGROUPS_MAX`).
+/// The most groups that a user can have (`NGROUPS_MAX`).
 const MOST_GROUPS: usize = 65536;
 
-/// The supplementary groups that the other side had when it connected (`SO_PEERGROUPS`); none if
-/// the kernel does not tell.
+/// The peer's groups when it connected (`SO_PEERGROUPS`); empty if the kernel does not tell.
 pub(crate) fn of(socket: BorrowedFd<'_>) -> Vec<u32> {
     let mut groups = vec![0_u32; 64];
     loop {
         let mut length = (groups.len() * size_of::<u32>()) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `length` bytes, which is what there is room for.
+        // SAFETY: the kernel writes at most `length` bytes, which `groups` has.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
@@ -29,7 +28,7 @@ pub(crate) fn of(socket: BorrowedFd<'_>) -> Vec<u32> {
             groups.truncate(count);
             return groups;
         }
-        // Where there is too little room it says how much is needed.
+        // With too little room the kernel says how much is needed.
         if nix::errno::Errno::last() != nix::errno::Errno::ERANGE || count > MOST_GROUPS {
             return Vec::new();
         }

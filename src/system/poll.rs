@@ -1,4 +1,4 @@
-//! Waiting for descriptors: poll(2), with a point in time instead of a timeout.
+//! poll(2) with a deadline instead of a timeout.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -9,27 +9,26 @@ use rustix::event::{PollFd, Timespec, poll};
 
 use crate::error::to_nix;
 
-/// How long to wait for memory, which nothing announces.
+/// The pause after `ENOMEM`: nothing announces free memory.
 const MEMORY: Duration = Duration::from_millis(100);
 
-/// What a poll loop watches for somebody.
+/// A part of a program, as its poll loop sees it.
 pub(crate) trait Watched {
-    /// Calls `poll` with each descriptor to wait for, and what it is to be ready for; its end is
-    /// told in any case.
+    /// Calls `poll` with each descriptor and the events to wait for. Errors and hang-ups are
+    /// reported in any case.
     fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags));
 
-    /// When there is something to do though nothing is ready.
+    /// When there is work even if no descriptor is ready.
     fn deadline(&self) -> Option<Instant> {
         None
     }
 }
 
-/// The earliest of some points in time, if there is any.
 pub(crate) fn earliest(deadlines: impl IntoIterator<Item = Option<Instant>>) -> Option<Instant> {
     deadlines.into_iter().flatten().min()
 }
 
-/// Descriptors and deadlines to wait for, each under a token that tells whose it is.
+/// Descriptors and deadlines, each with a token of its owner.
 pub(crate) struct PollSet<'fd, T> {
     fds: Vec<PollFd<'fd>>,
     tokens: Vec<T>,
@@ -45,25 +44,22 @@ impl<'fd, T: Copy + PartialEq> PollSet<'fd, T> {
         }
     }
 
-    /// Adds one descriptor.
     pub fn add(&mut self, token: T, descriptor: BorrowedFd<'fd>, events: PollFlags) {
         self.fds.push(PollFd::from_borrowed_fd(descriptor, events));
         self.tokens.push(token);
     }
 
-    /// Adds a point in time.
     pub fn until(&mut self, token: T, deadline: Option<Instant>) {
         self.deadlines.extend(deadline.map(|at| (token, at)));
     }
 
-    /// Adds everything that `watched` waits for.
     pub fn watch(&mut self, token: T, watched: &'fd (impl Watched + ?Sized)) {
         self.until(token, watched.deadline());
         watched.descriptors(&mut |descriptor, events| self.add(token, descriptor, events));
     }
 
-    /// Waits until something is ready or due, or a signal comes. Returns the tokens of what is; it
-    /// may be nothing.
+    /// Waits until a descriptor is ready, a deadline is over, or a signal comes. Returns the tokens
+    /// of ready descriptors and past deadlines, possibly none.
     ///
     /// # Errors
     /// The errno of poll(2), but never `EINTR` or `ENOMEM`.
@@ -81,8 +77,8 @@ impl<'fd, T: Copy + PartialEq> PollSet<'fd, T> {
     }
 }
 
-/// Waits until one descriptor is ready or `until` is over; it may also return for nothing. Returns
-/// what it is ready for, out of `events` and the ends that poll(2) always tells.
+/// Waits until the descriptor is ready or `until` is over; may return early, without an event.
+/// Returns the events, out of `events` and the hang-ups and errors that poll(2) always reports.
 ///
 /// # Errors
 /// The errno of poll(2), but never `EINTR` or `ENOMEM`.
@@ -96,7 +92,7 @@ pub(crate) fn wait_for(
     Ok(fds[0].revents())
 }
 
-/// What a descriptor is ready for now.
+/// Like [`wait_for`], without waiting.
 pub(crate) fn ready(descriptor: BorrowedFd<'_>, events: PollFlags) -> PollFlags {
     wait_for(descriptor, events, Some(Instant::now())).unwrap_or(PollFlags::empty())
 }
@@ -104,7 +100,7 @@ pub(crate) fn ready(descriptor: BorrowedFd<'_>, events: PollFlags) -> PollFlags 
 fn wait(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Errno> {
     let timeout = until.map(|until| {
         let left = until.saturating_duration_since(Instant::now());
-        // What does not fit is as good as for ever.
+        // A longer time counts as for ever.
         Timespec::try_from(left).unwrap_or(Timespec {
             tv_sec: i64::MAX,
             tv_nsec: 0,

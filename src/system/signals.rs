@@ -1,5 +1,5 @@
-//! Signals as a descriptor, and their state as a program should find it.
-#![allow(unsafe_code)] // sigaction: only SIG_DFL and SIG_IGN, so there is no handler to be unsafe
+//! Signals as a descriptor, and the actions of signals.
+#![allow(unsafe_code)] // sigaction with SIG_DFL and SIG_IGN only, so no handler can be unsafe
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -9,15 +9,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result};
 
-/// Signals that are read from a descriptor. They are blocked for as long as the process lives,
-/// or until somebody sets the mask.
+/// Signals that are read from a descriptor. They stay blocked until the process ends or sets its
+/// mask.
 pub(crate) struct Signals {
     descriptor: SignalFd,
     original_mask: SigSet,
 }
 
 impl Signals {
-    /// Takes `signals` over: from now on they wait to be read.
+    /// Blocks `signals`. From now on they wait in the descriptor.
     ///
     /// # Errors
     /// [`Error::System`] if the descriptor cannot be made (`EMFILE` and the like).
@@ -34,7 +34,7 @@ impl Signals {
         })
     }
 
-    /// The mask that this process was started with.
+    /// The mask before [`Signals::new`].
     pub fn original_mask(&self) -> SigSet {
         self.original_mask
     }
@@ -43,7 +43,7 @@ impl Signals {
 impl Iterator for Signals {
     type Item = Signal;
 
-    /// The next signal that came, or `None` if there is none now.
+    /// The next pending signal, or `None`.
     fn next(&mut self) -> Option<Signal> {
         let info = self.descriptor.read_signal().ok().flatten()?;
         Signal::try_from(info.ssi_signo as i32).ok()
@@ -56,15 +56,14 @@ impl AsFd for Signals {
     }
 }
 
-/// Gives every signal that is ignored its default action. What a parent ignored (`nohup`, a
-/// shell's `&`) and what the Rust runtime ignores (`SIGPIPE`) does not reach a handler so.
+/// Gives every ignored signal its default action. A handler then does not inherit what our parent
+/// ignored (`nohup`, a shell's `&`) or what the Rust runtime ignores (`SIGPIPE`).
 pub(crate) fn default_ignored() {
     for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
         default_raw(number);
     }
 }
 
-/// The numbers of all signals that are not at their default action.
 pub(crate) fn not_default() -> Vec<libc::c_int> {
     let signals = 1..=libc::SIGRTMAX();
     signals
@@ -72,19 +71,19 @@ pub(crate) fn not_default() -> Vec<libc::c_int> {
         .collect()
 }
 
-/// Gives a signal its default action, in a process that shares the memory of another: nothing is
-/// called but the kernel.
+/// Gives a signal its default action by a bare system call, for a process that shares the memory of
+/// another.
 pub(crate) fn default_raw(number: libc::c_int) {
     let default = KernelAction::default();
     // SAFETY: SIG_DFL, which is 0, runs no code of ours.
     unsafe { libc::syscall(libc::SYS_rt_sigaction, number, &default, 0, KERNEL_SET) };
 }
 
-/// Blocks what is ignored, and `signals` too, instead of ignoring it: what is started from here finds
-/// every one of them at its default action. Returns what then is to stay blocked.
+/// Blocks `signals` and all ignored signals, and gives them their default action: new processes
+/// then find every signal at its default action. Returns the signals that must stay blocked.
 ///
 /// # Errors
-/// [`Error::System`] for a signal that has no other action (`KILL`, `STOP`).
+/// [`Error::System`] for a signal without another action (`KILL`, `STOP`).
 pub(crate) fn block_instead_of_ignoring(signals: &[Signal]) -> Result<SigSet> {
     let ignored = Signal::iterator().filter(|number| is_ignored(*number as i32));
     let all: Vec<Signal> = ignored.chain(signals.iter().copied()).collect();
@@ -93,13 +92,13 @@ pub(crate) fn block_instead_of_ignoring(signals: &[Signal]) -> Result<SigSet> {
     Ok(all.into_iter().collect())
 }
 
-/// As much as the kernel's own `struct sigaction` has; its handler comes first (but on MIPS).
-/// The C library keeps two signals (32 and 33) for itself, so only the kernel can be asked about those.
+/// Large enough for the kernel's `struct sigaction`; the handler comes first (except on MIPS). The
+/// C library keeps signals 32 and 33 for itself, so only the kernel tells about those.
 type KernelAction = [usize; 16];
-/// The size of the kernel's signal set, in bytes.
+/// The size of the kernel's signal set in bytes.
 const KERNEL_SET: usize = 8;
 
-/// Blocks `signals`, besides those that are blocked already.
+/// Blocks `signals`, besides the signals that are blocked already.
 ///
 /// # Errors
 /// None in practice; [`Error::System`] if the kernel refuses.
@@ -112,7 +111,7 @@ pub(crate) fn block(signals: &[Signal]) -> Result<()> {
 /// Gives `signals` their default action.
 ///
 /// # Errors
-/// [`Error::System`] for a signal that has no other one (`KILL`, `STOP`).
+/// [`Error::System`] for a signal without another action (`KILL`, `STOP`).
 pub(crate) fn default(signals: &[Signal]) -> Result<()> {
     for number in signals {
         // SAFETY: SIG_DFL runs no code of ours.
@@ -122,7 +121,7 @@ pub(crate) fn default(signals: &[Signal]) -> Result<()> {
     Ok(())
 }
 
-/// Those of `signals` that whoever started us did not ignore, as nohup(1) and a shell's `&` do.
+/// `signals` without those that our parent ignored, as nohup(1) and a shell's `&` do.
 pub(crate) fn not_ignored(signals: &[Signal]) -> Vec<Signal> {
     let signals = signals.iter().copied();
     signals
@@ -136,7 +135,7 @@ fn is_ignored(number: i32) -> bool {
 
 fn action_of(number: i32) -> usize {
     let mut action = KernelAction::default();
-    // SAFETY: this only asks; `action` is where the answer goes, and has room for it.
+    // SAFETY: this only asks, and `action` has room for the answer.
     unsafe { libc::syscall(libc::SYS_rt_sigaction, number, 0, &mut action, KERNEL_SET) };
     action[0]
 }
@@ -163,8 +162,8 @@ pub(crate) fn set_mask(mask: &SigSet) -> Result<()> {
         .map_err(|errno| Error::system("set the signal mask", errno))
 }
 
-/// Ends this process by `number`, as if it had never been caught, so that who waits for it sees
-/// the signal. Returns only if that signal does not end a process.
+/// Ends this process by the default action of `number`, so that its parent sees the signal. Returns
+/// only if that action does not end a process.
 ///
 /// # Errors
 /// [`Error::System`] for a signal that cannot be raised.

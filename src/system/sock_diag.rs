@@ -1,8 +1,7 @@
-//! Asking the kernel who is at the other end of a connected datagram socket (sock_diag(7)).
+//! Asks the kernel for the peer of a connected datagram socket (sock_diag(7)).
 //!
-//! The socket is asked for the inode of its peer, and that inode for its uid. A connected
-//! datagram socket keeps the peer that it was connected to, so the answer holds for as long as
-//! the connection does.
+//! The first query gives the inode of the peer, the second one the uid of that inode. A connected
+//! datagram socket keeps its peer, so the answer holds as long as the connection.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -17,8 +16,8 @@ const BY_FAMILY: u16 = 20;
 /// `NLMSG_ERROR` and `NLM_F_REQUEST` of linux/netlink.h.
 const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
-/// Attributes of linux/unix_diag.h; to show one, its bit (1 << number) is asked for, except that
-/// the bit of `UNIX_DIAG_UID` (7) is 0x40.
+/// Attributes of linux/unix_diag.h. A request asks for each by the bit 1 << number, but for
+/// `UNIX_DIAG_UID` (7) by 0x40.
 const VFS: u16 = 1;
 const SHOW_VFS: u32 = 1 << 1;
 const PEER: u16 = 2;
@@ -29,32 +28,32 @@ const SHOW_UID: u32 = 0x40;
 const HEADER: usize = 16;
 const ANSWER: usize = HEADER + 16;
 
-/// Whether these two Unix sockets are connected to each other; `None` if the kernel does not say.
+/// Whether two Unix sockets are connected to each other; `None` if the kernel does not say.
 pub(crate) fn are_connected(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Option<bool> {
     let inode = |socket| fstat(socket).ok().map(|stat| stat.st_ino as u32);
     let peer = ask(inode(one)?, SHOW_PEER, PEER).ok()?;
     Some(peer == Some(inode(other)?))
 }
 
-/// The inode of the path that a Unix socket is bound to, its last 32 bits; `None` if it is bound to
-/// none, or the kernel does not say.
+/// The last 32 bits of the inode of the path that a Unix socket is bound to; `None` if the socket
+/// is unbound or the kernel does not say.
 pub(crate) fn bound_inode(socket: BorrowedFd<'_>) -> Option<u32> {
     let inode = fstat(socket).ok()?.st_ino as u32;
     ask(inode, SHOW_VFS, VFS).ok()?
 }
 
-/// The uid that owns the socket which `socket` is connected to.
+/// The uid of the owner of the socket's peer.
 ///
 /// # Errors
-/// The errno of the netlink calls; `ENOTCONN` if `socket` has no peer, `EOPNOTSUPP` if this
-/// kernel does not tell uids (before Linux 5.3).
+/// The errno of the netlink calls; `ENOTCONN` if `socket` has no peer, `EOPNOTSUPP` if this kernel
+/// does not tell uids (before Linux 5.3).
 pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     let inode = fstat(socket)?.st_ino as u32;
     let peer = ask(inode, SHOW_PEER, PEER)?.ok_or(Errno::ENOTCONN)?;
     ask(peer, SHOW_UID, UID)?.ok_or(Errno::EOPNOTSUPP)
 }
 
-/// Asks for one attribute, a 32-bit number, of the Unix socket with this inode.
+/// Asks for a 32-bit attribute of the Unix socket with this inode.
 fn ask(inode: u32, show: u32, attribute: u16) -> Result<Option<u32>, Errno> {
     let netlink = socket(
         AddressFamily::Netlink,
@@ -75,7 +74,6 @@ fn ask(inode: u32, show: u32, attribute: u16) -> Result<Option<u32>, Errno> {
     find(&answer[..length], attribute)
 }
 
-/// A request for the socket with this inode.
 fn request(inode: u32, show: u32) -> Vec<u8> {
     let mut request = Vec::with_capacity(40);
     // nlmsghdr: length, type, flags, sequence, port.
@@ -109,7 +107,8 @@ fn find(answer: &[u8], attribute: u16) -> Result<Option<u32>, Errno> {
         if kind == attribute {
             return Ok(u32_at(at + 4));
         }
-        // Attributes are padded to four bytes; a length below its own header would never end.
+        // Attributes are padded to 4 bytes. A length below 4, the attribute's header, would loop
+        // for ever.
         at += usize::from(length).max(4).next_multiple_of(4);
     }
     Ok(None)

@@ -1,7 +1,6 @@
-//! The end of a process or of a process group: by itself, asked by `TERM`, or by `KILL`.
+//! Ends a process or a process group: by `TERM`, then by `KILL`.
 //!
-//! [`Countdown`] is the state machine, without a signal in it; [`Termination`] is one with the
-//! target that it signals.
+//! [`Countdown`] is the state machine, without signals; [`Termination`] adds the target.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +10,24 @@ use nix::unistd::Pid;
 
 use crate::system::poll::earliest;
 
-/// From TERM to KILL, where nothing else is said.
+/// From TERM to KILL by default.
 pub(crate) const KILL_AFTER: Duration = Duration::from_secs(5);
-/// How often to look whether a group is still there whose first process is gone, as nothing
-/// announces its end: one that is to end, and one that is not.
+/// How often to look whether a group without its first process still exists, since nothing
+/// announces its end. `LOOK_SOON` applies after a TERM or KILL, `LOOK` before.
 const LOOK_SOON: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// To ask for the end.
+    /// Send TERM.
     Ask,
-    /// To end it by force.
+    /// Send KILL.
     Kill,
-    /// To wait no longer.
+    /// Stop waiting.
     GiveUp,
 }
 
-/// How far an end has gone, each with when the next step is due; `None` for never.
+/// The stage of a termination, with the deadline of the next step; `None` is never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Countdown {
     Running(Option<Instant>),
@@ -38,13 +36,11 @@ pub(crate) enum Countdown {
 }
 
 impl Countdown {
-    /// When the next step is due.
     pub fn deadline(self) -> Option<Instant> {
         let (Self::Running(at) | Self::Asked(at) | Self::Killed(at)) = self;
         at
     }
 
-    /// The step that is due at `now`.
     pub fn due(self, now: Instant) -> Option<Step> {
         let is_due = self.deadline().is_some_and(|at| at <= now);
         is_due.then_some(match self {
@@ -67,12 +63,11 @@ impl Countdown {
     }
 }
 
-/// Who gets the signals. Its number is nobody else's until the last process of it is reaped.
+/// The target of the signals. Its number is not reused while the group has a process or zombie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// A process group.
     Group(Pid),
-    /// The first process of a group is asked; all of the group is killed.
+    /// TERM goes to the first process of a group, KILL to the whole group.
     Leader(Pid),
 }
 
@@ -83,7 +78,7 @@ impl Target {
             Self::Group(group) => killpg(group, Signal::SIGTERM),
             Self::Leader(leader) => kill(leader, Signal::SIGTERM),
         };
-        // A stopped process would not see it, nor the end of a stopped child.
+        // A stopped process would see neither the TERM nor the end of a stopped child.
         let _ = killpg(pid, Signal::SIGCONT);
     }
 
@@ -92,14 +87,13 @@ impl Target {
         let _ = killpg(pid, Signal::SIGKILL);
     }
 
-    /// Whether anybody of the group is there, be it as a zombie.
+    /// Whether the group has a process, be it a zombie.
     fn is_there(self) -> bool {
         let (Self::Group(pid) | Self::Leader(pid)) = self;
         killpg(pid, None) != Err(Errno::ESRCH)
     }
 }
 
-/// The end of one target.
 #[derive(Debug)]
 pub(crate) struct Termination {
     target: Target,
@@ -107,7 +101,7 @@ pub(crate) struct Termination {
 }
 
 impl Termination {
-    /// Of a target that may go on until `until`, or for ever.
+    /// The target gets its TERM at `until`, or never.
     pub fn new(target: Target, until: Option<Instant>) -> Self {
         Self {
             target,
@@ -119,7 +113,7 @@ impl Termination {
         self.countdown
     }
 
-    /// Asks for the end, unless that was done before. KILL is due at `until`.
+    /// Sends TERM, but only once. KILL is due at `until`.
     pub fn ask(&mut self, until: Instant) {
         if self.countdown.is_running() {
             self.target.ask();
@@ -127,7 +121,7 @@ impl Termination {
         }
     }
 
-    /// Kills, unless that was done before. To give up is due at `until`.
+    /// Sends KILL, but only once. Giving up is due at `until`.
     pub fn kill(&mut self, until: Option<Instant>) {
         if !self.countdown.is_killed() {
             self.target.kill();
@@ -135,7 +129,7 @@ impl Termination {
         }
     }
 
-    /// Does what is due by the clock.
+    /// Takes the step that is due.
     pub fn go_on(&mut self) {
         let now = Instant::now();
         match self.countdown.due(now) {
@@ -145,13 +139,13 @@ impl Termination {
         }
     }
 
-    /// Whether anybody of the group is there. Its number is not reused until then, and a group that
-    /// was gone once is not to be looked at again.
+    /// Whether the group has a process, be it a zombie. Its number may be reused after that, so do
+    /// not look again once the group was gone.
     pub fn is_there(&self) -> bool {
         self.target.is_there()
     }
 
-    /// When to look at it again, if its first process is gone.
+    /// When to look again at a group without its first process.
     pub fn next_look(&self) -> Instant {
         let pause = if self.countdown.is_running() {
             LOOK
@@ -186,7 +180,7 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_twice_nor_after_a_kill() {
-        // A group of nobody: its number is beyond every process id.
+        // The number is beyond every process id, so this group has no process.
         let mut end = Termination::new(Target::Group(Pid::from_raw(i32::MAX)), None);
         let (soon, later) = (Instant::now(), Instant::now() + KILL_AFTER);
         end.ask(soon);

@@ -1,10 +1,11 @@
-//! Text from outside: made safe to print, and parsed into what it should be. Pure.
+//! Text from outside: made safe to print, and parsed. Pure.
 
 use std::os::fd::RawFd;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// `bytes` as text that is safe on a terminal: not UTF-8 is replaced, control characters escaped.
+/// `bytes` as text that is safe on a terminal: invalid UTF-8 is replaced, control characters
+/// escaped.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for character in String::from_utf8_lossy(bytes).chars() {
@@ -17,8 +18,8 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     text
 }
 
-/// A number of decimal digits alone: the standard parsers also take a sign. `None` if it is
-/// something else or does not fit.
+/// Parses decimal digits alone: the standard parsers also take a sign. `None` for other text, or if
+/// the number does not fit.
 pub(crate) fn digits<N: FromStr>(text: impl AsRef<[u8]>) -> Option<N> {
     let text = text.as_ref();
     if !text.iter().all(u8::is_ascii_digit) {
@@ -27,10 +28,10 @@ pub(crate) fn digits<N: FromStr>(text: impl AsRef<[u8]>) -> Option<N> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Some thirty years, which every clock can add to now.
+/// About 30 years, which every clock can add to now.
 const FOR_EVER: f64 = 1e9;
 
-/// Parses a number of seconds, with a fraction if wanted, as timeout(1) takes it.
+/// Parses seconds, with an optional fraction, as timeout(1) does.
 ///
 /// # Errors
 /// What is wrong, in words.
@@ -44,7 +45,7 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     duration.map_err(|_| "not a number of seconds".to_owned())
 }
 
-/// Parses a number of seconds above zero.
+/// Parses seconds above 0.
 ///
 /// # Errors
 /// What is wrong, in words.
@@ -66,7 +67,7 @@ pub(crate) fn parse_descriptor(text: &str) -> Result<RawFd, String> {
 /// Parses the permissions of a socket: octal, `0` to `777`.
 ///
 /// # Errors
-/// What is expected, in words.
+/// The expected form, in words.
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     let octal = !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     match u32::from_str_radix(text, 8) {

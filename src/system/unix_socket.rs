@@ -1,4 +1,4 @@
-//! Unix sockets: new ones, and the names of connected ones.
+//! New Unix sockets, and the names of connected ones.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,13 +12,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::error::{Error, Result};
 
-/// A new Unix socket.
 pub(crate) fn new(kind: SockType) -> Result<OwnedFd> {
     make(kind, SockFlag::SOCK_CLOEXEC)
 }
 
-/// A new Unix socket that does not block. Only what is ours alone is made so: O_NONBLOCK would be
-/// everybody's who shares the socket.
+/// Only for a socket that no other process shares: O_NONBLOCK would apply to all of them.
 pub(crate) fn new_nonblocking(kind: SockType) -> Result<OwnedFd> {
     make(kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)
 }
@@ -28,10 +26,10 @@ fn make(kind: SockType, flags: SockFlag) -> Result<OwnedFd> {
         .map_err(|errno| Error::system("make a Unix socket", errno))
 }
 
-/// The names that a Unix socket and its peer are bound to, as users write them.
+/// The names of a Unix socket and of its peer, as users write them.
 ///
-/// The standard library is asked, since it copes with a path that fills its 108 bytes without a
-/// NUL, which any client may choose.
+/// The standard library copes with a path that fills its 108 bytes without a NUL, which any client
+/// may choose.
 pub(crate) fn names(descriptor: BorrowedFd<'_>) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     let name = |address: io::Result<SocketAddr>| {
         let address = address.ok()?;

@@ -1,9 +1,9 @@
-//! Starting a program without a copy of this process: the child runs in our memory until it executes,
-//! and we wait for that, as with vfork(2).
+//! Starts a program without copying this process: the child runs in our memory until it executes,
+//! and we wait until then, as with vfork(2).
 //!
-//! posix_spawn(3) does the same, and for want of knowing better asks the kernel about each of the 64
-//! signals in every child. Here it is known which of them are not at their default action.
-#![allow(unsafe_code)] // clone(2), and what the child does before it executes
+//! posix_spawn(3) does the same, but asks the kernel about each of the 64 signals in every child.
+//! The [`Launcher`] knows which signals are not at their default action.
+#![allow(unsafe_code)] // clone(2), and the child before it executes
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -18,22 +18,22 @@ use nix::unistd::Pid;
 
 use crate::system::signals;
 
-/// Enough for a few system calls, with room for what the C library saves on the way.
+/// Enough for a few system calls, and for what the C library saves on the way.
 const STACK: usize = 32 * 1024;
-/// What stacks are aligned to, on every architecture.
+/// A multiple of the stack alignment of every architecture.
 const ALIGNMENT: usize = 64;
 
-/// Starts programs, with their descriptors 0 and 1 on one socket, in process groups of their own,
-/// with every signal at its default action and none blocked.
+/// Starts programs in process groups of their own, with one socket as descriptors 0 and 1, every
+/// signal at its default action and none blocked.
 #[derive(Debug)]
 pub(crate) struct Launcher {
-    /// What the child runs on. It is used again and again.
+    /// The child's stack, reused for every start.
     stack: Vec<MaybeUninit<u8>>,
-    /// Those that are not at their default action in this process.
+    /// The signals that are not at their default action in this process.
     signals: Vec<c_int>,
 }
 
-/// What the child has to do. All of it lives in the parent, which waits.
+/// The child's task. All of it lives in the parent, which waits.
 struct Plan {
     path: *const c_char,
     arguments: *const *const c_char,
@@ -41,12 +41,12 @@ struct Plan {
     socket: c_int,
     signals: *const c_int,
     signals_len: usize,
-    /// Why it failed; 0 if it did not.
+    /// Why the child failed; 0 for success.
     errno: c_int,
 }
 
 impl Launcher {
-    /// One for this process as it is: what it does with signals must not change from now on.
+    /// From now on this process must not change the action of a signal.
     pub fn new() -> Self {
         Self {
             stack: Vec::with_capacity(STACK),
@@ -78,12 +78,13 @@ impl Launcher {
         };
         let top = self.stack.as_mut_ptr().cast::<u8>().wrapping_add(STACK);
         let top = top.wrapping_sub(top as usize % ALIGNMENT);
-        // A handler of ours must not run in the child, which would do it in our memory.
+        // Our signal handlers must not run in the child: they would run in our memory.
         let mut mask = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut mask))?;
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | Signal::SIGCHLD as c_int;
-        // SAFETY: the stack is ours and large enough; `plan` and what it points to live until the
-        // child has executed or ended, which CLONE_VFORK waits for; `child` only makes system calls.
+        // SAFETY: the stack is ours and large enough. `plan` and what it points to live until the
+        // child has executed or ended, for which CLONE_VFORK waits. `child` only makes system
+        // calls.
         let pid = unsafe {
             libc::clone(
                 child,
@@ -95,7 +96,7 @@ impl Launcher {
         let cloned = Errno::result(pid);
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
         let pid = Pid::from_raw(cloned?);
-        // SAFETY: it lives here; the child, which may have written it, is gone from this memory.
+        // SAFETY: `plan` lives here; the child, which may have written to it, has left this memory.
         match unsafe { ptr::read_volatile(&plan.errno) } {
             0 => Ok(pid),
             errno => {
@@ -110,10 +111,10 @@ fn null_ended<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char>
     strings.map(CStr::as_ptr).chain([ptr::null()]).collect()
 }
 
-/// What the child does: system calls, and nothing else, for it runs in its parent's memory.
+/// Makes system calls only, because the child runs in its parent's memory.
 extern "C" fn child(plan: *mut c_void) -> c_int {
     let plan = plan.cast::<Plan>();
-    // SAFETY: the parent made the plan and waits. All that is called here is async-signal-safe.
+    // SAFETY: the parent made the plan and waits. All calls here are async-signal-safe.
     unsafe {
         let Plan {
             path,
