@@ -60,7 +60,7 @@ pub(crate) fn signals(reload: bool) -> Vec<Signal> {
 /// The arguments of [`Acceptor::new`].
 pub(crate) struct Parts {
     pub listeners: Vec<Listener>,
-    /// With `--proxy-protocol`: the connections whose header is awaited.
+    /// With `--proxy-protocol`: awaits PROXY headers.
     pub proxy: Option<AwaitedHeaders>,
     pub admission: Admission,
     pub sink: Sink,
@@ -139,12 +139,11 @@ impl Acceptor {
         })
     }
 
-    /// Runs until a signal, the end of the consumers or the end of the command. Returns the exit
-    /// status.
+    /// Runs until a signal, or until consumers or command end. Returns the exit status.
     ///
     /// # Errors
-    /// [`Error::System`] if an error is permanent; [`Error::Peer`] if an inherited queue has no
-    /// consumers left.
+    /// [`Error::System`] for a permanent error; [`Error::Peer`] if an inherited queue lost its
+    /// consumers.
     pub fn run(mut self) -> Result<u8> {
         self.supervisor.ready(&self.log);
         self.tell_status();
@@ -352,8 +351,7 @@ impl Acceptor {
     }
 
     /// Leaves a descriptor for the next consumer, where each client takes descriptors of its own
-    /// (PROXY headers, leases): gives up the oldest awaited headers, then the reserve of the
-    /// leases.
+    /// (PROXY headers, leases): gives up the oldest awaited headers, then the leases' reserve.
     fn leave_room(&mut self) {
         if self.proxy.is_none() && !self.admission.counts() {
             return;
@@ -502,7 +500,7 @@ impl Acceptor {
         self.supervisor.reloaded(&self.log);
     }
 
-    /// On the first TERM or INT: accepts what the backlogs hold, and no later connections.
+    /// On the first TERM or INT: accepts the connections in the backlogs, and no later ones.
     fn stop(&mut self) {
         self.supervisor.stopping();
         if self.shutdown.stop() {
@@ -521,8 +519,7 @@ impl Acceptor {
         }
     }
 
-    /// Closes the listeners. With a command also closes the queue, which tells the command to
-    /// finish.
+    /// Closes the listeners. With a command also closes the queue, so that the command finishes.
     fn close(&mut self) {
         self.shutdown.close();
         self.turns.close();

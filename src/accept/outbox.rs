@@ -45,10 +45,10 @@ impl Outbox {
         self.in_hand = Some(in_hand);
     }
 
-    /// Passes the connection in hand to the queue, if there is room. `None` if it was not tried.
+    /// Passes the connection in hand to the queue, if there is room. `None` without an attempt.
     ///
     /// # Errors
-    /// Those of [`Sink::pass`].
+    /// See [`Sink::pass`].
     pub fn pass(&mut self, log: &Log) -> Result<Option<Delivery>> {
         let Some(hand) = &self.in_hand else {
             return Ok(None);

@@ -11,11 +11,11 @@ use crate::system::termination::{Countdown, KILL_AFTER, Step};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Open,
-    /// Told to stop. What the backlogs hold already is still accepted.
+    /// Told to stop. Connections in the backlogs are still accepted.
     LastOrders,
     /// The listeners are closed. Consumers may still take accepted connections.
     Closed,
-    /// Closed, and no more connections can be passed: no consumer is left, or the queue failed.
+    /// Closed, and no more connections are passed: no consumer is left, or an error is permanent.
     Gone,
 }
 

@@ -11,7 +11,7 @@ use crate::accept::listen::{Listener, Transport, backlog};
 use crate::error::{Error, to_nix};
 use crate::system::alarm::Alarm;
 
-/// How many connections a listener may get accepted before the next listener's turn.
+/// The most connections from a listener before the next listener's turn.
 const LONGEST_TURN: usize = 16;
 /// How long accept(2) may block when another process took the connection first.
 const BLOCKED: Duration = Duration::from_millis(50);
@@ -90,7 +90,7 @@ impl Turns {
     }
 
     /// How many connections to accept in this turn. An accept(2) in vain costs more than this
-    /// query, because it makes a socket before it looks. On a blocking listener it also costs time.
+    /// query, because the kernel makes a socket first. On a blocking listener it also takes time.
     pub fn length(&self, index: usize) -> usize {
         let listener = &self.places[index].listener;
         match listener.transport() {
@@ -130,7 +130,7 @@ impl Turns {
         Error::system(format!("accept on {}", self.places[index].listener), errno)
     }
 
-    /// From now on accepts only what the backlogs may hold already.
+    /// From now on accepts only connections that the backlogs may hold already.
     pub fn call_last_orders(&mut self) {
         for place in &mut self.places {
             place.left = self.longest_backlog + 1;

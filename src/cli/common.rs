@@ -97,7 +97,7 @@ pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
     })
 }
 
-/// Reduces clap's text of several paragraphs to the problem, and a tip if there is one.
+/// Reduces clap's text of several paragraphs to the problem, and a tip, if any.
 fn in_one_line(text: &str) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(text);
     let paragraphs = text.split("\n\n").map(str::trim);

@@ -45,8 +45,7 @@ pub(crate) struct Leases {
     held: BTreeMap<RawFd, Held>,
     by_key: BTreeMap<ClientKey, u32>,
     spare: Option<Spare>,
-    /// Given up when descriptors are short, so that consumers can come. They end the shortage by
-    /// taking connections.
+    /// Given up when descriptors are short, so that consumers can come and end the shortage.
     reserve: Vec<OwnedFd>,
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct LingeringCloses {
 }
 
 impl LingeringCloses {
-    /// Sends `words` and the end to a client.
+    /// Sends `words` to a client, then the end.
     pub fn say(&mut self, connection: OwnedFd, words: &[u8]) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let _ = send(connection.as_raw_fd(), words, flags);
@@ -66,7 +66,7 @@ impl Watched for LingeringCloses {
     }
 }
 
-/// Reads and forgets what has arrived. Returns whether the client has closed.
+/// Reads and drops the data that has arrived. Returns whether the client has closed.
 fn has_ended(connection: BorrowedFd<'_>) -> bool {
     let mut chunk = [0; CHUNK];
     for _ in 0..READS {

@@ -67,9 +67,9 @@ impl WhenFull {
 #[derive(Clone, Debug)]
 pub(crate) struct AdmissionOptions {
     pub access: Access,
-    /// Most connections in service at once.
+    /// The most connections in service at once.
     pub max: Option<usize>,
-    /// Most connections of a client in service at once.
+    /// The most connections of a client in service at once.
     pub max_per_source: Option<u32>,
     /// Which addresses count as the same client.
     pub source_prefix: SourcePrefix,
@@ -220,7 +220,7 @@ impl Admission {
     /// Reads the file of rules again.
     ///
     /// # Errors
-    /// Those of [`Access::reload`]; then the old rules stay.
+    /// See [`Access::reload`]. After an error the old rules stay.
     pub fn reload(&mut self) -> Result<()> {
         self.options.access.reload()
     }

@@ -28,7 +28,7 @@ impl Verdict {
 /// All access rules. Without any rule everybody may connect.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Access {
-    /// The rules of the command line. Those of the file are added to a copy.
+    /// The rules of the command line. The file's rules are added to a copy.
     given: Table,
     /// A file with more rules.
     file: Option<PathBuf>,
@@ -40,8 +40,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Rules on addresses from the command line and from `file`; `uids` and `gids` are for Unix
-    /// clients.
+    /// Rules on addresses from the command line and `file`; `uids` and `gids` are for Unix clients.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the same CIDR is allowed and denied, or a line of the file is no rule;
@@ -70,8 +69,7 @@ impl Access {
     /// Reads the file again. An error changes nothing.
     ///
     /// # Errors
-    /// [`Error::Invalid`], with the number of the bad line; [`Error::System`] if the file cannot be
-    /// read.
+    /// [`Error::Invalid`], with the number of the bad line; [`Error::System`] if reading fails.
     pub fn reload(&mut self) -> Result<()> {
         let mut table = self.given.clone();
         if let Some(path) = &self.file {
@@ -92,7 +90,7 @@ impl Access {
         self.table.allows(address)
     }
 
-    /// Whether a Unix client may connect: no user or group is named, or one of the client's is.
+    /// Whether a Unix client may connect: no user or group is named, or one is the client's.
     pub fn allows_user(&self, uid: u32, gids: &[u32]) -> bool {
         !self.asks_users()
             || self.uids.contains(&uid)

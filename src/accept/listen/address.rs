@@ -53,8 +53,7 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// Parses an address. A leading `@` makes an abstract name; any other text with a `/` is a
-    /// path.
+    /// Parses an address. A leading `@` makes an abstract name, otherwise a `/` makes a path.
     ///
     /// # Errors
     /// [`Error::Invalid`], which says what is wrong and how to spell the address.

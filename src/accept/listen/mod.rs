@@ -77,7 +77,7 @@ impl Listener {
     /// Gives the bound path, if any, to another user.
     ///
     /// # Errors
-    /// Those of [`OwnedName::give_to`].
+    /// See [`OwnedName::give_to`].
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
         let name = self.name.as_ref();
         name.map_or(Ok(()), |name| name.give_to(uid, gid))
@@ -91,7 +91,7 @@ impl Listener {
     }
 
     /// Whether the listener was open before this program started. Other processes may share it, so
-    /// its mode was not changed: accept(2) may block, even after a poll, if another process is
+    /// its mode was not changed: accept(2) may block, even after poll, if another process is
     /// faster.
     pub fn is_inherited(&self) -> bool {
         self.inherited

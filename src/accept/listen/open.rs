@@ -69,8 +69,7 @@ impl Opening<'_> {
     /// bare port listens on IPv4 alone if there is no IPv6.
     ///
     /// # Errors
-    /// [`Error::System`] if a listener cannot be opened, [`Error::Other`] if a host does not
-    /// resolve.
+    /// [`Error::System`] if opening a listener fails, [`Error::Other`] if a host does not resolve.
     pub fn open(self, options: &ListenOptions) -> Result<Vec<Listener>> {
         let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
         if let Some(claimed) = self.claimed {

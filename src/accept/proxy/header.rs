@@ -45,7 +45,7 @@ impl Version {
     }
 }
 
-/// What a header says, in the protocol's own words.
+/// The command of a header, in the protocol's own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProxyCommand {
     /// The proxy speaks for a client.
@@ -58,7 +58,7 @@ pub(crate) enum ProxyCommand {
     Local,
 }
 
-/// What to read next.
+/// The next step of reading a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextRead {
     /// At most this many bytes, all of which belong to the header.
@@ -99,7 +99,7 @@ impl Header {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Says what to read next.
+    /// Returns the next step of reading.
     ///
     /// # Errors
     /// [`Malformed`], as early as possible.

@@ -46,8 +46,7 @@ struct Awaited {
     until: Instant,
 }
 
-/// Connections with an incomplete header, and connections with a complete header that wait for
-/// room.
+/// Connections that wait for their header, and connections with a header that wait for room.
 #[derive(Debug)]
 pub(crate) struct AwaitedHeaders {
     options: ProxyOptions,
@@ -213,7 +212,7 @@ enum Progress {
 }
 
 impl Awaited {
-    /// Reads what has arrived of the header.
+    /// Reads the part of the header that has arrived.
     fn read(&mut self) -> Progress {
         loop {
             let count = match self.header.next() {

@@ -19,11 +19,10 @@ pub(crate) struct Child {
 
 impl Child {
     /// Starts `command` with `read_end` as its standard input. Descriptors, signal mask and
-    /// descriptor limit are those that fdaccept was started with. The service manager's variables
-    /// are left out.
+    /// descriptor limit are as fdaccept got them. Variables of the service manager are left out.
     ///
     /// # Errors
-    /// Those of [`Command::start`].
+    /// See [`Command::start`].
     pub fn start(
         command: &Command,
         read_end: OwnedFd,
@@ -57,8 +56,8 @@ impl Child {
     }
 
     /// The command's exit status, or 128 plus the number of the signal that ended it, as in shells;
-    /// `None` while it runs. Also reaps other children: the first process of a container gets every
-    /// orphan.
+    /// `None` while it runs. Also reaps other children: the first process of a container gets all
+    /// orphans.
     pub fn ended(&self) -> Option<u8> {
         loop {
             match wait(WaitOptions::NOHANG) {

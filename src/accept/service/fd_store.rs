@@ -13,7 +13,7 @@ use crate::system::log::Log;
 /// The prefixes of the names of our stored descriptors.
 const OURS: [&str; 2] = ["fdtools-queue-", "fdtools-listener-"];
 
-/// The kept descriptors that nobody has taken back yet, and the manager that keeps more.
+/// Kept descriptors that are not taken back yet, and the manager for further descriptors.
 #[derive(Debug)]
 pub(crate) struct FdStore<'a> {
     kept: Vec<(String, OwnedFd)>,
@@ -81,8 +81,7 @@ impl<'a> FdStore<'a> {
         self.supervisor.forget(name, self.log);
     }
 
-    /// Returns the descriptors that nobody has taken back, and whether the manager is known to have
-    /// dropped its copies.
+    /// Returns the descriptors that are left, and whether the manager's copies are surely gone.
     pub fn give_up_rest(&mut self) -> (Vec<OwnedFd>, bool) {
         for (name, _) in &self.kept {
             self.log

@@ -23,7 +23,7 @@ impl ListenFds {
     /// Reads `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` from the environment.
     ///
     /// # Errors
-    /// Those of [`ListenFds::parse`].
+    /// See [`ListenFds::parse`].
     pub fn from_environment() -> Result<Self> {
         let [count, pid, names] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"].map(env::var_os);
         Self::parse(count.as_deref(), pid.as_deref(), names.as_deref())

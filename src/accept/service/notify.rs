@@ -107,7 +107,7 @@ impl Supervisor {
     }
 
     /// When to report the status again, or to look for a change: no event tells when consumers take
-    /// more. `None` if nobody is interested, or if the status is known.
+    /// more. `None` without a manager, or if the manager knows the status.
     pub fn status_due(&self, counters: &Counters, taken: Option<u64>) -> Option<Instant> {
         let told = self.told.as_ref().filter(|_| self.is_managed())?;
         let is_news = (told.counters, told.taken) != (*counters, taken);
@@ -150,8 +150,8 @@ impl Supervisor {
         self.tell_surely(&what, &[], MANAGER_PATIENCE, log);
     }
 
-    /// Waits until the manager has read every report. False if that is not known: there is no
-    /// manager, or it takes too long.
+    /// Waits until the manager has read every report. False if that is unknown: there is no
+    /// manager, or the manager takes too long.
     pub fn wait_until_heard(&self, log: &Log) -> bool {
         let Ok((read_end, write_end)) = pipe2(OFlag::O_CLOEXEC) else {
             return false;

@@ -92,7 +92,7 @@ pub(crate) fn listeners(
     options: &ListenOptions,
     store: &mut FdStore<'_>,
 ) -> Result<Vec<Listener>> {
-    // Before any socket is made: a failure up to here leaves no trace.
+    // Before any socket is made, so that a failure leaves no trace.
     let openings = openings(addresses, options)?;
     let keys = keys(addresses, options);
     let kept: Vec<_> = keys.iter().map(|key| take_listeners(store, key)).collect();
@@ -140,7 +140,7 @@ fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
     (0..shown.len()).map(key).collect()
 }
 
-/// The kept listeners of `key`: all that there were, or none.
+/// The kept listeners of `key`: all of them, or none.
 fn take_listeners(store: &mut FdStore<'_>, key: &str) -> Vec<OwnedFd> {
     let names = (1..=store.len()).map(|count| (count, name_of(key, count)));
     let complete = names
@@ -165,7 +165,7 @@ fn keep_listeners(store: &FdStore<'_>, key: &str, listeners: &[Listener]) -> Res
     Ok(())
 }
 
-/// Gives up what nobody has taken back: another listener may need the address.
+/// Gives up the descriptors that are left: another listener may need their address.
 pub(crate) fn give_up_rest(store: &mut FdStore<'_>) {
     let (rest, is_ours) = store.give_up_rest();
     for descriptor in rest {
@@ -180,8 +180,7 @@ fn give_up(kept: OwnedFd, is_ours: bool) {
     if let (Some(path), _) = unix_socket::names(kept.as_fd())
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {
-        // Reclaims the path and drops the right to it, which removes the path. A new owner keeps
-        // it.
+        // Dropping the reclaimed right removes the path. A new owner keeps the path.
         let _ = owned_name::reclaim(kept.as_fd(), &name);
     }
     if is_ours {
@@ -229,8 +228,7 @@ fn revive(
     Ok(Some(revived))
 }
 
-/// The name of `count` listeners with this key. Characters with a meaning in a list of names are
-/// escaped.
+/// The name of `count` listeners with this key. Special characters of a name list are escaped.
 fn name_of(key: &str, count: usize) -> String {
     let mut name = format!("{LISTENER}{count}-");
     for byte in key.bytes() {

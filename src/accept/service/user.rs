@@ -23,8 +23,8 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Finds `USER[:GROUP]`, each by name or by number, as chown(1) does. Without GROUP it is the
-    /// user's own group. Supplementary groups are those of the account (initgroups(3)). A number
+    /// Finds `USER[:GROUP]`, each by name or by number, as chown(1) does. GROUP defaults to the
+    /// user's own group. Supplementary groups come from the account (initgroups(3)). A number
     /// without an account needs GROUP, and has no other groups.
     ///
     /// # Errors
@@ -93,8 +93,7 @@ impl User {
         setgroups(&self.groups).map_err(failed)?;
         setresgid(self.gid, self.gid, self.gid).map_err(failed)?;
         setresuid(self.uid, self.uid, self.uid).map_err(failed)?;
-        // The kernel drops capabilities only when root changes its uid, and not under some
-        // securebits.
+        // The kernel drops capabilities only from root, and not under some securebits.
         let none = CapabilitySets {
             effective: CapabilitySet::empty(),
             permitted: CapabilitySet::empty(),

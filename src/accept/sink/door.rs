@@ -32,7 +32,7 @@ impl Door {
     /// Opens a door under the name that `bind` binds. Also returns the value of `bind`.
     ///
     /// # Errors
-    /// That of `bind`; [`Error::System`] (`EMFILE` and the like), which calls the door `shown`.
+    /// The error of `bind`; [`Error::System`] (`EMFILE` and the like) about `shown`.
     pub fn open<T>(
         shown: &str,
         bind: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
@@ -46,7 +46,7 @@ impl Door {
     }
 
     /// Accepts consumers and gives each to `react`. If descriptors are short and `react` cannot
-    /// free any (it returns false), the door is shut for a while.
+    /// free any (returns false), the door is shut for a while.
     pub fn attend(&mut self, mut react: impl FnMut(Event) -> bool) {
         // A crowd of consumers must not keep the loop from other work.
         for _ in 0..TURN {

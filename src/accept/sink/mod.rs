@@ -39,7 +39,7 @@ const ONE_PAGE: i32 = 4096;
 pub(crate) enum Delivery {
     /// The connection is in the queue.
     Done,
-    /// There is no room: try again when the sink is writable.
+    /// No room: try again when the sink is writable.
     Full,
     /// Not now, and no event tells when: try again soon.
     Later,
@@ -58,7 +58,7 @@ pub(crate) enum Untaken {
 pub(crate) struct Sink {
     sender: Option<Sender>,
     unread: Unread,
-    /// A consumer is gone, and may have left connections unread that nobody can take any more.
+    /// A consumer is gone, and connections that it has not received may be lost.
     left_unread: bool,
     limit: Option<QueueLimit>,
     way: Way,
@@ -73,7 +73,7 @@ struct QueueLimit {
 enum Way {
     /// As the standard input of our command.
     Chain,
-    /// We inherited the socket: whoever made it hands out the read end.
+    /// We inherited the socket, and its maker hands out the read end.
     Straight {
         /// The socket is standard output, so the end of its reader is no failure.
         is_output: bool,
@@ -117,7 +117,7 @@ impl Sink {
     /// takes the queue that the service manager has kept.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the descriptor cannot carry connections; those of
+    /// [`Error::Invalid`] if the descriptor cannot carry connections; see also
     /// [`crate::queue::owned_name::bind`].
     pub fn open(
         options: &Rendezvous,
@@ -234,8 +234,8 @@ impl Sink {
     /// Passes `connection`, with its lease if it has one, without blocking.
     ///
     /// # Errors
-    /// [`Error::Peer`] if a consumer has shut down our queue; [`Error::System`] if the error is
-    /// permanent.
+    /// [`Error::Peer`] if a consumer has shut down our queue; [`Error::System`] for a permanent
+    /// error.
     pub fn pass(
         &mut self,
         connection: BorrowedFd<'_>,
@@ -255,8 +255,7 @@ impl Sink {
         if let Way::Tickets { read_end, .. } | Way::Named { read_end, .. } = &mut self.way
             && read_end.fill_reserve() == Err(Errno::ETOOMANYREFS)
         {
-            // Without a reserve the next consumer could not get the read end, so the connection
-            // waits.
+            // Waits, or else the next consumer could not get the read end.
             return Ok(Delivery::Later);
         }
         match sender.pass(connection, lease, payload) {
@@ -311,8 +310,7 @@ impl Sink {
         }
     }
 
-    /// What to poll: the way of consumers to us, and the queue, for room if `for_room`, else only
-    /// for its end.
+    /// Polls the doors for consumers, and the queue for room if `for_room`, else only for its end.
     pub fn descriptors<'fd>(
         &'fd self,
         for_room: bool,
@@ -381,8 +379,8 @@ impl Sink {
         matches!(self.way, Way::Chain)
     }
 
-    /// Whether the loss of all consumers is a failure. It is for `--queue-fd`; for standard output
-    /// it is the end of the pipeline.
+    /// Whether the loss of all consumers is a failure: yes for `--queue-fd`, no for standard
+    /// output, which ends with its pipeline.
     pub fn needs_consumers(&self) -> bool {
         matches!(self.way, Way::Straight { is_output: false })
     }
@@ -409,8 +407,7 @@ impl Sink {
         sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
     }
 
-    /// How many of our connections consumers have taken; `None` if a lost consumer makes that
-    /// unknown.
+    /// How many of our connections consumers have taken; `None` after the loss of a consumer.
     pub fn taken(&mut self) -> Option<u64> {
         let sender = self.sender.as_ref().map(AsFd::as_fd);
         let taken = sender.map_or(0, |sender| self.unread.received(sender));
@@ -468,7 +465,7 @@ fn hung_up(descriptor: BorrowedFd<'_>) -> bool {
     ready(descriptor, PollFlags::empty()).intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
-/// Writes a ticket if one is due and the last one was read. False if the pipe has no reader left.
+/// Writes a ticket if due and the last ticket was read. False if the pipe has no reader left.
 fn offer_ticket(pipe: &mut File, door: &mut TicketDoor) -> Result<bool> {
     // Polls first: O_NONBLOCK would affect every process with this pipe.
     let state = ready(pipe.as_fd(), PollFlags::OUT);

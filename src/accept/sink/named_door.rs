@@ -28,11 +28,10 @@ pub(super) struct NamedDoor {
 }
 
 impl NamedDoor {
-    /// Opens a door at `name`. `mode` guards a path ([`owned_name::bind`]), `trust` an abstract
-    /// name.
+    /// Opens a door at `name`. `mode` guards a path (see [`owned_name::bind`]), `trust` an @name.
     ///
     /// # Errors
-    /// Those of [`owned_name::bind`] and [`Door::open`].
+    /// See [`owned_name::bind`] and [`Door::open`].
     pub fn open(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
         let bind = |listener: BorrowedFd<'_>| owned_name::bind(listener, name, mode);
         let (door, name) = Door::open(&name.to_string(), bind)?;
@@ -47,7 +46,7 @@ impl NamedDoor {
     /// Gives the bound path, if any, to another user.
     ///
     /// # Errors
-    /// Those of [`OwnedName::give_to`].
+    /// See [`OwnedName::give_to`].
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
         self.name.give_to(uid, gid)
     }

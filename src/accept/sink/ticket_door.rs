@@ -47,7 +47,7 @@ pub(super) struct TicketDoor {
 #[derive(Debug, Default)]
 struct Tickets {
     issued: VecDeque<Token>,
-    /// How many tickets were issued since one was redeemed.
+    /// How many tickets were issued since the last redemption.
     in_vain: usize,
     /// Delays the next ticket.
     pause: Pause,

@@ -20,8 +20,8 @@ use crate::queue::{self, Sender};
 const TYPICAL: usize = 150;
 /// The memory of a [`TYPICAL`] message on 64-bit machines, if it cannot be measured.
 const TYPICAL_WEIGHT: u64 = 768;
-/// Less than any message uses. The kernel reports a received message while 1 byte of it is not
-/// freed yet.
+/// Less than any message uses. The kernel reports a receipt before the message's last byte is
+/// freed.
 const REMAINDER: u64 = 256;
 /// How many lengths to collect before they are weighed.
 const COLLECTED: usize = 4096;
@@ -58,7 +58,7 @@ impl Unread {
         }
     }
 
-    /// How many messages are unreceived, those of an earlier owner among them.
+    /// How many messages are unreceived, including messages of an earlier owner.
     pub fn count(&mut self, socket: BorrowedFd<'_>) -> usize {
         let waiting = waiting(socket);
         for length in std::mem::take(&mut self.lengths) {
