@@ -49,7 +49,7 @@ pub(crate) fn claim_listener(number: RawFd) -> Result<Claimed> {
             "descriptor {number} is {}, not a listening stream socket",
             describe(fd.as_fd())
         ));
-        // Not closed: the program ends with this error anyway.
+        // Stays open: the program ends with this error anyway.
         let _ = fd.into_raw_fd();
         error
     })

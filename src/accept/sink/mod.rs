@@ -407,7 +407,7 @@ impl Sink {
         sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
     }
 
-    /// How many of our connections consumers have taken; `None` after the loss of a consumer.
+    /// How many of our connections consumers have taken; `None` if some may be lost.
     pub fn taken(&mut self) -> Option<u64> {
         let sender = self.sender.as_ref().map(AsFd::as_fd);
         let taken = sender.map_or(0, |sender| self.unread.received(sender));
