@@ -37,6 +37,7 @@ pub enum Error {
         uid: u32,
     },
     /// Something failed for a reason without an errno.
+    #[doc(hidden)] // only the programs meet this
     #[error("cannot {action}: {cause}")]
     Other {
         /// What was tried, on what.
@@ -45,9 +46,11 @@ pub enum Error {
         cause: String,
     },
     /// The queue ended before anything was received.
+    #[doc(hidden)] // only the programs meet this
     #[error("{0}")]
     Closed(String),
     /// No such command.
+    #[doc(hidden)] // only the programs meet this
     #[error("cannot run {command}: {cause}")]
     CommandNotFound {
         /// The command as the user wrote it.
@@ -56,6 +59,7 @@ pub enum Error {
         cause: String,
     },
     /// The command is there and cannot be executed.
+    #[doc(hidden)] // only the programs meet this
     #[error("cannot run {command}: {cause}")]
     CommandNotExecutable {
         /// The command as the user wrote it.

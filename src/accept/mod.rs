@@ -112,11 +112,10 @@ impl Ready {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     Signals,
-    Outbox,
-    /// Events of PROXY headers, leases and lingering closes.
-    Clients,
-    Clock,
+    Consumers,
     Listener(usize),
+    /// Clients and the clock: the loop attends them after every wait.
+    Other,
 }
 
 impl Acceptor {
@@ -189,13 +188,15 @@ impl Acceptor {
                     continue;
                 }
             }
-            if ready.is(Cause::Outbox) {
+            if ready.is(Cause::Consumers) {
                 self.attend_sink()?;
             }
             self.admission.attend();
             self.attend_headers();
-            if self.shutdown.attend_clock() {
+            if self.shutdown.is_due() {
+                // Before the signal, so that the command finds the end of its queue.
                 self.close();
+                self.shutdown.go_on();
             }
             self.attend_supervisor();
             self.pass()?;
@@ -215,11 +216,12 @@ impl Acceptor {
         set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
         // After the last consumer the sink would report nothing but its end, forever.
         if self.shutdown.stage() != Stage::Gone {
-            set.watch(Cause::Outbox, &self.outbox);
+            set.until(Cause::Other, self.outbox.retry_at());
+            set.watch(Cause::Consumers, &self.outbox);
         }
-        set.watch(Cause::Clients, &self.admission);
+        set.watch(Cause::Other, &self.admission);
         if let Some(proxy) = &self.proxy {
-            set.watch(Cause::Clients, proxy);
+            set.watch(Cause::Other, proxy);
         }
         if is_listening {
             for (index, listener) in self.turns.listeners().enumerate() {
@@ -229,12 +231,12 @@ impl Acceptor {
         // Last orders do not wait for new clients.
         let is_calling = self.shutdown.stage() == Stage::LastOrders;
         let at_once = is_calling && is_listening && !self.turns.is_empty();
-        set.until(Cause::Clock, at_once.then_some(now));
-        set.until(Cause::Clock, must_look.then(|| now + LOOK_FOR_ROOM));
-        set.until(Cause::Clock, shortage_ends);
-        set.until(Cause::Clock, self.shutdown.deadline());
-        set.until(Cause::Clock, self.admission.shut_until(now));
-        set.until(Cause::Clock, status_due);
+        set.until(Cause::Other, at_once.then_some(now));
+        set.until(Cause::Other, must_look.then(|| now + LOOK_FOR_ROOM));
+        set.until(Cause::Other, shortage_ends);
+        set.until(Cause::Other, self.shutdown.deadline());
+        set.until(Cause::Other, self.admission.shut_until(now));
+        set.until(Cause::Other, status_due);
         let failed = |errno| Error::system("wait for connections", errno);
         Ok(Ready {
             causes: set.wait().map_err(failed)?,
@@ -527,9 +529,8 @@ impl Acceptor {
         for (incoming, why) in given_up.into_iter().flatten() {
             self.turn_away(incoming, why);
         }
-        let sink = &mut self.outbox.sink;
-        if sink.is_chain() && self.shutdown.stage() != Stage::Gone {
-            sink.close();
+        if self.shutdown.stage() != Stage::Gone {
+            self.outbox.sink.end_chain();
         }
     }
 

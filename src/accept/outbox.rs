@@ -7,8 +7,11 @@ use crate::accept::sink::{Delivery, Sink};
 use crate::error::Result;
 use crate::queue::RETRY;
 use crate::system::log::Log;
-use crate::system::pause::{Pause, SHORTAGE};
-use crate::system::poll::{PollFlags, Watched, earliest};
+use crate::system::pause::Pause;
+use crate::system::poll::{PollFlags, Watched};
+
+/// The longest time between 2 tries to pass a connection.
+const LONGEST_RETRY: Duration = Duration::from_millis(250);
 
 /// An admitted connection that is not in the queue yet.
 pub(super) struct InHand {
@@ -67,11 +70,16 @@ impl Outbox {
             }
             Delivery::Later => {
                 self.retry.begin(self.retry_after);
-                self.retry_after = (self.retry_after * 2).min(SHORTAGE);
+                self.retry_after = (self.retry_after * 2).min(LONGEST_RETRY);
             }
             Delivery::Full | Delivery::Gone => {}
         }
         Ok(Some(delivery))
+    }
+
+    /// When to try the connection in hand again.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry.deadline()
     }
 }
 
@@ -82,6 +90,6 @@ impl Watched for Outbox {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        earliest([self.retry.deadline(), self.sink.deadline()])
+        self.sink.deadline()
     }
 }

@@ -117,24 +117,26 @@ impl Shutdown {
         }
     }
 
-    /// Takes the step that is due. Returns whether to close everything now.
-    pub fn attend_clock(&mut self) -> bool {
-        let Some(step) = self.countdown.due(Instant::now()) else {
-            return false;
-        };
-        let (signal, next) = match step {
+    /// Whether the grace period, or the command's time to exit, is over.
+    pub fn is_due(&self) -> bool {
+        self.countdown.due(Instant::now()).is_some()
+    }
+
+    /// Sends the command TERM or KILL, if due.
+    pub fn go_on(&mut self) {
+        let (signal, next) = match self.countdown.due(Instant::now()) {
             // No KILL is due after this TERM: only another signal from outside ends the wait.
-            Step::Ask => (Signal::SIGTERM, Countdown::Asked(None)),
-            Step::Kill | Step::GiveUp => (Signal::SIGKILL, Countdown::Killed(None)),
+            Some(Step::Ask) => (Signal::SIGTERM, Countdown::Asked(None)),
+            Some(Step::Kill | Step::GiveUp) => (Signal::SIGKILL, Countdown::Killed(None)),
+            None => return,
         };
         if let Some(child) = &self.child {
             child.signal(signal);
         }
         self.countdown = next;
-        true
     }
 
-    /// When [`Shutdown::attend_clock`] has a step to take.
+    /// When [`Shutdown::go_on`] has a step to take.
     pub fn deadline(&self) -> Option<Instant> {
         self.countdown.deadline()
     }
@@ -154,7 +156,7 @@ mod tests {
         assert!(!end.is_told() && !end.is_closed());
         assert!(end.stop());
         assert_eq!((end.stage(), end.is_told()), (Stage::LastOrders, true));
-        assert!(!end.attend_clock());
+        assert!(!end.is_due());
         end.close();
         assert!(!end.stop());
         assert_eq!(end.stage(), Stage::Closed);
@@ -165,9 +167,9 @@ mod tests {
     fn the_time_closes() {
         let mut end = shutdown(Duration::ZERO);
         end.stop();
-        assert!(end.attend_clock());
-        assert_eq!(end.deadline(), None);
-        assert!(!end.attend_clock());
+        assert!(end.is_due());
+        end.go_on();
+        assert_eq!((end.deadline(), end.is_due()), (None, false));
         assert!(end.is_told());
     }
 

@@ -1,6 +1,6 @@
 //! The options of fdaccept that decide which clients are admitted.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
@@ -104,23 +104,24 @@ impl AdmissionArguments {
         if self.when_full.is_some() && self.max.is_none() && self.max_per_source.is_none() {
             return Err(usage("--when-full needs --max or --max-per-source"));
         }
-        if self.when_full.as_deref() == Some(OsStr::new("wait")) && self.max.is_none() {
-            return Err(usage(
-                "--when-full wait needs --max: one client cannot be left in the backlog without \
-                 those behind it",
-            ));
-        }
         let allow = self.allow.iter().map(|net| (Verdict::Allow, *net));
         let deny = self.deny.iter().map(|net| (Verdict::Deny, *net));
         let rules: Vec<_> = allow.chain(deny).collect();
         let (uids, gids) = (allow_uid.to_vec(), self.allow_gid.clone());
-        Ok(AdmissionOptions {
+        let options = AdmissionOptions {
             access: Access::new(&rules, self.rules.clone(), uids, gids)?,
             max: self.max.map(NonZeroUsize::get),
             max_per_source: self.max_per_source.map(NonZeroU32::get),
             source_prefix: self.source_prefix.unwrap_or_default(),
             rate: self.rate.clone(),
             when_full: self.when_full.as_deref().map(WhenFull::parse).transpose()?,
-        })
+        };
+        if options.when_full == Some(WhenFull::Wait) && options.max.is_none() {
+            return Err(usage(
+                "--when-full wait needs --max: one client cannot be left in the backlog without \
+                 those behind it",
+            ));
+        }
+        Ok(options)
     }
 }

@@ -1,6 +1,6 @@
 //! A pool: the parent that supervises those who serve.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -13,7 +13,7 @@ use crate::serve::scoreboard::{MAX_SLOTS, URGENT};
 use crate::serve::source::Source;
 use crate::system::interrupt;
 use crate::system::log::Log;
-use crate::system::poll::{PollFlags, PollSet};
+use crate::system::poll::{PollFlags, PollSet, Watched};
 use crate::system::signals::{self, Signals};
 
 /// The signals that resize a pool.
@@ -23,7 +23,7 @@ const LOOKS: u32 = 8;
 
 /// The processes of a pool. None of the calls waits for what one of them does, once it executes its
 /// program.
-pub(crate) trait Crew {
+pub(crate) trait Crew: Watched {
     /// The signals that the crew understands, besides those that every pool does.
     const RELOADING: &'static [Signal];
 
@@ -34,11 +34,8 @@ pub(crate) trait Crew {
     fn resize(&mut self, size: usize);
 
     /// Does what is due: starts who is missing, if there is a queue, and goes on with what the
-    /// clock ends. Returns when something is due again.
-    fn attend(&mut self, link: &mut Link) -> Option<Instant>;
-
-    /// What else to wait for until it is readable.
-    fn watched(&self) -> Vec<BorrowedFd<'_>>;
+    /// clock ends. When something is due again is asked for after it.
+    fn attend(&mut self, link: &mut Link);
 
     /// A child of this process has ended.
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link);
@@ -136,11 +133,11 @@ impl<C: Crew> Pool<C> {
     pub fn run(mut self) -> Result<u8> {
         loop {
             let look = self.attend_idleness();
-            let due = self.crew.attend(&mut self.link);
+            self.crew.attend(&mut self.link);
             if self.crew.is_gone() && self.link.has_ended() {
                 return Ok(0);
             }
-            self.wait([look, due])?;
+            self.wait(look)?;
             self.attend_signals();
             self.reap();
             self.link.attend(&self.log)?;
@@ -148,16 +145,12 @@ impl<C: Crew> Pool<C> {
     }
 
     /// Waits until something is to be done.
-    fn wait(&self, deadlines: [Option<Instant>; 2]) -> Result<()> {
+    fn wait(&self, look: Option<Instant>) -> Result<()> {
         let mut set = PollSet::new();
         set.add((), self.signals.as_fd(), PollFlags::IN);
         set.watch((), &self.link);
-        for descriptor in self.crew.watched() {
-            set.add((), descriptor, PollFlags::IN);
-        }
-        for deadline in deadlines {
-            set.until((), deadline);
-        }
+        set.watch((), &self.crew);
+        set.until((), look);
         set.wait()
             .map(drop)
             .map_err(|errno| Error::system("wait for the pool's processes", errno))

@@ -18,7 +18,7 @@ use crate::system::exit::CLOSED;
 use crate::system::fork;
 use crate::system::log::Log;
 use crate::system::pause::Pause;
-use crate::system::poll::earliest;
+use crate::system::poll::{PollFlags, Watched, earliest};
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
 
 /// How long no slot is started after one that failed, or that could not be started.
@@ -151,6 +151,15 @@ impl Slots {
     }
 }
 
+impl Watched for Slots {
+    /// The end of a slot is told by a signal.
+    fn descriptors<'fd>(&'fd self, _poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {}
+
+    fn deadline(&self) -> Option<Instant> {
+        earliest([self.stop.deadline(), self.pause.deadline()])
+    }
+}
+
 impl Crew for Slots {
     /// The handlers are started anew for each connection.
     const RELOADING: &'static [Signal] = &[];
@@ -173,14 +182,9 @@ impl Crew for Slots {
         self.scoreboard.log_status(&self.log);
     }
 
-    fn attend(&mut self, link: &mut Link) -> Option<Instant> {
+    fn attend(&mut self, link: &mut Link) {
         self.fill(link);
         self.attend_stop();
-        earliest([self.stop.deadline(), self.pause.deadline()])
-    }
-
-    fn watched(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link) {

@@ -16,6 +16,7 @@ use crate::serve::link::Link;
 use crate::serve::pool::Crew;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
 use crate::system::log::Log;
+use crate::system::poll::{PollFlags, Watched};
 use crate::system::termination::{Step, Target, Termination};
 
 /// How long a worker's place stays empty after one that ended too soon. It doubles with each
@@ -48,6 +49,8 @@ pub(crate) struct Workers {
     grace: Duration,
     workers: BTreeMap<Pid, Worker>,
     vacancies: Vec<Vacancy>,
+    /// Without a queue nobody is started.
+    has_queue: bool,
     /// They are being replaced by newer ones.
     reloading: bool,
     /// The newer one, until it has started: then an older one goes.
@@ -71,6 +74,7 @@ impl Workers {
             grace,
             workers: BTreeMap::new(),
             vacancies: Vec::new(),
+            has_queue: false,
             reloading: false,
             candidate: None,
             remains: Vec::new(),
@@ -238,22 +242,6 @@ impl Workers {
         });
     }
 
-    /// When something is due by the clock.
-    fn deadline(&self, link: &Link) -> Option<Instant> {
-        let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
-        let vacancies = vacancies.filter(|_| link.queue().is_some());
-        let readiness = self.workers.iter().filter_map(|(pid, worker)| {
-            // When others have started matters to nobody.
-            let matters =
-                Some(*pid) == self.candidate || matches!(worker.readiness, Readiness::Closed(_));
-            worker.readiness.deadline().filter(|_| matters)
-        });
-        let leaving = self.workers.values().filter_map(Worker::deadline);
-        let remains = self.remains.iter().map(Termination::next_look);
-        let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
-        deadlines.min()
-    }
-
     /// One has ended that was not told to.
     fn replace(&mut self, pid: Pid, worker: &Worker, status: WaitStatus) {
         let lived = worker.since.elapsed() >= STARTED_AFTER;
@@ -270,6 +258,32 @@ impl Workers {
     }
 }
 
+impl Watched for Workers {
+    /// Those that have not said yet that they are ready.
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        for worker in self.workers.values() {
+            if let Readiness::Awaited(pipe) = &worker.readiness {
+                poll(pipe.as_fd(), PollFlags::IN);
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let vacancies = self.vacancies.iter().map(|vacancy| vacancy.at);
+        let vacancies = vacancies.filter(|_| self.has_queue);
+        let readiness = self.workers.iter().filter_map(|(pid, worker)| {
+            // When others have started matters to nobody.
+            let matters =
+                Some(*pid) == self.candidate || matches!(worker.readiness, Readiness::Closed(_));
+            worker.readiness.deadline().filter(|_| matters)
+        });
+        let leaving = self.workers.values().filter_map(Worker::deadline);
+        let remains = self.remains.iter().map(Termination::next_look);
+        let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
+        deadlines.min()
+    }
+}
+
 impl Crew for Workers {
     const RELOADING: &'static [Signal] = &[Signal::SIGHUP];
 
@@ -282,7 +296,7 @@ impl Crew for Workers {
         self.log.detail(format_args!("status: {size} workers"));
     }
 
-    fn attend(&mut self, link: &mut Link) -> Option<Instant> {
+    fn attend(&mut self, link: &mut Link) {
         self.hear();
         self.attend_leaving();
         self.balance();
@@ -295,18 +309,7 @@ impl Crew for Workers {
             self.fill(queue, link.generation());
             self.roll(queue, link.generation());
         }
-        self.deadline(link)
-    }
-
-    fn watched(&self) -> Vec<BorrowedFd<'_>> {
-        let pipes = self
-            .workers
-            .values()
-            .filter_map(|worker| match &worker.readiness {
-                Readiness::Awaited(pipe) => Some(pipe.as_fd()),
-                _ => None,
-            });
-        pipes.collect()
+        self.has_queue = link.queue().is_some();
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link) {

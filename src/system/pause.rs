@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 /// How long nothing is accepted or opened while descriptors or memory are short.
 pub(crate) const SHORTAGE: Duration = Duration::from_millis(250);
 
-/// A pause that may be on. It ends by itself, and that is noticed by [`Pause::is_on`]: until then the
-/// deadline stays, so that a loop which looks at both in whatever order does not sleep past it.
+/// A pause that may be on. It ends by itself. Its end is told once, by [`Pause::is_on`] or by
+/// [`Pause::deadline`]: a loop that looks at either, in whatever order, neither sleeps past the end
+/// nor is woken by it for ever.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pause {
     until: Cell<Option<Instant>>,
@@ -30,9 +31,12 @@ impl Pause {
         self.until.get().is_some()
     }
 
-    /// When it ends; `None` if it is not on.
+    /// When it ends, which may be just over; `None` if it is not on.
     pub fn deadline(&self) -> Option<Instant> {
-        self.until.get()
+        let until = self.until.get();
+        // Whoever asks notices the end.
+        let _ = self.is_on();
+        until
     }
 }
 
@@ -50,7 +54,8 @@ mod tests {
         assert!(!pause.is_on());
         pause.begin(Duration::ZERO);
         assert!(pause.deadline().is_some());
-        assert!(!pause.is_on());
-        assert_eq!(pause.deadline(), None);
+        assert_eq!((pause.is_on(), pause.deadline()), (false, None));
+        pause.begin(Duration::ZERO);
+        assert_eq!((pause.is_on(), pause.deadline()), (false, None));
     }
 }

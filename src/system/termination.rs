@@ -67,7 +67,7 @@ impl Countdown {
     }
 }
 
-/// Who gets the signals. Nobody of it is reaped yet, so the numbers are nobody else's.
+/// Who gets the signals. Its number is nobody else's until the last process of it is reaped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     /// A process group.

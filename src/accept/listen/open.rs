@@ -26,10 +26,12 @@ const MAX_TRIES: usize = 16;
 /// The vsock(7) port for any free port (`VMADDR_PORT_ANY`).
 const VSOCK_PORT_ANY: u32 = u32::MAX;
 
-/// An address to open. An inherited listener is claimed already.
-pub(crate) struct Opening<'a> {
-    pub address: &'a Address,
-    claimed: Option<Claimed>,
+/// An address to open.
+pub(crate) enum Opening<'a> {
+    /// A listener that was open before this program started.
+    Inherited(Claimed),
+    /// An address without a listener yet.
+    New(&'a Address),
 }
 
 /// Claims inherited listeners and checks the options, before any socket is made.
@@ -43,49 +45,38 @@ pub(crate) fn openings<'a>(
 ) -> Result<Vec<Opening<'a>>> {
     let mut openings = Vec::new();
     for address in addresses {
-        let claimed = match address {
-            Address::Inherited(number) => Some(claim_listener(*number)?),
-            _ => None,
-        };
-        openings.push(Opening { address, claimed });
+        openings.push(match address {
+            Address::Inherited(number) => Opening::Inherited(claim_listener(*number)?),
+            address => Opening::New(address),
+        });
     }
-    let audience = openings.iter().map(|opening| match &opening.claimed {
-        Some(claimed) => (vec![claimed.family], true),
-        None => (families(opening.address), false),
+    let audience = openings.iter().map(|opening| match opening {
+        Opening::Inherited(claimed) => (vec![claimed.family], true),
+        Opening::New(address) => (families(address), false),
     });
     check_options(&options.socket_options, &audience.collect::<Vec<_>>())?;
     Ok(openings)
 }
 
-impl Opening<'_> {
-    /// Whether the listener was open before this program started.
-    pub fn is_inherited(&self) -> bool {
-        self.claimed.is_some()
-    }
-
-    /// Opens the listeners of the address: 1 for each address of a host, else 1.
-    ///
-    /// `localhost:8888` leaves out addresses that this machine lacks, if it has another of them. A
-    /// bare port listens on IPv4 alone if there is no IPv6.
-    ///
-    /// # Errors
-    /// [`Error::System`] if opening a listener fails, [`Error::Other`] if a host does not resolve.
-    pub fn open(self, options: &ListenOptions) -> Result<Vec<Listener>> {
-        let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
-        if let Some(claimed) = self.claimed {
-            return one(adopt(claimed, options));
+/// Opens new listeners on an address: 1 for each address of a host, else 1.
+///
+/// `localhost:8888` leaves out addresses that this machine lacks, if it has another of them. A bare
+/// port listens on IPv4 alone if there is no IPv6.
+///
+/// # Errors
+/// [`Error::System`] if opening a listener fails, [`Error::Other`] if a host does not resolve.
+pub(crate) fn open(address: &Address, options: &ListenOptions) -> Result<Vec<Listener>> {
+    let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
+    match address {
+        Address::AnyTcp { port } => one(open_any(*port, options)),
+        Address::Tcp { address, interface } => {
+            let address = with_scope(*address, interface.as_deref())?;
+            one(open_tcp(address, None, options))
         }
-        match self.address {
-            Address::AnyTcp { port } => one(open_any(*port, options)),
-            Address::Tcp { address, interface } => {
-                let address = with_scope(*address, interface.as_deref())?;
-                one(open_tcp(address, None, options))
-            }
-            Address::Host { name, port } => open_host(name, *port, options),
-            Address::Unix(name) => one(open_unix(name, options)),
-            Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options)),
-            Address::Inherited(number) => one(adopt(claim_listener(*number)?, options)),
-        }
+        Address::Host { name, port } => open_host(name, *port, options),
+        Address::Unix(name) => one(open_unix(name, options)),
+        Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options)),
+        Address::Inherited(number) => one(adopt(claim_listener(*number)?, options)),
     }
 }
 
@@ -282,7 +273,10 @@ mod tests {
         let addresses: Vec<Address> = addresses.iter().map(|text| text.parse().unwrap()).collect();
         let mut all = Vec::new();
         for opening in openings(&addresses, options)? {
-            all.append(&mut opening.open(options)?);
+            all.append(&mut match opening {
+                Opening::Inherited(claimed) => vec![adopt(claimed, options)?],
+                Opening::New(address) => super::open(address, options)?,
+            });
         }
         Ok(all)
     }

@@ -10,8 +10,10 @@ use crate::error::Result;
 use crate::system::inherited::claim;
 use crate::system::log::Log;
 
-/// The prefixes of the names of our stored descriptors.
-const OURS: [&str; 2] = ["fdtools-queue-", "fdtools-listener-"];
+pub(super) const WRITE_END: &str = "fdtools-queue-write";
+pub(super) const READ_END: &str = "fdtools-queue-read";
+/// The prefix of a listener's name. The number of listeners on the address and the key follow.
+pub(super) const LISTENER: &str = "fdtools-listener-";
 
 /// Kept descriptors that are not taken back yet, and the manager for further descriptors.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub(crate) struct FdStore<'a> {
 
 /// Whether a descriptor of this name is from us.
 pub(crate) fn is_ours(name: &str) -> bool {
-    OURS.iter().any(|start| name.starts_with(start))
+    name == WRITE_END || name == READ_END || name.starts_with(LISTENER)
 }
 
 impl<'a> FdStore<'a> {

@@ -10,11 +10,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockType, shutdown};
 
 use crate::accept::listen::address::Address;
-use crate::accept::listen::inherit::{Claimed, examine};
-use crate::accept::listen::open::openings;
+use crate::accept::listen::inherit::{Claimed, adopt, examine};
+use crate::accept::listen::open::{Opening, open, openings};
 use crate::accept::listen::socket_option::When;
 use crate::accept::listen::{ListenOptions, Listener, apply_options, finish, listen};
-use crate::accept::service::fd_store::FdStore;
+use crate::accept::service::fd_store::{FdStore, LISTENER, READ_END, WRITE_END};
 use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::{self, Sender, owned_name};
@@ -22,10 +22,6 @@ use crate::system::descriptor::{describe, socket_facts};
 use crate::system::poll::{PollFlags, ready};
 use crate::system::{sock_diag, unix_socket};
 
-const WRITE_END: &str = "fdtools-queue-write";
-const READ_END: &str = "fdtools-queue-read";
-/// The prefix of a listener's name. The number of listeners on the address and the key follow.
-const LISTENER: &str = "fdtools-listener-";
 /// The longest name that a manager accepts.
 const LONGEST: usize = 255;
 
@@ -99,18 +95,21 @@ pub(crate) fn listeners(
     give_up_rest(store);
     let mut listeners = Vec::new();
     for (opening, (key, kept)) in openings.into_iter().zip(keys.iter().zip(kept)) {
-        if opening.is_inherited() {
-            listeners.append(&mut opening.open(options)?);
-            continue;
-        }
+        let address = match opening {
+            Opening::Inherited(claimed) => {
+                listeners.push(adopt(claimed, options)?);
+                continue;
+            }
+            Opening::New(address) => address,
+        };
         let count = kept.len();
-        let mut opened = match revive(opening.address, kept, options)? {
+        let mut opened = match revive(address, kept, options)? {
             Some(revived) => revived,
             None => {
                 if count > 0 {
                     store.forget(&name_of(key, count));
                 }
-                let new = opening.open(options)?;
+                let new = open(address, options)?;
                 keep_listeners(store, key, &new)?;
                 new
             }
@@ -167,23 +166,23 @@ fn keep_listeners(store: &FdStore<'_>, key: &str, listeners: &[Listener]) -> Res
 
 /// Gives up the descriptors that are left: another listener may need their address.
 pub(crate) fn give_up_rest(store: &mut FdStore<'_>) {
-    let (rest, is_ours) = store.give_up_rest();
+    let (rest, is_forgotten) = store.give_up_rest();
     for descriptor in rest {
-        give_up(descriptor, is_ours);
+        give_up(descriptor, is_forgotten);
     }
 }
 
-/// Gives up a kept listener, and removes its path if the path is still that socket. `is_ours` says
-/// that no process goes on with the listener. Then shutdown(2) frees the address, even if a process
-/// that the manager is starting has a copy for a moment.
-fn give_up(kept: OwnedFd, is_ours: bool) {
+/// Gives up a kept listener, and removes its path if the path is still that socket. `is_forgotten`
+/// says that no process goes on with the listener. Then shutdown(2) frees the address, even if a
+/// process that the manager is starting has a copy for a moment.
+fn give_up(kept: OwnedFd, is_forgotten: bool) {
     if let (Some(path), _) = unix_socket::names(kept.as_fd())
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {
         // Dropping the reclaimed right removes the path. A new owner keeps the path.
         let _ = owned_name::reclaim(kept.as_fd(), &name);
     }
-    if is_ours {
+    if is_forgotten {
         let _ = shutdown(kept.as_raw_fd(), Shutdown::Both);
     }
 }
@@ -253,6 +252,6 @@ mod tests {
         let name = name_of("0-[::1]:80+v6only=1", 2);
         assert_eq!(name, "fdtools-listener-2-0-%5b%3a%3a1%5d%3a80%2bv6only%3d1");
         assert!(is_ours(&name) && is_ours(WRITE_END) && is_ours(READ_END));
-        assert!(!is_ours("fdtools-echo.socket"));
+        assert!(!is_ours("fdtools-echo.socket") && !is_ours("fdtools-queue-web.socket"));
     }
 }

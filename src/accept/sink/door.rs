@@ -32,15 +32,14 @@ impl Door {
     /// Opens a door under the name that `bind` binds. Also returns the value of `bind`.
     ///
     /// # Errors
-    /// The error of `bind`; [`Error::System`] (`EMFILE` and the like) about `shown`.
+    /// The error of `bind`; [`Error::System`] for `action` (`EMFILE` and the like).
     pub fn open<T>(
-        shown: &str,
+        action: String,
         bind: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
     ) -> Result<(Self, T)> {
         let listener = unix_socket::new_nonblocking(SockType::SeqPacket)?;
         let bound = bind(listener.as_fd())?;
-        listen(&listener, Backlog::MAXCONN)
-            .map_err(|errno| Error::system(format!("listen on {shown}"), errno))?;
+        listen(&listener, Backlog::MAXCONN).map_err(|errno| Error::system(action, errno))?;
         let pause = Pause::default();
         Ok((Self { listener, pause }, bound))
     }

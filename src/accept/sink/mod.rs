@@ -374,21 +374,16 @@ impl Sink {
         }
     }
 
-    /// Whether a command of ours has the read end, and ends when the queue does.
-    pub fn is_chain(&self) -> bool {
-        matches!(self.way, Way::Chain)
-    }
-
     /// Whether the loss of all consumers is a failure: yes for `--queue-fd`, no for standard
     /// output, which ends with its pipeline.
     pub fn needs_consumers(&self) -> bool {
         matches!(self.way, Way::Straight { is_output: false })
     }
 
-    /// Closes the queue: consumers read the rest, and then its end.
-    pub fn close(&mut self) {
+    /// Closes the queue of our command: the command reads the rest, and then the end.
+    pub fn end_chain(&mut self) {
         // Unlike close(2), shutdown(2) lets us still count what consumers take.
-        if let Some(sender) = &self.sender {
+        if let (Way::Chain, Some(sender)) = (&self.way, &self.sender) {
             let _ = shutdown(sender.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }

@@ -34,7 +34,7 @@ impl NamedDoor {
     /// See [`owned_name::bind`] and [`Door::open`].
     pub fn open(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
         let bind = |listener: BorrowedFd<'_>| owned_name::bind(listener, name, mode);
-        let (door, name) = Door::open(&name.to_string(), bind)?;
+        let (door, name) = Door::open(format!("listen on {name}"), bind)?;
         Ok(Self {
             door,
             name,

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{close_unread, try_receive, try_send};
 use crate::queue::ticket::{Ticket, Token, door_address, shown};
-use crate::system::pause::{Pause, SHORTAGE};
+use crate::system::pause::Pause;
 use crate::system::poll::{PollFlags, Watched, earliest};
 
 /// How many tickets may be out. One more voids the oldest.
@@ -26,6 +26,11 @@ const IN_VAIN: usize = 256;
 const STRANGERS: usize = 16;
 /// How long a peer may take to show its token.
 const TOKEN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The pause between tickets after too many unredeemed tickets.
+const VAIN_PAUSE: Duration = Duration::from_millis(250);
+/// The action in error messages.
+const OPEN: &str = "open a door for tickets";
 
 /// A peer that has not shown a token yet.
 #[derive(Debug)]
@@ -61,9 +66,9 @@ impl TicketDoor {
     pub fn open() -> Result<Self> {
         let name = Token::random()?;
         let address = door_address(name)?;
-        let failed = |errno| Error::system("open a door for tickets", errno);
+        let failed = |errno| Error::system(OPEN, errno);
         let bind = |listener: BorrowedFd<'_>| bind(listener.as_raw_fd(), &address).map_err(failed);
-        let (door, ()) = Door::open("a door for tickets", bind)?;
+        let (door, ()) = Door::open(OPEN.into(), bind)?;
         Ok(Self {
             door,
             name,
@@ -125,7 +130,7 @@ impl Tickets {
         // A reader that redeems nothing, such as cat, must not take all our time.
         self.in_vain += 1;
         if self.in_vain > IN_VAIN {
-            self.pause.begin(SHORTAGE);
+            self.pause.begin(VAIN_PAUSE);
         }
     }
 
