@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection that was just accepted.
+//! The client of a connection that was just accepted.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -7,28 +7,26 @@ use ipnet::IpNet;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::net::{AddressFamily, SocketAddrAny};
 
-/// A client, as far as rules and limits go by it.
+/// A client, as rules and limits see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
     /// Over TCP.
     Address(SocketAddr),
-    /// Over a Unix socket: the user and the group that the client had when it connected.
+    /// Over a Unix socket: effective uid and gid at the time of connect(2).
     User {
-        /// Its effective uid.
         uid: u32,
-        /// Its effective gid.
         gid: u32,
-        /// Its process id; 0 if it has none here, being in another namespace.
+        /// 0 if the client has no process id in our PID namespace.
         pid: u32,
     },
-    /// Over something else, or gone before it could be asked.
+    /// Over another transport, or gone before its credentials were read.
     Unknown,
 }
 
 impl Client {
-    /// Who is at the other end of `connection`; `remote` is what accept(2) said.
+    /// `remote` is the address that accept(2) returned.
     pub fn of(connection: BorrowedFd<'_>, remote: Option<&SocketAddrAny>) -> Self {
-        // A Unix client that has bound its socket to no name has no address.
+        // The socket of a Unix client may be unbound: then accept(2) returns no address.
         if let Some(remote) = remote
             && remote.address_family() != AddressFamily::UNIX
         {
@@ -46,16 +44,15 @@ impl Client {
     }
 }
 
-/// All clients that count as one.
+/// The clients that `--max-per-source` counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ClientKey {
-    /// Those of a network, which may be a single address.
+    /// A network, which may be a single address.
     Net(IpNet),
-    /// Those of a user.
     User(u32),
 }
 
-/// How many bits of an address tell one client from another.
+/// How many bits of an address identify a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SourcePrefix {
     v4: u8,
@@ -63,17 +60,17 @@ pub(crate) struct SourcePrefix {
 }
 
 impl Default for SourcePrefix {
-    /// Each IPv4 address; each IPv6 network of the size that a customer gets (RFC 6177).
+    /// An IPv4 address, or an IPv6 /64: the smallest network of a site (RFC 6177).
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
     }
 }
 
 impl SourcePrefix {
-    /// Parses `V4,V6`: two numbers of bits.
+    /// Parses `V4,V6`: 2 prefix lengths.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The problem, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bits = |text: &str, most| text.parse().ok().filter(|bits: &u8| *bits <= most);
         let parsed = text.split_once(',').and_then(|(v4, v6)| {
@@ -83,7 +80,7 @@ impl SourcePrefix {
         parsed.ok_or_else(|| "not two prefix lengths (0 to 32, 0 to 128), as in 32,64".into())
     }
 
-    /// What `client` counts as; `None` if that cannot be told.
+    /// The key under which `client` counts; `None` if the client is unknown.
     pub fn key(&self, client: &Client) -> Option<ClientKey> {
         match client {
             Client::Address(address) => {
@@ -120,7 +117,7 @@ mod tests {
         assert_eq!(key("24,64", "192.0.2.1"), "192.0.2.0/24");
         assert_eq!(key("32,64", "2001:db8::1:2:3:4"), "2001:db8::/64");
         assert_eq!(key("0,128", "192.0.2.1"), "0.0.0.0/0");
-        // IPv4 that is mapped into IPv6 is IPv4.
+        // An IPv4-mapped IPv6 address counts as IPv4.
         assert_eq!(key("32,64", "::ffff:192.0.2.1"), "192.0.2.1/32");
         assert_eq!(SourcePrefix::parse("32,64"), Ok(SourcePrefix::default()));
         for bad in ["", "32", "33,64", "32,129", "a,b", "32,64,1", "-1,64"] {

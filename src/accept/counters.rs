@@ -1,48 +1,41 @@
-//! What became of connections, counted.
+//! Counters of accepted, passed and refused connections.
 
 use std::fmt;
 
-/// Why a connection was not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// A rule denies its client.
     #[error("a rule denies it")]
     Rule,
-    /// There are too many, of all clients or of this one.
+    /// Too many connections, of all clients or of this client.
     #[error("too many connections")]
     Limit,
-    /// What it said first is no PROXY header, or it ended before that was complete.
+    /// The first bytes are no PROXY header, or the connection ended before its header did.
     #[error("no PROXY header")]
     BadHeader,
-    /// Its PROXY header was not complete in time.
     #[error("its PROXY header is late")]
     LateHeader,
-    /// Too many others had not said their PROXY header either.
+    /// Too many clients wait for their PROXY header, or descriptors or memory are short.
     #[error("too many PROXY headers are awaited")]
     Crowd,
 }
 
-/// Numbers since the start.
+/// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Accepted from a listener.
     pub accepted: u64,
     /// Put into the queue.
     pub passed: u64,
-    /// Turned away by a rule.
     pub by_rule: u64,
-    /// Turned away by a limit.
     pub by_limit: u64,
-    /// How often the rate was reached, and further ones had to wait.
+    /// How often the rate was reached, so that further clients had to wait.
     pub by_rate: u64,
-    /// Closed for want of a PROXY header.
+    /// Closed for lack of a PROXY header.
     pub bad_header: u64,
-    /// Failed while they were accepted: the client was gone.
+    /// accept(2) failed because the client was gone.
     pub failed: u64,
 }
 
 impl Counters {
-    /// Counts one that is turned away.
     pub fn refused(&mut self, why: Refusal) {
         match why {
             Refusal::Rule => self.by_rule += 1,
@@ -51,7 +44,7 @@ impl Counters {
         }
     }
 
-    /// All of them in words, with how many connections consumers have taken, if that is known.
+    /// The counters in words. `taken` is how many connections consumers have taken, if known.
     pub fn line(&self, taken: Option<u64>) -> impl fmt::Display + use<> {
         Line(*self, taken)
     }

@@ -1,4 +1,4 @@
-//! A connection that was accepted and not let in yet.
+//! A connection that is accepted, but not admitted yet.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,21 +11,19 @@ use crate::accept::listen::Listener;
 use crate::queue::connection;
 use crate::queue::message::Info;
 
-/// A connection, and what is known of it so far.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    /// The connection itself.
     pub connection: OwnedFd,
-    /// Who is at the other end.
+    /// The peer, or the client that the peer's PROXY header names.
     pub client: Client,
-    /// The address that the client connected to, over TCP, if it was told.
+    /// The TCP address that the client connected to, if the listener or a PROXY header tells.
     pub local: Option<SocketAddr>,
-    /// The listener that it came from, as the log calls it.
+    /// The listener's name in the log.
     pub listener: Rc<str>,
 }
 
 impl Incoming {
-    /// One that `listener` just accepted; `remote` is what accept(2) said.
+    /// `remote` is the address that accept(2) returned.
     pub fn new(connection: OwnedFd, remote: Option<&SocketAddrAny>, listener: &Listener) -> Self {
         Self {
             client: Client::of(connection.as_fd(), remote),
@@ -35,11 +33,11 @@ impl Incoming {
         }
     }
 
-    /// What its message says of it.
+    /// What the queue message says of the connection.
     pub fn info(&self) -> Info {
         let connection = self.connection.as_fd();
-        // A listener with one address saves asking each connection for it; and accept told the
-        // client's, also if it is gone by now.
+        // A listener with a single address saves a getsockname(2) for each connection. The client's
+        // address comes from accept(2), so it is known even if the client is gone by now.
         let own = || SocketAddr::try_from(getsockname(connection).ok()?).ok();
         match self.client {
             Client::Address(remote) => match self.local.or_else(own) {

@@ -1,8 +1,8 @@
-//! fdaccept: connections from listeners into a sink, until there is a reason to stop.
+//! fdaccept: takes connections from listeners and passes them to a sink.
 //!
-//! A connection comes in at [`listen`], passes [`proxy`] and [`admission`], and goes out at
-//! [`sink`]. Backpressure is not polling the listeners. One connection at most is in hand: accepted,
-//! and not in the queue yet.
+//! A connection enters at [`listen`], passes [`proxy`] and [`admission`], and leaves at [`sink`].
+//! While there is no room, the loop does not poll the listeners, and clients wait in the backlogs.
+//! At most 1 connection is in hand: admitted, but not in the queue yet.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -42,13 +42,12 @@ mod shutdown;
 pub(crate) mod sink;
 mod turns;
 
-/// How often to look where nothing tells that the queue is empty, or has room.
+/// How often to look whether the queue is empty or has room, where no event tells.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
-/// How long closing what a stranger sent may block.
+/// How long closing descriptors that a stranger sent may block.
 const CLOSING: Duration = Duration::from_millis(5);
 
-/// The signals that the loop takes over; of those that stop it, the ones that are not ignored. HUP
-/// only where it has something to `reload`.
+/// The signals that the loop handles: TERM and INT unless ignored, HUP only with rules to `reload`.
 pub(crate) fn signals(reload: bool) -> Vec<Signal> {
     let mut signals = not_ignored(&[Signal::SIGTERM, Signal::SIGINT]);
     signals.extend([Signal::SIGCHLD, Signal::SIGUSR1]);
@@ -58,29 +57,23 @@ pub(crate) fn signals(reload: bool) -> Vec<Signal> {
     signals
 }
 
-/// What the accept loop is given to work with.
+/// The arguments of [`Acceptor::new`].
 pub(crate) struct Parts {
-    /// Where connections come from.
     pub listeners: Vec<Listener>,
-    /// Where a proxy must say first whom it speaks for.
+    /// With `--proxy-protocol`: awaits PROXY headers.
     pub proxy: Option<AwaitedHeaders>,
-    /// Who is let in.
     pub admission: Admission,
-    /// Where they go.
     pub sink: Sink,
-    /// The command that reads the sink, if it is one of ours.
+    /// The command after `--`, which reads the queue.
     pub child: Option<Child>,
-    /// Who is told how this goes.
     pub supervisor: Supervisor,
-    /// Those of [`signals`].
+    /// Opened for [`signals`].
     pub signals: Signals,
-    /// How long what was accepted is waited for after a stop.
+    /// After a stop: how long to wait until consumers have taken every connection.
     pub grace: Duration,
-    /// Where things are said.
     pub log: Log,
 }
 
-/// Everything that the accept loop works with.
 pub(crate) struct Acceptor {
     turns: Turns,
     shortage: Shortage,
@@ -94,10 +87,9 @@ pub(crate) struct Acceptor {
     log: Log,
 }
 
-/// What came of a wait.
 struct Ready {
     causes: Vec<Cause>,
-    /// Whether the listeners were looked at.
+    /// Whether the wait polled the listeners.
     was_listening: bool,
 }
 
@@ -106,7 +98,7 @@ impl Ready {
         self.causes.contains(&cause)
     }
 
-    /// The listeners at which somebody is.
+    /// Indices of the listeners with a waiting connection.
     fn listeners(&self) -> Vec<usize> {
         let listener = |cause: &Cause| match cause {
             Cause::Listener(index) => Some(*index),
@@ -116,21 +108,21 @@ impl Ready {
     }
 }
 
-/// What the loop waits for.
+/// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     Signals,
     Consumers,
     Listener(usize),
-    /// Clients and the clock, which are attended each time.
+    /// Clients and the clock: the loop attends them after every wait.
     Other,
 }
 
 impl Acceptor {
-    /// The loop, not running yet.
+    /// Does not start the loop: [`Acceptor::run`] does.
     ///
     /// # Errors
-    /// [`Error::System`] if there is no timer to be had.
+    /// [`Error::System`] if the kernel has no timer left.
     pub fn new(parts: Parts) -> Result<Self> {
         Ok(Self {
             turns: Turns::new(parts.listeners),
@@ -146,12 +138,11 @@ impl Acceptor {
         })
     }
 
-    /// Runs until a signal, the end of the consumers or the end of the command. Returns the exit
-    /// status.
+    /// Runs until a signal, or until consumers or command end. Returns the exit status.
     ///
     /// # Errors
-    /// [`Error::System`] for what will not work later either; [`Error::Peer`] if a queue that
-    /// was handed to us has no consumers any more.
+    /// [`Error::System`] for a permanent error; [`Error::Peer`] if an inherited queue lost its
+    /// consumers.
     pub fn run(mut self) -> Result<u8> {
         self.supervisor.ready(&self.log);
         self.tell_status();
@@ -162,7 +153,7 @@ impl Acceptor {
                 self.say_untaken();
                 Err(error)
             }
-            // The command still gets to the end of its queue.
+            // The command may still read its queue to the end.
             Err(error) => {
                 self.log.error(error);
                 self.close();
@@ -175,9 +166,9 @@ impl Acceptor {
         }
     }
 
-    /// The loop. Returns the exit status of the command, if it has ended; `None` at another end.
+    /// Returns the command's exit status, or `None` without a command.
     fn serve(&mut self) -> Result<Option<u8>> {
-        // Consumers may be there already, and a first ticket is due.
+        // Consumers may wait already, and the first ticket is due.
         self.attend_sink()?;
         loop {
             if self.shutdown.is_done(&self.outbox.sink) {
@@ -185,7 +176,7 @@ impl Acceptor {
             }
             let ready = self.wait()?;
             if ready.is(Cause::Signals) {
-                // First all signals are read: one that comes later wakes the loop again.
+                // Reads all signals at once: a later signal wakes the loop again.
                 let stage = self.shutdown.stage();
                 self.attend_signals();
                 let ended = self.shutdown.child_ended();
@@ -193,7 +184,7 @@ impl Acceptor {
                     return Ok(ended);
                 }
                 if self.shutdown.stage() != stage {
-                    // Who came before that signal may have come after the listeners were looked at.
+                    // The poll may have missed clients that came before the signal: poll again.
                     continue;
                 }
             }
@@ -203,7 +194,7 @@ impl Acceptor {
             self.admission.attend();
             self.attend_headers();
             if self.shutdown.is_due() {
-                // A command that gets the signal finds the end of its queue.
+                // Before the signal, so that the command finds the end of its queue.
                 self.close();
                 self.shutdown.go_on();
             }
@@ -215,7 +206,6 @@ impl Acceptor {
         }
     }
 
-    /// Waits until something is to be done.
     fn wait(&mut self) -> Result<Ready> {
         let now = Instant::now();
         let shortage_ends = self.shortage.deadline();
@@ -224,7 +214,7 @@ impl Acceptor {
         let must_look = self.shutdown.is_emptying() || self.outbox.sink.must_look_for_room();
         let mut set = PollSet::new();
         set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
-        // Once everybody is gone there is nothing to learn, and the end would be told for ever.
+        // After the last consumer the sink would report nothing but its end, forever.
         if self.shutdown.stage() != Stage::Gone {
             set.until(Cause::Other, self.outbox.retry_at());
             set.watch(Cause::Consumers, &self.outbox);
@@ -238,7 +228,7 @@ impl Acceptor {
                 set.add(Cause::Listener(index), listener.as_fd(), PollFlags::IN);
             }
         }
-        // A last order is taken without waiting for it.
+        // Last orders do not wait for new clients.
         let is_calling = self.shutdown.stage() == Stage::LastOrders;
         let at_once = is_calling && is_listening && !self.turns.is_empty();
         set.until(Cause::Other, at_once.then_some(now));
@@ -262,7 +252,7 @@ impl Acceptor {
             && self.may_let_in()
     }
 
-    /// Whether there is room for one more that was accepted already.
+    /// Whether an accepted connection could go to the queue now.
     fn may_let_in(&mut self) -> bool {
         self.outbox.is_free() && !self.admission.is_full() && self.outbox.sink.has_room()
     }
@@ -271,15 +261,15 @@ impl Acceptor {
         self.proxy.as_ref().map_or(0, AwaitedHeaders::complete)
     }
 
-    /// Accepts what waits at the listeners that are ready, and passes it on.
+    /// Accepts connections from the ready listeners, and passes them on.
     fn accept(&mut self, ready: &Ready) -> Result<()> {
-        // They may be gone since they were ready.
+        // The listeners may have been closed since the poll.
         if self.shutdown.is_closed() {
             return Ok(());
         }
         let listeners = ready.listeners();
         for index in self.turns.in_turn(&listeners) {
-            // Nobody may have been left to take the one before.
+            // The last consumer may have gone before the previous connection was passed.
             if self.shutdown.is_closed() {
                 return Ok(());
             }
@@ -300,7 +290,6 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Accepts one connection, if one is there.
     fn accept_from(&mut self, index: usize) -> Result<()> {
         let prepared = self.admission.prepare();
         match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm)) {
@@ -325,7 +314,7 @@ impl Acceptor {
         Ok(())
     }
 
-    /// One was accepted: it is let in, or first must say whom it speaks for.
+    /// Lets the connection in, or first waits for its PROXY header.
     fn receive(&mut self, incoming: Incoming) -> Result<()> {
         let Some(proxy) = &mut self.proxy else {
             return self.let_in_and_pass(incoming);
@@ -337,7 +326,7 @@ impl Acceptor {
         self.let_in_complete()
     }
 
-    /// Lets those in that have said whom they speak for, as long as there is room.
+    /// Lets in connections whose PROXY header is complete, as long as there is room.
     fn let_in_complete(&mut self) -> Result<()> {
         while self.complete_headers() > 0 && !self.shortage.is_on() && self.may_let_in() {
             if let Err(errno) = self.admission.prepare() {
@@ -356,15 +345,15 @@ impl Acceptor {
         self.let_in(incoming);
         self.pass()?;
         if self.may_let_in() {
-            // The next one finds everything prepared; that it cannot be is said when it is needed.
+            // Prepares for the next connection. A failure is logged when that connection comes.
             let _ = self.admission.prepare();
             self.leave_room();
         }
         Ok(())
     }
 
-    /// A consumer that comes needs a descriptor, too: where each client takes some, those give theirs
-    /// up that can.
+    /// Leaves a descriptor for the next consumer, where each client takes descriptors of its own
+    /// (PROXY headers, leases): gives up the oldest awaited headers, then the leases' reserve.
     fn leave_room(&mut self) {
         if self.proxy.is_none() && !self.admission.counts() {
             return;
@@ -377,7 +366,7 @@ impl Acceptor {
         }
     }
 
-    /// Takes one in hand, or turns it away.
+    /// Takes the connection in hand, or refuses it.
     fn let_in(&mut self, incoming: Incoming) {
         let connection = incoming.connection.as_fd();
         let entry = match self.admission.judge(connection, &incoming.client) {
@@ -417,8 +406,8 @@ impl Acceptor {
         }
     }
 
-    /// Descriptors are short: gives one up that has waited longest for its header. False if there
-    /// is none.
+    /// Frees a descriptor: refuses the client that has waited longest for its PROXY header. False
+    /// if no client waits for one.
     fn give_up_header(&mut self) -> bool {
         let proxy = self.proxy.as_mut();
         let Some((incoming, why)) = proxy.and_then(AwaitedHeaders::give_up_oldest) else {
@@ -428,7 +417,7 @@ impl Acceptor {
         true
     }
 
-    /// Puts what is in hand into the queue, if there is room.
+    /// Passes the connection in hand to the queue, if there is room.
     fn pass(&mut self) -> Result<()> {
         if self.shutdown.stage() == Stage::Gone {
             return Ok(());
@@ -450,7 +439,7 @@ impl Acceptor {
         if self.shutdown.stage() == Stage::Gone {
             return Ok(());
         }
-        // What strangers sent is closed here, and closing their sockets may block (SO_LINGER).
+        // A stranger's message may hold sockets, and closing these may block (SO_LINGER).
         let (sink, log) = (&mut self.outbox.sink, &self.log);
         if !self.alarm.limit(CLOSING, || sink.attend(log))? {
             self.nobody_is_left();
@@ -458,7 +447,7 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Without consumers there is nothing to accept for.
+    /// Closes the listeners: without consumers there is no reason to accept.
     fn nobody_is_left(&mut self) {
         self.shutdown.nobody_is_left();
         self.close();
@@ -491,7 +480,7 @@ impl Acceptor {
     }
 
     fn status_due(&mut self) -> Option<Instant> {
-        // What was taken is of interest to a manager alone.
+        // Only a service manager gets this number, so it is not counted for anyone else.
         let is_managed = self.supervisor.is_managed();
         let taken = is_managed.then(|| self.outbox.sink.taken()).flatten();
         self.supervisor.status_due(&self.admission.counters, taken)
@@ -513,7 +502,7 @@ impl Acceptor {
         self.supervisor.reloaded(&self.log);
     }
 
-    /// The first signal: no new ones, and time for those that are there.
+    /// On the first TERM or INT: accepts the connections in the backlogs, and no later ones.
     fn stop(&mut self) {
         self.supervisor.stopping();
         if self.shutdown.stop() {
@@ -521,7 +510,7 @@ impl Acceptor {
         }
     }
 
-    /// Ends the last orders when there are none left.
+    /// Closes at the end of last orders, when every connection is in the queue.
     fn close_when_done(&mut self) {
         if self.shutdown.stage() == Stage::LastOrders
             && self.outbox.is_free()
@@ -532,7 +521,7 @@ impl Acceptor {
         }
     }
 
-    /// Closes the listeners and, where that tells the command to finish, the queue.
+    /// Closes the listeners. With a command also closes the queue, so that the command finishes.
     fn close(&mut self) {
         self.shutdown.close();
         self.turns.close();
@@ -562,7 +551,8 @@ impl Acceptor {
         Ok(is_untaken.into())
     }
 
-    /// Gives up the queue, and says what became of connections. Whether some were accepted in vain.
+    /// Gives up the queue, and logs what became of the connections. Returns whether any connection
+    /// was accepted in vain.
     fn say_untaken(mut self) -> bool {
         let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
         let taken = self.outbox.sink.taken();

@@ -1,4 +1,4 @@
-//! What is accepted and not in the queue yet, and the way there.
+//! The connection in hand, and the sink that it goes to.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use crate::system::poll::{PollFlags, Watched};
 /// The longest time between 2 tries to pass a connection.
 const LONGEST_RETRY: Duration = Duration::from_millis(250);
 
-/// A connection that is accepted and not in the queue yet.
+/// An admitted connection that is not in the queue yet.
 pub(super) struct InHand {
     pub connection: OwnedFd,
     pub lease: Option<OwnedFd>,
     pub payload: Vec<u8>,
 }
 
-/// The sink, and at most one connection for it.
+/// The sink, and at most 1 connection for it.
 pub(super) struct Outbox {
     pub sink: Sink,
     in_hand: Option<InHand>,
-    /// What is in hand is not tried again during this.
+    /// No new attempt to pass the connection during this pause.
     retry: Pause,
     retry_after: Duration,
 }
@@ -39,20 +39,19 @@ impl Outbox {
         }
     }
 
-    /// Whether nothing is in hand.
     pub fn is_free(&self) -> bool {
         self.in_hand.is_none()
     }
 
-    /// Takes a connection in hand; there is none yet.
+    /// Takes a connection in hand. None may be in hand yet.
     pub fn take(&mut self, in_hand: InHand) {
         self.in_hand = Some(in_hand);
     }
 
-    /// Puts what is in hand into the queue, if there is room. `None` if nothing was tried.
+    /// Passes the connection in hand to the queue, if there is room. `None` without an attempt.
     ///
     /// # Errors
-    /// Those of [`Sink::pass`].
+    /// See [`Sink::pass`].
     pub fn pass(&mut self, log: &Log) -> Result<Option<Delivery>> {
         let Some(hand) = &self.in_hand else {
             return Ok(None);
@@ -64,7 +63,7 @@ impl Outbox {
         let connection = hand.connection.as_fd();
         let delivery = self.sink.pass(connection, lease, &hand.payload, log)?;
         match delivery {
-            // Our copy is closed, so that the client sees the end when its handler ends.
+            // Closes our copy, so that the client sees the end when the handler closes its own.
             Delivery::Done => {
                 self.in_hand = None;
                 self.retry_after = RETRY;
@@ -78,7 +77,7 @@ impl Outbox {
         Ok(Some(delivery))
     }
 
-    /// When what is in hand is tried again.
+    /// When to try the connection in hand again.
     pub fn retry_at(&self) -> Option<Instant> {
         self.retry.deadline()
     }

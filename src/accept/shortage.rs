@@ -1,4 +1,4 @@
-//! What to do while descriptors or memory are short: accept nothing for a while, and say so once.
+//! While descriptors or memory are short: accepts nothing for a while, and logs that once.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -12,17 +12,16 @@ use crate::system::pause::{Pause, SHORTAGE};
 /// Shortages closer together than this are logged once.
 const SAME: Duration = Duration::from_secs(60);
 
-/// Whether descriptors or memory are short.
 #[derive(Default)]
 pub(super) struct Shortage {
     pause: Pause,
     last: Option<Instant>,
-    /// For a consumer that comes.
+    /// Keeps a descriptor free for the next consumer.
     free: FreeFds<1>,
 }
 
 impl Shortage {
-    /// An accept failed with `errno`.
+    /// Pauses because of `errno`.
     pub fn begin(&mut self, errno: Errno, log: &Log) {
         let now = Instant::now();
         self.pause.begin(SHORTAGE);
@@ -35,17 +34,17 @@ impl Shortage {
         self.last = Some(now);
     }
 
-    /// Whether nothing is to be accepted now.
+    /// Whether accepting is paused.
     pub fn is_on(&self) -> bool {
         self.pause.is_on()
     }
 
-    /// When that ends.
+    /// When the pause ends.
     pub fn deadline(&self) -> Option<Instant> {
         self.pause.deadline()
     }
 
-    /// Whether there is a number left for a consumer. `any` is an open descriptor.
+    /// Whether a descriptor is free for the next consumer. `any` is any open descriptor.
     pub fn has_room(&self, any: BorrowedFd<'_>) -> bool {
         self.free.check(any).is_ok()
     }

@@ -1,4 +1,4 @@
-//! How far the end of fdaccept has come: one value, with its transitions in one place.
+//! The stages of fdaccept's end, with all transitions in one place.
 
 use std::time::{Duration, Instant};
 
@@ -8,23 +8,21 @@ use crate::accept::service::child::Child;
 use crate::accept::sink::Sink;
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
 
-/// What the loop is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Accepting.
     Open,
-    /// Told to stop: what already is in the backlogs is accepted.
+    /// Told to stop. Connections in the backlogs are still accepted.
     LastOrders,
-    /// Nothing is accepted any more; what was accepted is waited for.
+    /// The listeners are closed. Consumers may still take accepted connections.
     Closed,
-    /// Closed, and nobody can take connections any more.
+    /// Closed, and no more connections are passed: no consumer is left, or an error is permanent.
     Gone,
 }
 
 /// The end of the loop, and of the command that reads its queue.
 pub(super) struct Shutdown {
     stage: Stage,
-    /// Running: until what was accepted is waited for no longer. Then the command is asked to end.
+    /// In `Running`: the end of the grace period, when the command gets TERM.
     countdown: Countdown,
     grace: Duration,
     child: Option<Child>,
@@ -44,7 +42,6 @@ impl Shutdown {
         self.stage
     }
 
-    /// Whether nothing is accepted any more.
     pub fn is_closed(&self) -> bool {
         matches!(self.stage, Stage::Closed | Stage::Gone)
     }
@@ -53,17 +50,17 @@ impl Shutdown {
         self.child.is_some()
     }
 
-    /// The exit status of the command, if there is one and it has ended.
+    /// The command's exit status, once the command has ended.
     pub fn child_ended(&self) -> Option<u8> {
         self.child.as_ref().and_then(Child::ended)
     }
 
-    /// Whether only the emptying of the queue is waited for.
+    /// Whether fdaccept only waits until consumers have emptied the queue.
     pub fn is_emptying(&self) -> bool {
         self.stage == Stage::Closed && self.child.is_none()
     }
 
-    /// Whether it is over; a command is waited for in any case.
+    /// Whether fdaccept may exit. With a command only the command's end decides.
     pub fn is_done(&self, sink: &Sink) -> bool {
         let is_at_once = !self.countdown.is_running();
         self.child.is_none()
@@ -74,12 +71,12 @@ impl Shutdown {
             }
     }
 
-    /// Whether a signal, or the time, has told it to stop.
+    /// Whether the end has begun, so that the next TERM or INT is not the first.
     pub fn is_told(&self) -> bool {
         self.countdown != Countdown::Running(None)
     }
 
-    /// The first signal. Whether last orders are to be called.
+    /// The first TERM or INT. Returns whether to call last orders.
     pub fn stop(&mut self) -> bool {
         self.countdown = Countdown::Running(Some(Instant::now() + self.grace));
         let is_open = self.stage == Stage::Open;
@@ -89,32 +86,30 @@ impl Shutdown {
         is_open
     }
 
-    /// A second signal: no more waiting.
+    /// The second TERM or INT: waits no longer.
     pub fn stop_at_once(&mut self) {
         let Some(child) = &self.child else {
             self.countdown = Countdown::Asked(None);
             return;
         };
         child.signal(Signal::SIGTERM);
-        // Who is impatient does not put the end off.
+        // Further signals do not postpone KILL.
         if let Countdown::Running(_) | Countdown::Asked(None) = self.countdown {
             self.countdown = Countdown::Asked(Some(Instant::now() + KILL_AFTER));
         }
     }
 
-    /// Nothing is accepted any more.
     pub fn close(&mut self) {
         if self.stage != Stage::Gone {
             self.stage = Stage::Closed;
         }
     }
 
-    /// Nobody can take connections any more.
     pub fn nobody_is_left(&mut self) {
         self.stage = Stage::Gone;
     }
 
-    /// Something failed for good: the command has time to get to the end of its queue.
+    /// After a permanent error: the command has the grace period to read its queue to the end.
     pub fn fail(&mut self) {
         self.stage = Stage::Gone;
         if self.countdown.is_running() {
@@ -122,15 +117,15 @@ impl Shutdown {
         }
     }
 
-    /// Whether the time for what was accepted, or for the command, is over.
+    /// Whether the grace period, or the command's time to exit, is over.
     pub fn is_due(&self) -> bool {
         self.countdown.due(Instant::now()).is_some()
     }
 
-    /// Asks the command to end, or kills it, when that is due.
+    /// Sends the command TERM or KILL, if due.
     pub fn go_on(&mut self) {
         let (signal, next) = match self.countdown.due(Instant::now()) {
-            // From now on only a further signal from outside puts an end to the wait.
+            // No KILL is due after this TERM: only another signal from outside ends the wait.
             Some(Step::Ask) => (Signal::SIGTERM, Countdown::Asked(None)),
             Some(Step::Kill | Step::GiveUp) => (Signal::SIGKILL, Countdown::Killed(None)),
             None => return,
@@ -141,7 +136,7 @@ impl Shutdown {
         self.countdown = next;
     }
 
-    /// When [`Shutdown::go_on`] has something to do.
+    /// When [`Shutdown::go_on`] has a step to take.
     pub fn deadline(&self) -> Option<Instant> {
         self.countdown.deadline()
     }

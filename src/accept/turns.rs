@@ -1,4 +1,4 @@
-//! Listeners that are accepted from in turns, and what their accepts come to.
+//! The listeners, which take turns, and the errors of accept(2).
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use crate::accept::listen::{Listener, Transport, backlog};
 use crate::error::{Error, to_nix};
 use crate::system::alarm::Alarm;
 
-/// The most connections taken from one listener before the next has its turn.
+/// The most connections from a listener before the next listener's turn.
 const LONGEST_TURN: usize = 16;
 /// How long accept(2) may block when another process took the connection first.
 const BLOCKED: Duration = Duration::from_millis(50);
 
-/// What is to be done after an accept that failed.
+/// What to do after a failed accept(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// This client is gone, or a signal came: there may be a next one.
+    /// The client is gone, or a signal came: try the next connection.
     Retry,
-    /// Nobody is there.
+    /// No connection waits.
     Nobody,
-    /// Descriptors or memory are short: accept nothing for a while.
+    /// Descriptors or memory are short: pause.
     Pause,
-    /// It will not work later either.
+    /// The error is permanent.
     Fatal,
 }
 
-/// The class of an error of accept(2), which also reports errors of the new connection.
+/// accept(2) also reports errors of the new connection.
 pub(super) fn classify(errno: Errno) -> Class {
     match errno {
         Errno::EINTR
@@ -51,14 +51,12 @@ pub(super) fn classify(errno: Errno) -> Class {
     }
 }
 
-/// One listener and what is left to be accepted from it.
 struct Place {
     listener: Listener,
-    /// After the call for last orders: connections that its backlog may still hold from before.
+    /// During last orders: how many connections from before the stop the backlog may still hold.
     left: usize,
 }
 
-/// The listeners, and whose turn it is.
 pub(super) struct Turns {
     places: Vec<Place>,
     next: usize,
@@ -83,17 +81,16 @@ impl Turns {
         self.places.is_empty()
     }
 
-    /// Those of `ready` in the order of their turns: where there is room for one connection only,
-    /// each listener has its turn all the same.
+    /// The `ready` listeners in the order of their turns. So each listener is served even if there
+    /// is room for only 1 connection.
     pub fn in_turn(&self, ready: &[usize]) -> Vec<usize> {
         let mut in_turn = ready.to_vec();
         in_turn.sort_by_key(|index| (*index < self.next, *index));
         in_turn
     }
 
-    /// How many connections to take in one turn, now that somebody is there. To find nobody costs
-    /// more than to ask, since accept(2) makes a socket before it looks; and it costs time where
-    /// that blocks.
+    /// How many connections to accept in this turn. An accept(2) in vain costs more than this
+    /// query, because the kernel makes a socket first. On a blocking listener it also takes time.
     pub fn length(&self, index: usize) -> usize {
         let listener = &self.places[index].listener;
         match listener.transport() {
@@ -104,16 +101,16 @@ impl Turns {
         }
     }
 
-    /// Accepts one connection.
+    /// Accepts a connection from listener `index`.
     ///
     /// # Errors
-    /// The errno of accept(2); `EAGAIN` if nobody is there.
+    /// The errno of accept(2); `EAGAIN` if no connection waits.
     pub fn accept(&mut self, index: usize, alarm: &mut Alarm) -> Result<Incoming, Errno> {
         let place = &mut self.places[index];
         let listener = &place.listener;
         let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC).map_err(to_nix);
         let accepted = if listener.is_inherited() {
-            // Not ours alone, so it may block, and another process may have been faster.
+            // A shared listener may block, and another process may have taken the connection.
             alarm.limit(BLOCKED, accept).map_err(|errno| match errno {
                 Errno::EINTR => Errno::EAGAIN,
                 errno => errno,
@@ -128,29 +125,29 @@ impl Turns {
         Ok(incoming)
     }
 
-    /// What it means that no accept from a listener will succeed.
+    /// The error to report for an errno of [`Class::Fatal`].
     pub fn error(&self, index: usize, errno: Errno) -> Error {
         Error::system(format!("accept on {}", self.places[index].listener), errno)
     }
 
-    /// From now on no more is taken than what may have been waiting at this moment.
+    /// From now on accepts only connections that the backlogs may hold already.
     pub fn call_last_orders(&mut self) {
         for place in &mut self.places {
             place.left = self.longest_backlog + 1;
         }
     }
 
-    /// Whether a listener has no last order left.
+    /// Whether last orders are over for this listener.
     pub fn is_over(&self, index: usize) -> bool {
         self.places[index].left == 0
     }
 
-    /// A listener's backlog is empty, so that it has no last order left.
+    /// Ends last orders for this listener: its backlog is empty.
     pub fn end(&mut self, index: usize) {
         self.places[index].left = 0;
     }
 
-    /// The same for all listeners but those that are `ready`.
+    /// Ends last orders for all listeners but the `ready` ones.
     pub fn end_all_but(&mut self, ready: &[usize]) {
         let places = self.places.iter_mut().enumerate();
         for (_, place) in places.filter(|(index, _)| !ready.contains(index)) {
@@ -158,7 +155,7 @@ impl Turns {
         }
     }
 
-    /// Closes the listeners that have no last order left, so that nobody connects in vain.
+    /// Closes the listeners without last orders, so that no client connects in vain.
     pub fn retire(&mut self) {
         self.places.retain(|place| place.left > 0);
     }

@@ -1,4 +1,4 @@
-//! The part of fdaccept's command line that says who is let in.
+//! The options of fdaccept that decide which clients are admitted.
 
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -17,7 +17,7 @@ use crate::accept::proxy::{AwaitedHeaders, ProxyOptions};
 use crate::cli::usage;
 use crate::system::text::parse_timeout;
 
-/// Who is let in, and how many.
+/// Access rules and limits.
 #[derive(Args, Clone, Debug)]
 pub(super) struct AdmissionArguments {
     /// Let clients from CIDR in, and from nowhere else (repeatable; the most specific rule decides)
@@ -69,16 +69,15 @@ pub(super) struct AdmissionArguments {
     proxy_timeout: Option<Duration>,
 }
 
-/// How long a header may take by default.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AdmissionArguments {
-    /// Whether there are rules to be read again.
+    /// Whether HUP has rules to read again.
     pub fn has_rules(&self) -> bool {
         self.rules.is_some()
     }
 
-    /// The headers that are to be waited for, if any are, on `listeners`.
+    /// The PROXY headers to await on `listeners`, if any.
     pub fn awaited_headers(
         &self,
         listeners: &[Listener],
@@ -100,7 +99,7 @@ impl AdmissionArguments {
         Ok(Some(headers))
     }
 
-    /// What the command line says, with the users that may connect to Unix sockets.
+    /// What the command line says. `allow_uid` names the users that may connect to Unix sockets.
     pub fn options(&self, allow_uid: &[u32]) -> anyhow::Result<AdmissionOptions> {
         if self.when_full.is_some() && self.max.is_none() && self.max_per_source.is_none() {
             return Err(usage("--when-full needs --max or --max-per-source"));

@@ -1,4 +1,4 @@
-//! What the three programs' command lines have in common.
+//! The options that the 3 programs share.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -11,8 +11,7 @@ use crate::queue::rendezvous::Rendezvous;
 use crate::system::log::{Log, Verbosity};
 use crate::system::text::{parse_descriptor, parse_mode};
 
-/// Where the queue is: on the side of who accepts as of who serves. Each of the three ways
-/// excludes the others.
+/// Where the queue is, for acceptors and consumers alike. Each of the 3 ways excludes the others.
 #[derive(Args, Clone, Debug)]
 pub(super) struct QueueArguments {
     /// Own PATH (or @NAME), where the other side finds this one
@@ -42,17 +41,14 @@ impl QueueArguments {
         self.bind.is_some() || self.connect.is_some() || self.queue_fd.is_some()
     }
 
-    /// The permissions of the sockets that are made, if given.
     pub fn mode(&self) -> Option<u32> {
         self.mode
     }
 
-    /// The users that `--allow-uid` names.
     pub fn allow_uid(&self) -> &[u32] {
         &self.allow_uid
     }
 
-    /// Where the other side is.
     pub fn rendezvous(&self) -> Rendezvous {
         Rendezvous {
             queue_fd: self.queue_fd,
@@ -64,7 +60,7 @@ impl QueueArguments {
     }
 }
 
-/// How much is said on standard error.
+/// How much to log on standard error.
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct LogArguments {
     /// Log each connection
@@ -77,7 +73,6 @@ pub(super) struct LogArguments {
 }
 
 impl LogArguments {
-    /// The log of `program`.
     pub fn log(self, program: &'static str) -> Log {
         let verbosity = match (self.verbose, self.quiet) {
             (true, _) => Verbosity::Verbose,
@@ -88,10 +83,10 @@ impl LogArguments {
     }
 }
 
-/// Parses the command line. `--help` and `--version` are answered here, and end the program.
+/// Parses the command line. Answers `--help` and `--version` and exits.
 ///
 /// # Errors
-/// What is wrong, for what is no command line of that program.
+/// The problem, if the command line is not valid for the program.
 pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
     let command = T::command().disable_help_subcommand(true);
     let matches = command.try_get_matches();
@@ -102,7 +97,7 @@ pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
     })
 }
 
-/// What is wrong, from clap's text of several paragraphs: the first one, and a tip if there is.
+/// Reduces clap's text of several paragraphs to the problem, and a tip, if any.
 fn in_one_line(text: &str) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(text);
     let paragraphs = text.split("\n\n").map(str::trim);

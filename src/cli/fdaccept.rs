@@ -43,7 +43,7 @@ the listeners of LISTEN_FDS are used.";
 /// Does what the command line of this process says. Returns the exit status.
 ///
 /// # Errors
-/// Why the program ends other than by a signal or by the end of its consumers.
+/// Why the program ends, other than by a signal or by the end of its consumers.
 pub fn run() -> anyhow::Result<u8> {
     let arguments = AcceptArguments::parse_checked()?;
     let log = arguments.log.log(PROGRAM);
@@ -55,7 +55,7 @@ pub fn run() -> anyhow::Result<u8> {
     let mut store = FdStore::open(&passed, &supervisor, arguments.service.store(), &log)?;
     let (sink, read_end) = arguments.sink(user.as_ref(), &mut store)?;
     let admission = arguments.admission()?;
-    // Looking up a host may take long; until it is over a signal simply ends us.
+    // A host look-up may take long. No signal is handled yet, so a signal simply ends the program.
     let listeners = arguments.listeners(&passed, &mut store)?;
     if let Some(user) = &user {
         listeners
@@ -69,7 +69,7 @@ pub fn run() -> anyhow::Result<u8> {
         user.assume()?;
         sink.check()?;
     }
-    // Before anybody is told: from then on nothing is opened but for connections.
+    // Opens a file, so it must come first: from now on only connections take descriptors.
     let footprint = Footprint::of_start();
     for listener in &listeners {
         log.notice(format_args!("listening on {listener}"));
@@ -149,14 +149,14 @@ fn after_help() -> String {
 }
 
 impl AcceptArguments {
-    /// The command line of this process, if it makes sense as a whole.
+    /// The command line, checked as a whole.
     fn parse_checked() -> anyhow::Result<Self> {
         let arguments: Self = parse()?;
         arguments.check()?;
         Ok(arguments)
     }
 
-    /// What cannot be had together.
+    /// Rejects options that exclude each other.
     fn check(&self) -> anyhow::Result<()> {
         let rendezvous = self.queue.rendezvous();
         let is_own = !self.command.is_empty() || rendezvous.bind.is_some();
@@ -178,10 +178,10 @@ impl AcceptArguments {
         }
     }
 
-    /// The command of the chain form, found before anything is bound for it.
+    /// The command after `--`, looked up before anything is bound for it.
     fn command(&self) -> anyhow::Result<Option<Command>> {
         match self.command.as_slice() {
-            // As where a variable of a script that should be the command is empty.
+            // As in a script whose variable for the command is empty.
             [] if env::args_os().last().is_some_and(|last| last == "--") => {
                 Err(usage("no command given after --"))
             }
@@ -193,8 +193,7 @@ impl AcceptArguments {
         }
     }
 
-    /// Where connections go, and the read end, if that is for a command. `user` is whom we become
-    /// later.
+    /// The sink, and the read end if it is for a command. `user` is the user that we become later.
     fn sink(
         &self,
         user: Option<&User>,
@@ -209,7 +208,7 @@ impl AcceptArguments {
             (Sink::chain(sender), Some(read_end))
         };
         if let Some(user) = user {
-            // At once: its consumers may be there already.
+            // At once: consumers may be there already.
             sink.give_to(user.uid(), user.gid())?;
         }
         if let Some(most) = self.queue_limit {
@@ -218,14 +217,13 @@ impl AcceptArguments {
         Ok((sink, read_end))
     }
 
-    /// Who is let in.
     fn admission(&self) -> anyhow::Result<Admission> {
         Ok(Admission::new(
             self.admission.options(self.queue.allow_uid())?,
         )?)
     }
 
-    /// Where connections come from: the addresses, or else what was `passed`.
+    /// Listeners on the addresses, or else the `passed` listeners.
     fn listeners(
         &self,
         passed: &ListenFds,

@@ -1,4 +1,4 @@
-//! fdpool: keeps a number of handlers busy with the connections of a queue.
+//! fdpool: keeps handlers or workers busy with the connections of a queue.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -73,7 +73,7 @@ struct PoolArguments {
 /// Does what the command line of this process says. Returns the exit status.
 ///
 /// # Errors
-/// Why the program ends other than by a signal or by the end of its queue.
+/// Why the program ends, other than by a signal or by the end of its queue.
 pub fn run() -> anyhow::Result<u8> {
     let arguments: PoolArguments = parse()?;
     if arguments.worker {
@@ -93,7 +93,7 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
 }
 
 fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
-    // A HUP that comes before the pool can reload waits for it.
+    // A HUP that comes before the pool can reload waits for the pool.
     signals::block(&[Signal::SIGHUP])?;
     let log = arguments.log.log(PROGRAM);
     let command = WorkerCommand::find(&arguments.command, arguments.ready_fd)?;
@@ -115,7 +115,8 @@ impl PoolArguments {
     }
 }
 
-/// Anybody can send to an abstract name, and who receives must look who did. Workers receive.
+/// Anybody can send to an abstract name, so a receiver must check the sender. With `--worker` the
+/// workers receive, and fdpool cannot check for them.
 fn check_name_of_workers(rendezvous: &Rendezvous) -> anyhow::Result<()> {
     match &rendezvous.bind {
         Some(name) if Name::parse(name)?.is_abstract() => Err(usage(
@@ -132,7 +133,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// The standard streams are taken: the first is the queue.
+/// The standard streams are taken: standard input is the queue.
 fn parse_ready_fd(text: &str) -> Result<RawFd, String> {
     match parse_descriptor(text)? {
         0..3 => Err("must be 3 or more".into()),

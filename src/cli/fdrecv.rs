@@ -55,7 +55,7 @@ struct RecvArguments {
 /// Does what the command line of this process says. Returns the exit status.
 ///
 /// # Errors
-/// Why the program ends other than by a signal or by the end of its queue.
+/// Why the program ends, other than by a signal or by the end of its queue.
 pub fn run() -> anyhow::Result<u8> {
     let arguments: RecvArguments = parse()?;
     let log = arguments.log.log(PROGRAM);
@@ -75,7 +75,7 @@ pub fn run() -> anyhow::Result<u8> {
             None => Err(Error::Closed("the queue is closed".into()).into()),
         };
     };
-    // In time: it is not to end the command.
+    // Before exec: the timeout must not end the command.
     drop(alarm);
     log.detail(format_args!(
         "pid {} from {}",
@@ -85,7 +85,7 @@ pub fn run() -> anyhow::Result<u8> {
     Err(handler.exec(&connection, placement).into())
 }
 
-/// Where the connection is to be; a number that cannot be is noticed before there is one.
+/// Where to put the connection. Rejects an impossible number before a connection is taken.
 fn placement(arguments: &RecvArguments) -> Result<Placement> {
     match (arguments.fd, arguments.activate) {
         (Some(number), _) => {
@@ -97,7 +97,7 @@ fn placement(arguments: &RecvArguments) -> Result<Placement> {
     }
 }
 
-/// From now on a signal, or the time, breaks off the wait, but nothing that was taken.
+/// From now on a signal or the timeout interrupts the wait, but loses no connection.
 fn watch_signals(timeout: Option<Duration>) -> Result<Option<Alarm>> {
     let fatal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     let fatal = signals::not_ignored(&fatal);
@@ -116,7 +116,7 @@ fn watch_signals(timeout: Option<Duration>) -> Result<Option<Alarm>> {
     alarm.transpose()
 }
 
-/// The queue; that nobody is at a name is the end of it.
+/// Finds the queue. If nobody is at its name, the queue counts as closed.
 fn find(source: &mut Source) -> Result<Found> {
     source.queue().map_err(|error| match error.errno() {
         Some(errno) if source.is_absent(errno) => Error::Closed(error.to_string()),
@@ -124,7 +124,7 @@ fn find(source: &mut Source) -> Result<Found> {
     })
 }
 
-/// The next connection; `None` at the end of the queue, or if the wait was interrupted.
+/// The next connection; `None` at the end of the queue or after an interruption.
 fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
     let _watch = interrupt::watch(queue.as_fd());
     loop {
@@ -136,7 +136,7 @@ fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
     }
 }
 
-/// The end by a signal: by the time, that is the end of waiting.
+/// Ends by the signal that interrupted the wait. SIGALRM means the timeout.
 fn interrupted() -> Result<u8> {
     let raised = interrupt::raised().and_then(|number| Signal::try_from(number).ok());
     match raised {

@@ -1,11 +1,9 @@
-//! The command lines of the programs: what each of them does, step by step, and how a program starts
-//! and ends.
+//! The command lines: what each program does, step by step, and how programs start and end.
 //!
-//! A program starts at the `main` of the C library. The Rust runtime's own `main` reads the memory map
-//! of the process, and prepares a stack and two signal handlers, in order to say of a fault that the
-//! stack overflowed. For a program that is about to become another one that is a good part of its
-//! life, and a child of any program would have to undo the handlers. What else the runtime does before
-//! and after is done here.
+//! A program starts at the `main` of the C library. The Rust runtime's own `main` reads the memory
+//! map of the process, and prepares a stack and 2 signal handlers, to report a stack overflow. That
+//! is a good part of the life of a program that soon becomes another program, and each child would
+//! have to undo the handlers. The rest of the runtime's work is done here.
 
 use std::fmt;
 use std::os::fd::IntoRawFd;
@@ -27,16 +25,16 @@ pub mod fdpool;
 pub mod fdrecv;
 mod service;
 
-/// Makes the `main` of the program of this name, to be used once, with `no_main` where the C library
-/// is glibc, the only one that lets everybody know the arguments. `run` does the work and returns
-/// the exit status; its error is reported.
+/// Makes the `main` of the program `$name`. To be used once, and with `no_main` under glibc: only
+/// glibc gives the arguments to code that runs without the Rust runtime. `$run` does the work and
+/// returns the exit status; its error is logged.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! program {
     ($name:expr, $run:expr) => {
         #[cfg(target_env = "gnu")]
         #[allow(unsafe_code)]
-        // SAFETY: this is the `main` that the C library calls, and with `no_main` the only one.
+        // SAFETY: the C library calls this `main`, and with `no_main` there is no other.
         #[unsafe(no_mangle)]
         extern "C" fn main() -> std::ffi::c_int {
             $crate::start($name, $run)
@@ -49,30 +47,30 @@ macro_rules! program {
     };
 }
 
-/// Runs a program from its start to its end.
+/// Runs a program from start to exit.
 pub fn start(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> ! {
     let done = prepare().map_err(anyhow::Error::from).and_then(|()| run());
     let status = done.unwrap_or_else(|error| report(program, &error));
-    // It writes what waits to be written.
+    // Also flushes standard output.
     std::process::exit(status.into())
 }
 
-/// What every Rust program may count on.
+/// Does what the Rust runtime does for every program.
 fn prepare() -> Result<()> {
-    // The standard streams are open, so that nothing else gets their numbers.
+    // Opens closed standard streams, so that no other descriptor gets their numbers.
     for stream in [stdio::stdin(), stdio::stdout(), stdio::stderr()] {
         if rustix::io::fcntl_getfd(stream) == Err(Errno::BADF) {
-            // Those below are open, so it gets the very number, to be kept.
+            // All lower numbers are open, so this descriptor gets the closed number. It stays open.
             let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty());
             let null = null.map_err(|errno| Error::system("open /dev/null", to_nix(errno)))?;
             let _ = null.into_raw_fd();
         }
     }
-    // What is written to nobody is an error like others, and not the end.
+    // A write without a reader fails like any other write, and does not kill the program.
     signals::ignore(&[Signal::SIGPIPE])
 }
 
-/// A command line that makes no sense: the text says what to do instead.
+/// A command line that makes no sense. The text says what to do instead.
 #[derive(Debug)]
 struct Usage(String);
 
@@ -84,12 +82,11 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// An error about the command line itself.
 fn usage(problem: impl Into<String>) -> anyhow::Error {
     Usage(problem.into()).into()
 }
 
-/// Says why a program ends. Returns its exit status.
+/// Logs why a program ends. Returns the exit status.
 fn report(program: &'static str, error: &anyhow::Error) -> u8 {
     let log = Log::new(program, Verbosity::Quiet);
     match error.downcast_ref::<Error>() {
@@ -103,7 +100,6 @@ fn report(program: &'static str, error: &anyhow::Error) -> u8 {
     status
 }
 
-/// The exit status that an error stands for.
 fn status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::Invalid(_)) => exit::USAGE,

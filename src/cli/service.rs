@@ -1,4 +1,4 @@
-//! The part of fdaccept's command line that says under whom it runs: its user and its supervisor.
+//! The options of fdaccept about its user and its supervisor.
 
 use std::env;
 use std::os::fd::RawFd;
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::system::log::Log;
 use crate::system::text::{parse_descriptor, printable};
 
-/// Under whom it runs.
+/// User, sandbox and supervisor.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ServiceArguments {
     /// Become USER for good, once everything is bound; so does COMMAND
@@ -41,7 +41,6 @@ pub(super) struct ServiceArguments {
 }
 
 impl ServiceArguments {
-    /// The user to become.
     pub fn user(&self) -> anyhow::Result<Option<User>> {
         let Some(user) = &self.user else {
             return Ok(None);
@@ -55,7 +54,7 @@ impl ServiceArguments {
         }
     }
 
-    /// Who is told how this process is: also by `NOTIFY_SOCKET` in the environment.
+    /// The supervisor of `--notify-fd`, and of `NOTIFY_SOCKET` in the environment.
     pub fn supervisor(&self, log: &Log) -> anyhow::Result<Supervisor> {
         let supervisor = Supervisor::new(self.notify_fd, env::var_os("NOTIFY_SOCKET"), log)?;
         if self.store && !supervisor.is_managed() {
@@ -66,7 +65,7 @@ impl ServiceArguments {
         Ok(supervisor)
     }
 
-    /// Writes the ports of `listeners` to where they are wanted.
+    /// Writes the ports of `listeners` to the file of `--port-file`, if given.
     pub fn write_ports(&self, listeners: &[Listener]) -> anyhow::Result<()> {
         let Some(path) = &self.port_file else {
             return Ok(());
@@ -78,12 +77,10 @@ impl ServiceArguments {
         Ok(port_file::write(path, ports.into_iter())?)
     }
 
-    /// Whether nothing is to be left but the loop.
     pub fn sandbox(&self) -> bool {
         self.sandbox
     }
 
-    /// Whether a service manager is to keep things.
     pub fn store(&self) -> bool {
         self.store
     }

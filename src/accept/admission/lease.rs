@@ -1,8 +1,8 @@
-//! How many connections are in service, whoever serves them.
+//! Counts connections in service, whoever serves them.
 //!
-//! With each connection goes the write end of a pipe, its lease. Whoever serves the connection keeps
-//! it open as long as it does; when the last copy is closed, however that came, the read end here
-//! hangs up. Nobody has to report anything.
+//! Each connection carries the write end of a pipe, its lease. A handler keeps the lease open as
+//! long as it serves the connection. When the last copy is closed, for whatever reason, the read
+//! end here hangs up. Nobody has to report anything.
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -17,42 +17,40 @@ use rustix::io::fcntl_dupfd_cloexec;
 use crate::accept::client::ClientKey;
 use crate::error::{Error, Result, to_nix};
 
-/// How many ends are looked at with one call.
+/// How many events to get with 1 call.
 const BATCH: usize = 64;
 
-/// How many descriptors are kept back.
+/// How many descriptors to keep in reserve.
 const RESERVE: usize = 4;
 
-/// A lease that nobody has yet.
+/// A lease that is not granted yet.
 #[derive(Debug)]
 struct Spare {
     read_end: OwnedFd,
     write_end: OwnedFd,
 }
 
-/// One that somebody has.
+/// A granted lease.
 #[derive(Debug)]
 struct Held {
-    /// It hangs up when the service ends.
+    /// Hangs up when the service of the connection ends.
     read_end: OwnedFd,
     key: Option<ClientKey>,
 }
 
-/// The leases that are out.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    /// Watches all of them at once, at a cost that does not grow with their number.
+    /// Watches all leases, at a cost that does not grow with their number.
     epoll: OwnedFd,
     held: BTreeMap<RawFd, Held>,
     by_key: BTreeMap<ClientKey, u32>,
     spare: Option<Spare>,
-    /// Given up when descriptors are short, so that those who are to take connections, and so end
-    /// the shortage, can come.
+    /// Given up when descriptors are short, so that consumers can come and end the shortage.
     reserve: Vec<OwnedFd>,
 }
 
 impl Leases {
-    /// None yet.
+    /// Starts without any lease.
     ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
@@ -68,8 +66,8 @@ impl Leases {
         })
     }
 
-    /// Makes sure that there is one to grant: to be called before a connection is accepted, which
-    /// would have to wait in hand otherwise.
+    /// Prepares a spare lease. To be called before accept(2), or else the connection might have to
+    /// wait in hand.
     ///
     /// # Errors
     /// The errno: `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -81,7 +79,7 @@ impl Leases {
         prepared
     }
 
-    /// Descriptors are short: leaves some to whoever needs them.
+    /// Descriptors are short: leaves the reserve to consumers.
     pub fn give_up_reserve(&mut self) {
         self.reserve.clear();
     }
@@ -96,7 +94,7 @@ impl Leases {
         }
         let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC)?;
         let number = read_end.as_raw_fd() as u64;
-        // Its end is always told, and nothing else is of interest.
+        // The kernel always reports a hang-up, and no other event matters.
         let data = epoll::EventData::new_u64(number);
         epoll::add(&self.epoll, &read_end, data, epoll::EventFlags::empty()).map_err(to_nix)?;
         self.spare = Some(Spare {
@@ -106,8 +104,8 @@ impl Leases {
         Ok(())
     }
 
-    /// Grants the one that was prepared, to a client of `key`. Returns what goes with the
-    /// connection; `None` if none was prepared.
+    /// Grants the spare lease to a client of `key`. Returns the write end for the connection;
+    /// `None` without a spare.
     pub fn grant(&mut self, key: Option<ClientKey>) -> Option<OwnedFd> {
         let spare = self.spare.take()?;
         if let Some(key) = key {
@@ -121,7 +119,7 @@ impl Leases {
         Some(spare.write_end)
     }
 
-    /// Takes back those that were given up.
+    /// Takes back the leases whose last copy is closed.
     pub fn attend(&mut self) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
         let now = Timespec::default();
@@ -151,19 +149,19 @@ impl Leases {
         }
     }
 
-    /// How many connections are in service, those that wait in the queue among them.
+    /// How many connections are in service. Connections in the queue count, too.
     pub fn count(&self) -> usize {
         self.held.len()
     }
 
-    /// How many of them are of `key`.
+    /// How many connections of `key` are in service.
     pub fn count_of(&self, key: &ClientKey) -> u32 {
         self.by_key.get(key).copied().unwrap_or_default()
     }
 }
 
 impl AsFd for Leases {
-    /// Readable when [`Leases::attend`] has something to do.
+    /// Readable when [`Leases::attend`] is due.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }

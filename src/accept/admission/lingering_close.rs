@@ -1,8 +1,8 @@
-//! Lingering close: last words to clients that are turned away, said without waiting for anybody.
+//! Lingering close: last words to refused clients, without waiting for anybody.
 //!
-//! Closing a socket in which something lies unread makes the kernel reset the connection, and the
-//! client may lose what it was told. So the client is listened to until it has ended too, for a
-//! short time and in a small number.
+//! A close(2) with unread data makes the kernel reset the connection, and the client may lose the
+//! words. So the client's data is read until the client closes, for a short time and for few
+//! clients.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,24 +14,24 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, soc
 
 use crate::system::poll::{PollFlags, Watched};
 
-/// How long the end of a client is waited for.
+/// How long to wait until a client closes.
 const END_PATIENCE: Duration = Duration::from_secs(2);
-/// How many clients are waited for; the oldest is closed for a further one.
+/// How many clients to wait for. One more closes the oldest.
 const MOST_LINGERING: usize = 64;
-/// How much is read at a time.
+/// How many bytes to read at a time.
 const CHUNK: usize = 4096;
-/// Reads from one client before others have their turn.
+/// How many reads from a client before the next client's turn.
 const READS: usize = 16;
 
-/// Clients that were told something, and have not ended yet.
+/// Clients that got their last words and have not closed yet.
 #[derive(Debug, Default)]
 pub(crate) struct LingeringCloses {
-    /// The oldest first, each with when it is given up.
+    /// With the time when the client is given up; the oldest first.
     leaving: VecDeque<(OwnedFd, Instant)>,
 }
 
 impl LingeringCloses {
-    /// Says `words` to a client, and that nothing more will come.
+    /// Sends `words` to a client, then the end.
     pub fn say(&mut self, connection: OwnedFd, words: &[u8]) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let _ = send(connection.as_raw_fd(), words, flags);
@@ -46,7 +46,7 @@ impl LingeringCloses {
             .push_back((connection, Instant::now() + END_PATIENCE));
     }
 
-    /// Reads on, and closes those that have ended or take too long.
+    /// Reads on. Drops clients that have closed or take too long.
     pub fn attend(&mut self) {
         let now = Instant::now();
         self.leaving
@@ -66,7 +66,7 @@ impl Watched for LingeringCloses {
     }
 }
 
-/// Reads what is there, to forget it. Whether the client has ended.
+/// Reads and drops the data that has arrived. Returns whether the client has closed.
 fn has_ended(connection: BorrowedFd<'_>) -> bool {
     let mut chunk = [0; CHUNK];
     for _ in 0..READS {
@@ -79,8 +79,7 @@ fn has_ended(connection: BorrowedFd<'_>) -> bool {
     false
 }
 
-/// Closes a connection at once: the client sees a reset, and nothing is left of it here, where a
-/// plain close would leave a port in TIME_WAIT.
+/// Closes a connection with a reset. A plain close would leave a port in TIME_WAIT here.
 pub(super) fn reset(connection: OwnedFd) {
     let linger = libc::linger {
         l_onoff: 1,

@@ -1,4 +1,4 @@
-//! Who gets from a listener to the queue: access rules, limits and the rate, all together.
+//! Decides which connections get from a listener to the queue: access rules, limits and the rate.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -24,25 +24,25 @@ mod lingering_close;
 pub(crate) mod rate;
 pub(crate) mod rules;
 
-/// The most bytes that a client is told that is turned away: they fit into any socket's buffer.
+/// The longest last words, in bytes. They fit into any socket's buffer.
 const MOST_WORDS: u64 = 4096;
 
-/// What becomes of clients that are too many.
+/// What becomes of clients over a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// They are left in the backlog.
+    /// Clients stay in the backlog.
     Wait,
-    /// Their connection is reset.
+    /// The connection is reset.
     Close,
-    /// They are told this first.
+    /// The client gets these words first.
     Say(Vec<u8>),
 }
 
 impl WhenFull {
-    /// `wait`, `close`, or a file with what to say.
+    /// Parses `wait`, `close`, or the path of a file with the words.
     ///
     /// # Errors
-    /// [`Error::System`] if the file cannot be read; [`Error::Invalid`] if it is too long.
+    /// [`Error::System`] if the file cannot be read; [`Error::Invalid`] if the file is too long.
     pub fn parse(text: &OsStr) -> Result<Self> {
         match text.to_str() {
             Some("wait") => return Ok(WhenFull::Wait),
@@ -64,46 +64,39 @@ impl WhenFull {
     }
 }
 
-/// What is let in.
 #[derive(Clone, Debug)]
 pub(crate) struct AdmissionOptions {
-    /// Who may connect.
     pub access: Access,
-    /// How many in service at once.
+    /// The most connections in service at once.
     pub max: Option<usize>,
-    /// How many of one client.
+    /// The most connections of a client in service at once.
     pub max_per_source: Option<u32>,
-    /// What counts as one client.
+    /// Which addresses count as the same client.
     pub source_prefix: SourcePrefix,
-    /// How many in a time.
     pub rate: Option<Rate>,
-    /// What becomes of those that are too many; `None` for what each limit does by default.
+    /// By default clients over `max` wait, and clients over `max_per_source` are reset.
     pub when_full: Option<WhenFull>,
 }
 
-/// What goes with a connection that was let in.
+/// What goes with an admitted connection.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Tells when it is not in service any more, where that is counted.
+    /// Tells when the service of the connection ends, if connections are counted.
     pub lease: Option<OwnedFd>,
-    /// How many connections its TCP client has, this one among them, where that is counted.
+    /// How many connections the TCP client has, this one included, if connections are counted.
     pub number: Option<u32>,
 }
 
-/// Who is let in, and who is in service.
 #[derive(Debug)]
 pub(crate) struct Admission {
     options: AdmissionOptions,
-    /// Only where something is limited by what is in service.
+    /// Only with a limit on connections in service.
     leases: Option<Leases>,
     lingering: LingeringCloses,
-    /// What it has done so far.
     pub counters: Counters,
 }
 
 impl Admission {
-    /// Goes by `options`.
-    ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
     pub fn new(options: AdmissionOptions) -> Result<Self> {
@@ -116,7 +109,7 @@ impl Admission {
         })
     }
 
-    /// Makes sure that the next connection can be let in.
+    /// Makes sure that the next connection can be admitted.
     ///
     /// # Errors
     /// The errno: `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -124,19 +117,19 @@ impl Admission {
         self.leases.as_mut().map_or(Ok(()), Leases::prepare)
     }
 
-    /// Descriptors are short: leaves some to whoever needs them.
+    /// Descriptors are short: leaves the reserve to consumers.
     pub fn is_short(&mut self) {
         if let Some(leases) = &mut self.leases {
             leases.give_up_reserve();
         }
     }
 
-    /// Whether it counts what is in service, for which it has a descriptor open each.
+    /// Whether connections in service are counted, which costs a descriptor each.
     pub fn counts(&self) -> bool {
         self.leases.is_some()
     }
 
-    /// Whether everybody waits until a service ends.
+    /// Whether all clients wait until the service of a connection ends.
     pub fn is_full(&self) -> bool {
         let waits = matches!(self.options.when_full, None | Some(WhenFull::Wait));
         waits && self.has_max()
@@ -149,13 +142,13 @@ impl Admission {
             .is_some_and(|(count, max)| count >= max)
     }
 
-    /// Until when everybody waits, because of the rate.
+    /// Until when all clients wait because of the rate.
     pub fn shut_until(&self, now: Instant) -> Option<Instant> {
         let rate = self.options.rate.as_ref();
         rate.and_then(|rate| rate.full_until(now))
     }
 
-    /// One was accepted.
+    /// Counts an accepted connection.
     pub fn count(&mut self) {
         self.counters.accepted += 1;
         if let Some(rate) = &mut self.options.rate {
@@ -165,10 +158,10 @@ impl Admission {
         }
     }
 
-    /// Decides whether one is let in.
+    /// Decides whether to admit a connection.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason for a refusal.
     pub fn judge(&mut self, connection: BorrowedFd<'_>, client: &Client) -> Result<Entry, Refusal> {
         if !self.is_allowed(connection, client) {
             return Err(Refusal::Rule);
@@ -206,18 +199,17 @@ impl Admission {
         }
     }
 
-    /// Turns a connection away.
     pub fn refuse(&mut self, connection: OwnedFd, why: Refusal) {
         self.counters.refused(why);
         match (&self.options.when_full, why) {
             (Some(WhenFull::Say(words)), Refusal::Limit) => self.lingering.say(connection, words),
             (_, Refusal::Rule | Refusal::Limit) => reset(connection),
-            // Its proxy is an honest one, if a slow one.
+            // The proxy is honest, only slow: a plain close will do.
             _ => drop(connection),
         }
     }
 
-    /// Does what is due.
+    /// Takes back leases, and goes on with lingering closes.
     pub fn attend(&mut self) {
         if let Some(leases) = &mut self.leases {
             leases.attend();
@@ -228,7 +220,7 @@ impl Admission {
     /// Reads the file of rules again.
     ///
     /// # Errors
-    /// Those of [`Access::reload`]; then the old rules stay.
+    /// See [`Access::reload`]. After an error the old rules stay.
     pub fn reload(&mut self) -> Result<()> {
         self.options.access.reload()
     }

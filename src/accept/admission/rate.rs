@@ -1,4 +1,4 @@
-//! How many connections are accepted in a time. Pure.
+//! Limits how many connections are accepted in a period. No clock, no I/O.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::system::text::parse_timeout;
 
-/// The most that can be counted in one time.
+/// The highest count of a rate.
 const MOST_COUNTED: usize = 1_000_000;
 
-/// At most so many in any stretch of time of that length.
+/// At most `count` connections in any period of length `time`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
     count: NonZeroUsize,
     time: Duration,
-    /// When the last ones came, the oldest first; never more than `count`.
+    /// When the last connections came, the oldest first; never more than `count`.
     last: VecDeque<Instant>,
 }
 
@@ -22,7 +22,7 @@ impl Rate {
     /// Parses `N/SECONDS`.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The problem, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         let problem = || format!("not a rate (N/SECONDS, N from 1 to {MOST_COUNTED})");
         let (count, time) = text.split_once('/').ok_or_else(problem)?;
@@ -36,7 +36,7 @@ impl Rate {
         })
     }
 
-    /// One came.
+    /// Counts a connection.
     pub fn count(&mut self, now: Instant) {
         if self.last.len() == self.count.get() {
             self.last.pop_front();
@@ -44,7 +44,7 @@ impl Rate {
         self.last.push_back(now);
     }
 
-    /// Until when no further one may come; `None` if one may now.
+    /// Until when no connection may come; `None` if the next may come now.
     pub fn full_until(&self, now: Instant) -> Option<Instant> {
         if self.last.len() < self.count.get() {
             return None;
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(rate.full_until(at(2000)), None);
         rate.count(at(2000));
         assert_eq!(rate.full_until(at(2000)), Some(at(2500)));
-        // However long nothing came.
+        // However long no connection came.
         assert_eq!(rate.full_until(at(1_000_000)), None);
     }
 

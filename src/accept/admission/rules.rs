@@ -1,5 +1,4 @@
-//! Who may connect: rules on addresses, and on the users of Unix clients. Pure, but for reading a
-//! file of rules.
+//! Access rules on addresses, and on users of Unix clients. No I/O, except to read a file of rules.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -11,12 +10,9 @@ use prefix_trie::PrefixMap;
 use crate::error::{Error, Result};
 use crate::system::text::printable;
 
-/// What a rule says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Clients from there may connect.
     Allow,
-    /// They may not.
     Deny,
 }
 
@@ -29,23 +25,22 @@ impl Verdict {
     }
 }
 
-/// Who may connect. Without any rule everybody may.
+/// All access rules. Without any rule everybody may connect.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Access {
-    /// What the command line says; the file's rules are added to these.
+    /// The rules of the command line. The file's rules are added to a copy.
     given: Table,
     /// A file with more rules.
     file: Option<PathBuf>,
-    /// All of them.
+    /// All rules on addresses.
     table: Table,
-    /// Users and groups of Unix clients.
+    /// Users and groups of Unix clients that may connect.
     uids: Vec<u32>,
     gids: Vec<u32>,
 }
 
 impl Access {
-    /// Rules as given, and those of `file`; Unix clients by their uid and gid, where there are
-    /// any.
+    /// Rules on addresses from the command line and `file`; `uids` and `gids` are for Unix clients.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the same CIDR is allowed and denied, or a line of the file is no rule;
@@ -71,11 +66,10 @@ impl Access {
         Ok(access)
     }
 
-    /// Reads the file again. After an error everything is as it was.
+    /// Reads the file again. An error changes nothing.
     ///
     /// # Errors
-    /// [`Error::Invalid`], with the number of the line that is no rule; [`Error::System`] if the file
-    /// cannot be read.
+    /// [`Error::Invalid`], with the number of the bad line; [`Error::System`] if reading fails.
     pub fn reload(&mut self) -> Result<()> {
         let mut table = self.given.clone();
         if let Some(path) = &self.file {
@@ -90,20 +84,20 @@ impl Access {
         Ok(())
     }
 
-    /// Whether a client with this address may connect. The most specific rule that holds it
-    /// decides; without one, it may if nobody is allowed explicitly.
+    /// Whether a client with this address may connect. The most specific rule for the address
+    /// decides. Without such a rule the client may connect unless there is an `allow` rule.
     pub fn allows(&self, address: IpAddr) -> bool {
         self.table.allows(address)
     }
 
-    /// Whether a Unix client may connect: if no user and no group is named, or one of its own is.
+    /// Whether a Unix client may connect: no user or group is named, or one is the client's.
     pub fn allows_user(&self, uid: u32, gids: &[u32]) -> bool {
         !self.asks_users()
             || self.uids.contains(&uid)
             || gids.iter().any(|gid| self.gids.contains(gid))
     }
 
-    /// Whether Unix clients are asked who they are.
+    /// Whether there are rules on users or groups.
     pub fn asks_users(&self) -> bool {
         !self.uids.is_empty() || !self.gids.is_empty()
     }
@@ -114,7 +108,7 @@ impl Access {
 struct Table {
     v4: PrefixMap<Ipv4Net, Verdict>,
     v6: PrefixMap<Ipv6Net, Verdict>,
-    /// There is a rule that allows something, so what no rule knows is denied.
+    /// With any `allow` rule, an address without a rule is denied.
     allows_something: bool,
 }
 
@@ -131,7 +125,7 @@ impl Table {
         }
     }
 
-    /// Adds a rule for each line of a file; an error is that of the line with this number.
+    /// Adds the rules of a file. An error comes with the number of its line.
     fn add_lines(&mut self, text: &[u8]) -> Result<(), (usize, String)> {
         for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
             let rule = parse_line(line).map_err(|problem| (index + 1, problem))?;
@@ -155,7 +149,7 @@ impl Table {
     }
 }
 
-/// One line of a file: `allow CIDR`, `deny CIDR`, or nothing but a comment.
+/// Parses a line of a file: `allow CIDR`, `deny CIDR`, or nothing but a comment.
 fn parse_line(line: &[u8]) -> Result<Option<(Verdict, IpNet)>, String> {
     let problem = || format!("not a rule (allow CIDR, deny CIDR): {}", printable(line));
     let text = std::str::from_utf8(line).map_err(|_| problem())?;
@@ -171,11 +165,11 @@ fn parse_line(line: &[u8]) -> Result<Option<(Verdict, IpNet)>, String> {
     Ok(Some((verdict.ok_or_else(problem)?, parse_net(net)?)))
 }
 
-/// Parses a network in CIDR notation, or a single address. Bits beyond the prefix do not matter.
-/// IPv4 that is mapped into IPv6 is IPv4.
+/// Parses a network in CIDR notation, or a single address. Ignores bits beyond the prefix. An
+/// IPv4-mapped IPv6 network becomes the IPv4 network.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// The problem, in words.
 pub(crate) fn parse_net(text: &str) -> Result<IpNet, String> {
     let single = text.parse::<IpAddr>().map(IpNet::from);
     let net = single.or_else(|_| text.parse::<IpNet>());
@@ -183,7 +177,7 @@ pub(crate) fn parse_net(text: &str) -> Result<IpNet, String> {
     Ok(unmapped(net).trunc())
 }
 
-/// The first 96 bits of a mapped address say only that it is one.
+/// The first 96 bits of a mapped address only mark it as mapped.
 fn unmapped(net: IpNet) -> IpNet {
     const MAPPED: u8 = 96;
     let IpNet::V6(v6) = net else {
@@ -243,7 +237,7 @@ mod tests {
         assert_allows("deny 10.0.0.0/8", "::ffff:10.1.1.1", false);
         assert_allows("deny ::ffff:10.0.0.0/104", "10.1.1.1", false);
         assert_allows("deny ::ffff:10.0.0.1", "10.0.0.1", false);
-        // Everything IPv6 holds no IPv4.
+        // ::/0 does not contain IPv4.
         assert_allows("deny ::/0", "::ffff:10.1.1.1", true);
     }
 

@@ -1,4 +1,4 @@
-//! Where to listen, as the user spells it in the words of systemd.socket(5).
+//! Addresses to listen on, spelled as in systemd.socket(5).
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::system::text::{digits, printable};
 
-/// The vsock(7) context id that means all of this machine's (`VMADDR_CID_ANY`).
+/// The vsock(7) context id for all context ids of this machine (`VMADDR_CID_ANY`).
 pub(crate) const VSOCK_CID_ANY: u32 = u32::MAX;
 
 /// An interface name has at most 15 bytes (`IFNAMSIZ` of netdevice(7), less its NUL).
@@ -19,7 +19,7 @@ const MAX_INTERFACE: usize = 15;
 /// A host name has at most 253 characters (RFC 1035, without the final dot).
 const MAX_HOST: usize = 253;
 
-/// A place to listen. Port 0 means any free port.
+/// An address to listen on. Port 0 means any free port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Address {
     /// `8888`: all addresses of the machine, both families.
@@ -29,25 +29,23 @@ pub(crate) enum Address {
     },
     /// `127.0.0.1:8888`, `[::1]:8888`, `[fe80::1]:8888%eth0`.
     Tcp {
-        /// Address and port; its scope id is 0, since finding it is a system call.
+        /// The scope id is 0, since finding it takes a system call.
         address: SocketAddr,
-        /// The interface, by name or number, that a link-local address belongs to.
+        /// The interface of a link-local address, by name or number.
         interface: Option<String>,
     },
     /// `localhost:8888`: every address that the name resolves to.
     Host {
-        /// The name, not resolved.
+        /// Not resolved yet.
         name: String,
-        /// The TCP port.
         port: u16,
     },
     /// `/run/x.sock` or `@name`.
     Unix(Name),
     /// `vsock:CID:PORT`, vsock(7).
     Vsock {
-        /// The context id, [`VSOCK_CID_ANY`] for all.
+        /// [`VSOCK_CID_ANY`] for all context ids.
         cid: u32,
-        /// The port.
         port: u32,
     },
     /// `fd:N`: a listener that was open before this program started.
@@ -55,10 +53,10 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// Parses an address. What begins with `@` is an abstract name, what else holds a `/` a path.
+    /// Parses an address. A leading `@` makes an abstract name, otherwise a `/` makes a path.
     ///
     /// # Errors
-    /// [`Error::Invalid`], which says what is wrong with it and how it should be spelled.
+    /// [`Error::Invalid`], which says what is wrong and how to spell the address.
     pub fn parse(text: &OsStr) -> Result<Address> {
         let bytes = text.as_bytes();
         parse(text).map_err(|reason| {
@@ -79,7 +77,7 @@ impl std::str::FromStr for Address {
 }
 
 impl fmt::Display for Address {
-    /// The spelling that parses to this address; a path that is not UTF-8 is shown as well as it can.
+    /// The spelling that parses to this address. Bytes of a path that are not UTF-8 are replaced.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::AnyTcp { port } => write!(f, "{port}"),
@@ -98,7 +96,6 @@ impl fmt::Display for Address {
     }
 }
 
-/// The spelling of a vsock address.
 pub(crate) fn vsock(cid: u32, port: u32) -> String {
     match cid {
         VSOCK_CID_ANY => format!("vsock::{port}"),
@@ -106,7 +103,6 @@ pub(crate) fn vsock(cid: u32, port: u32) -> String {
     }
 }
 
-/// What is wrong with an address.
 type Reason = String;
 
 fn parse(text: &OsStr) -> std::result::Result<Address, Reason> {
@@ -114,7 +110,7 @@ fn parse(text: &OsStr) -> std::result::Result<Address, Reason> {
     if bytes.is_empty() {
         return Err("an address is empty: write a port (8888), ADDRESS:PORT or a path".into());
     }
-    // They would reach logs and terminals, and nobody means them.
+    // Control characters would reach logs and terminals, and no real address has any.
     if printable(bytes) != String::from_utf8_lossy(bytes) {
         return Err("it holds a control character".into());
     }
@@ -151,9 +147,9 @@ fn parse(text: &OsStr) -> std::result::Result<Address, Reason> {
     }
 }
 
-/// What is wrong with `text`, which is `host:port` and has more colons than one.
+/// The problem with `text`, which is `host:port` with more than 1 colon.
 fn unbracketed(text: &str, host: &str, port: &str) -> Reason {
-    // `::1:8888` is both an address with a port and one without.
+    // `::1:8888` parses both with and without a port.
     match (host.parse::<Ipv6Addr>(), text.parse::<Ipv6Addr>()) {
         (Ok(ip), Err(_)) => format!("an IPv6 address needs brackets: write [{ip}]:{port}"),
         (Ok(ip), Ok(all)) => {
@@ -166,7 +162,7 @@ fn unbracketed(text: &str, host: &str, port: &str) -> Reason {
     }
 }
 
-/// Parses `HOST:PORT` whose host has no colon: an IPv4 address or a name.
+/// Parses `HOST:PORT` with a host that has no colon: an IPv4 address or a name.
 fn parse_host(host: &str, port: &str) -> std::result::Result<Address, Reason> {
     if port.contains('%') {
         return Err("%INTERFACE belongs to an IPv6 address: write [fe80::1]:8888%eth0".into());
@@ -185,7 +181,7 @@ fn parse_host(host: &str, port: &str) -> std::result::Result<Address, Reason> {
     if host.len() > MAX_HOST || !host.bytes().all(allowed) || host.starts_with(['-', '.']) {
         return Err(format!("{host} is not a host name"));
     }
-    // The resolver would read such names in inet_aton(3)'s ways: 127.1, 0x7f.1, 10.
+    // The resolver would read such names as inet_aton(3) does: 127.1, 0x7f.1, 10.
     let last = host.trim_end_matches('.').rsplit('.').next();
     if last.is_some_and(|last| {
         last.bytes()
@@ -231,7 +227,7 @@ fn parse_bracketed(rest: &str) -> std::result::Result<Address, Reason> {
                 "a link-local address needs its interface: write [{ip}]:{port}%eth0"
             ));
         }
-        // The kernel would ignore it and listen on more than was asked.
+        // The kernel would ignore the interface and listen on more than the user wants.
         Some(_) if !ip.is_unicast_link_local() => {
             return Err(format!(
                 "only a link-local address (fe80::1) has an interface: write [{ip}]:{port}"
@@ -272,7 +268,6 @@ fn parse_vsock(rest: &str) -> std::result::Result<Address, Reason> {
     })
 }
 
-/// Parses a TCP port.
 fn parse_port(text: &str) -> std::result::Result<u16, Reason> {
     digits(text).ok_or_else(|| match text {
         "" => "the port is missing".into(),
@@ -422,7 +417,7 @@ mod tests {
         assert!(format!("{long}{long}:80").parse::<Address>().is_err());
     }
 
-    /// Texts that look like addresses: arbitrary bytes alone seldom get past the first check.
+    /// Texts like addresses: arbitrary bytes alone seldom get past the first check.
     fn plausible() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..130),
@@ -438,7 +433,7 @@ mod tests {
         ]
     }
 
-    /// An address is shown so that it parses to itself. Whether `bytes` are an address.
+    /// Checks that an address parses to itself when shown. Returns whether `bytes` are an address.
     fn shows_itself(bytes: &[u8]) -> Result<bool, TestCaseError> {
         let text = OsStr::from_bytes(bytes);
         match Address::parse(text) {

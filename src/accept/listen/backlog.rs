@@ -1,4 +1,4 @@
-//! Backlogs: what waits at listeners to be accepted.
+//! Backlogs: connections that wait at a listener to be accepted.
 #![allow(unsafe_code)] // one getsockopt, which no library has
 
 use std::mem::offset_of;
@@ -6,14 +6,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
 
-/// How many connections wait at a TCP listener, as ss(8) shows it; 0 if the kernel does not tell.
+/// How many connections wait at a TCP listener, as in ss(8); 0 if the kernel does not tell.
 pub(crate) fn waiting(listener: BorrowedFd<'_>) -> usize {
-    // SAFETY: it has only numbers, for which 0 is one.
+    // SAFETY: `tcp_info` consists of integers, and 0 is valid for each.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    // The statistics behind it are not wanted.
+    // Without the statistics after this field.
     let wanted = offset_of!(libc::tcp_info, tcpi_sacked);
     let mut length = wanted as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, and `info` has more.
+    // SAFETY: the kernel writes at most `length` bytes, and `info` is longer.
     let result = unsafe {
         libc::getsockopt(
             listener.as_raw_fd(),
@@ -30,7 +30,7 @@ pub(crate) fn waiting(listener: BorrowedFd<'_>) -> usize {
     }
 }
 
-/// The longest backlog that a listener can have here, in connections.
+/// The longest backlog that the kernel allows, in connections.
 pub(crate) fn longest() -> usize {
     let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
     text.trim().parse().unwrap_or(4096)
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(waiting(listener.as_fd()), 0);
         let address = listener.local_addr().unwrap();
         let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
-        // The last step of a connection is the listener's.
+        // A client connects before the listener has seen the last step of the handshake.
         let _taken = [(); 2].map(|()| listener.accept().unwrap());
         assert!(!ready(listener.as_fd(), PollFlags::IN).is_empty());
         assert_eq!(waiting(listener.as_fd()), 1);

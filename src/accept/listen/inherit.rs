@@ -10,16 +10,16 @@ use crate::error::{Error, Result};
 use crate::system::descriptor::{describe, socket_facts};
 use crate::system::inherited;
 
-/// Takes over the listeners with these numbers, which a service manager passed.
+/// Takes over the listeners that a service manager passed under these numbers.
 ///
 /// # Errors
-/// [`Error::Invalid`] if one is not open, is claimed already, is something else than a listening
-/// stream socket (the text says what), or a socket option is of no use for it.
+/// [`Error::Invalid`] if a descriptor is not open, is claimed already or is no listening stream
+/// socket (the text says what it is), or if a socket option applies to none of the listeners.
 pub(crate) fn inherited_all(
     numbers: impl Iterator<Item = RawFd>,
     options: &ListenOptions,
 ) -> Result<Vec<Listener>> {
-    // A number that is too large ends at the first descriptor that is not open.
+    // If LISTEN_FDS is too large, this stops at the first descriptor that is not open.
     let claimed: Vec<Claimed> = numbers.map(claim_listener).collect::<Result<_>>()?;
     if claimed.is_empty() {
         return Ok(Vec::new());
@@ -35,7 +35,7 @@ pub(crate) fn inherited_all(
         .collect()
 }
 
-/// A listening stream socket that was inherited, as it came.
+/// An inherited listening stream socket, still unchanged.
 pub(crate) struct Claimed {
     pub fd: OwnedFd,
     pub family: AddressFamily,
@@ -49,13 +49,13 @@ pub(crate) fn claim_listener(number: RawFd) -> Result<Claimed> {
             "descriptor {number} is {}, not a listening stream socket",
             describe(fd.as_fd())
         ));
-        // Left open: it may be standard error, where this is to be said.
+        // Stays open: the program ends with this error anyway.
         let _ = fd.into_raw_fd();
         error
     })
 }
 
-/// Looks whether `fd` is a listening stream socket; gives it back if not.
+/// Returns `fd` as an error if it is no listening stream socket.
 pub(crate) fn examine(fd: OwnedFd) -> Result<Claimed, OwnedFd> {
     match socket_facts(fd.as_fd()) {
         Some(facts) if facts.listens && facts.kind == Some(SockType::Stream) => {
@@ -75,7 +75,6 @@ pub(crate) fn examine(fd: OwnedFd) -> Result<Claimed, OwnedFd> {
     }
 }
 
-/// What listeners of a family speak.
 fn transport_of(family: AddressFamily) -> Option<Transport> {
     match family {
         AddressFamily::Inet | AddressFamily::Inet6 => Some(Transport::Tcp),
@@ -85,7 +84,7 @@ fn transport_of(family: AddressFamily) -> Option<Transport> {
     }
 }
 
-/// Makes a listener of a descriptor that was taken over.
+/// Makes a listener of an inherited socket.
 pub(crate) fn adopt(claimed: Claimed, options: &ListenOptions) -> Result<Listener> {
     let Claimed {
         fd,
@@ -95,7 +94,7 @@ pub(crate) fn adopt(claimed: Claimed, options: &ListenOptions) -> Result<Listene
     apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
     let mut listener = finish(fd, transport, None)?;
     listener.set_inherited(true);
-    // A transparent one, ip(7), accepts connections to any address.
+    // A transparent listener (ip(7)) accepts connections to any address.
     if listener.local().is_some() && getsockopt(&listener, sockopt::IpTransparent).unwrap_or(true) {
         listener.forget_local();
     }
@@ -122,7 +121,7 @@ mod tests {
         Ok(listeners.remove(0))
     }
 
-    /// Leaves `fd` open under a number that no other test ever has: numbers are claimed for good.
+    /// Leaves `fd` open under a number of its own: a number can be claimed only once.
     fn leave_open(fd: impl AsFd) -> RawFd {
         static NEXT: AtomicI32 = AtomicI32::new(600);
         let lowest = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Listening sockets: made here ([`open`]) or inherited ([`inherit`]).
+//! Listening sockets, made here ([`open`]) or inherited ([`inherit`]).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -21,36 +21,35 @@ pub(crate) mod inherit;
 pub(crate) mod open;
 pub(crate) mod socket_option;
 
-/// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// TCP over IPv4 or IPv6.
     Tcp,
     /// A Unix stream socket.
     Unix,
-    /// vsock(7): between a virtual machine and its host.
+    /// Between a virtual machine and its host, vsock(7).
     Vsock,
 }
 
-/// How to make listeners.
+/// Options of new listeners.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ListenOptions {
-    /// How many connections may wait to be accepted; `None` for as many as the kernel allows
-    /// (`net.core.somaxconn`, which bounds any other value too).
+    /// How many connections may wait to be accepted; `None` for the kernel's maximum. That maximum
+    /// (`net.core.somaxconn`) also bounds any other value.
     pub backlog: Option<u32>,
-    /// The permissions of a Unix socket's path; `None` for 0600. Nothing else has any.
+    /// The permissions of a Unix socket's path; `None` for 0600.
     pub mode: Option<u32>,
-    /// Options in the order in which they are set.
+    /// In the order in which they are set.
     pub socket_options: Vec<SocketOption>,
 }
 
-/// A listening socket. Dropping it closes it; if it has a path that was made here, that is removed.
+/// A listening socket. Dropping it closes the socket, and removes the path that was bound for it.
 ///
 /// Its `Display` is the address really bound: `127.0.0.1:34567`, `[::]:8888`, `/run/x.sock`,
 /// `@name`, `vsock:1:5`.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Before `fd`, so that the path is gone before the socket is.
+    /// Before `fd`, so that the path is removed before the socket is closed.
     name: Option<OwnedName>,
     fd: OwnedFd,
     shown: Rc<str>,
@@ -61,55 +60,54 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// What it speaks.
     pub fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// The address really bound, as it is displayed.
+    /// The address really bound, as displayed.
     pub fn shown(&self) -> Rc<str> {
         Rc::clone(&self.shown)
     }
 
-    /// The port that it is bound to, over TCP and vsock.
+    /// The bound port of TCP or vsock.
     pub fn port(&self) -> Option<u32> {
         self.port
     }
 
-    /// Gives its path, if it has one, to another user.
+    /// Gives the bound path, if any, to another user.
     ///
     /// # Errors
-    /// Those of [`OwnedName::give_to`].
+    /// See [`OwnedName::give_to`].
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
         let name = self.name.as_ref();
         name.map_or(Ok(()), |name| name.give_to(uid, gid))
     }
 
-    /// Leaves its path, if it has one, where it is, also when this is dropped.
+    /// Leaves the bound path, if any, in place when the listener is dropped.
     pub fn leave_name(&mut self) {
         if let Some(name) = &mut self.name {
             name.leave();
         }
     }
 
-    /// Whether it was open before this program started. It then may be shared with others, so it was
-    /// left in the mode it had: accepting may block, also after a poll if another was quicker.
+    /// Whether the listener was open before this program started. Other processes may share it, so
+    /// its mode was not changed: accept(2) may block, even after poll, if another process is
+    /// faster.
     pub fn is_inherited(&self) -> bool {
         self.inherited
     }
 
-    /// Says whether [`Listener::is_inherited`].
     pub fn set_inherited(&mut self, inherited: bool) {
         self.inherited = inherited;
     }
 
-    /// The local address of every connection that it accepts, if it is bound to one TCP address
-    /// and not to a wildcard. An IPv4 address mapped into IPv6 is given as the IPv4 address.
+    /// The local address of every connection, if the listener is bound to a single TCP address. An
+    /// IPv4-mapped IPv6 address becomes the IPv4 address.
     pub fn local(&self) -> Option<SocketAddr> {
         self.local
     }
 
-    /// Each connection is to be asked for its local address.
+    /// Makes the caller ask each connection for its local address.
     pub fn forget_local(&mut self) {
         self.local = None;
     }
@@ -127,7 +125,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Sets the options that concern `family`, of one moment only if `when` says so.
+/// Sets the options that apply to `family`; only those due at `when`, if given.
 pub(crate) fn apply_options(
     fd: BorrowedFd<'_>,
     family: AddressFamily,
@@ -142,7 +140,7 @@ pub(crate) fn apply_options(
         .try_for_each(|option| option.apply(fd))
 }
 
-/// Makes a listener of a socket that listens; `name` is the right to its name, if it has one.
+/// Makes a listener of a listening socket. `name` is the right to the name that it is bound to.
 pub(crate) fn finish(
     fd: OwnedFd,
     transport: Transport,
@@ -174,7 +172,6 @@ pub(crate) fn finish(
     })
 }
 
-/// The address that a TCP socket is bound to.
 pub(super) fn tcp_address(fd: BorrowedFd<'_>) -> nix::Result<SocketAddr> {
     let bound: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     let v4 = bound.as_sockaddr_in().map(|v4| SocketAddr::from(*v4));
@@ -182,7 +179,7 @@ pub(super) fn tcp_address(fd: BorrowedFd<'_>) -> nix::Result<SocketAddr> {
     v4.or(v6).ok_or(Errno::EAFNOSUPPORT)
 }
 
-/// The same address with an IPv4 address as one, where it was mapped into IPv6.
+/// Turns an IPv4-mapped IPv6 address into the IPv4 address.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
@@ -190,7 +187,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The spelling of a bound TCP address, as in systemd.socket(5).
+/// Spells a bound TCP address as systemd.socket(5) does.
 pub(super) fn show_tcp(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => {
@@ -204,7 +201,7 @@ pub(super) fn show_tcp(address: SocketAddr) -> String {
     }
 }
 
-/// The spelling of the address of an inherited Unix listener.
+/// Spells the address of an inherited Unix listener.
 fn show_unix(fd: BorrowedFd<'_>) -> String {
     match unix_socket::names(fd) {
         (Some(name), _) => printable(&name),
@@ -212,9 +209,8 @@ fn show_unix(fd: BorrowedFd<'_>) -> String {
     }
 }
 
-/// Listens on a bound socket.
 pub(crate) fn listen(fd: BorrowedFd<'_>, shown: &str, options: &ListenOptions) -> Result<()> {
-    // The kernel lowers it to net.core.somaxconn, listen(2); nix refuses what is over 4096.
+    // The kernel lowers the backlog to net.core.somaxconn, listen(2); nix refuses more than 4096.
     let backlog = options.backlog.unwrap_or(u32::MAX);
     rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(|error| {
         let errno = Errno::from_raw(error.raw_os_error());

@@ -19,25 +19,26 @@ use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::owned_name;
 
-/// How often the addresses of one host are bound anew because the free port that the first one got
-/// was taken for another.
+/// How often to bind all addresses of a host to another free port, because the port that was free
+/// for the first address was taken for the next.
 const MAX_TRIES: usize = 16;
 
-/// The vsock(7) port that means any free one (`VMADDR_PORT_ANY`).
+/// The vsock(7) port for any free port (`VMADDR_PORT_ANY`).
 const VSOCK_PORT_ANY: u32 = u32::MAX;
 
-/// An address to be opened.
+/// An address to open.
 pub(crate) enum Opening<'a> {
-    /// Its listener was open before this program started.
+    /// A listener that was open before this program started.
     Inherited(Claimed),
-    /// A listener is to be made.
+    /// An address without a listener yet.
     New(&'a Address),
 }
 
-/// Claims what is inherited, and checks the options, before anything is made.
+/// Claims inherited listeners and checks the options, before any socket is made.
 ///
 /// # Errors
-/// [`Error::Invalid`] if an inherited one is no listener or a socket option applies to none of them.
+/// [`Error::Invalid`] if an inherited descriptor is no listener, or a socket option applies to none
+/// of the addresses.
 pub(crate) fn openings<'a>(
     addresses: &'a [Address],
     options: &ListenOptions,
@@ -57,13 +58,13 @@ pub(crate) fn openings<'a>(
     Ok(openings)
 }
 
-/// Opens new listeners on an address; a host gives one for each of its addresses.
+/// Opens new listeners on an address: 1 for each address of a host, else 1.
 ///
-/// `localhost:8888` leaves out addresses that this machine does not have if it has another one; a
-/// bare port listens on IPv4 alone where there is no IPv6.
+/// `localhost:8888` leaves out addresses that this machine lacks, if it has another of them. A bare
+/// port listens on IPv4 alone if there is no IPv6.
 ///
 /// # Errors
-/// [`Error::System`] if it cannot be had, [`Error::Other`] if a host does not resolve.
+/// [`Error::System`] if opening a listener fails, [`Error::Other`] if a host does not resolve.
 pub(crate) fn open(address: &Address, options: &ListenOptions) -> Result<Vec<Listener>> {
     let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
     match address {
@@ -79,7 +80,6 @@ pub(crate) fn open(address: &Address, options: &ListenOptions) -> Result<Vec<Lis
     }
 }
 
-/// The families that the listeners of an address may have.
 fn families(address: &Address) -> Vec<AddressFamily> {
     match address {
         Address::AnyTcp { .. } | Address::Host { .. } => {
@@ -99,14 +99,13 @@ fn family_of(address: &SocketAddr) -> AddressFamily {
     }
 }
 
-/// Makes a stream socket that is closed on exec and does not block.
 fn stream_socket(family: AddressFamily, shown: &str) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socket::socket(family, SockType::Stream, flags, None)
         .map_err(|errno| Error::system(format!("bind {shown}"), errno))
 }
 
-/// Listens on one TCP address; `v6only` is what an IPv6 socket gets unless an option says else.
+/// Listens on a TCP address. `v6only` is the default for IPv6; an option overrides it.
 fn open_tcp(
     address: SocketAddr,
     v6only: Option<bool>,
@@ -126,7 +125,7 @@ fn open_tcp(
     finish(fd, Transport::Tcp, None)
 }
 
-/// Listens on all addresses of both families, or on IPv4 alone where there is no IPv6.
+/// Listens on all addresses of both families, or of IPv4 alone if there is no IPv6.
 fn open_any(port: u16, options: &ListenOptions) -> Result<Listener> {
     let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     match open_tcp(v6, Some(false), options) {
@@ -137,13 +136,13 @@ fn open_any(port: u16, options: &ListenOptions) -> Result<Listener> {
     }
 }
 
-/// Whether the options ask for IPv6 and nothing else.
+/// Whether the last such option asks for IPv6 alone.
 fn wants_v6only(options: &ListenOptions) -> bool {
     let said = options.socket_options.iter().rev();
     said.filter_map(SocketOption::v6only).next() == Some(true)
 }
 
-/// Whether this machine does not have the family or the address.
+/// Whether this machine lacks the family or the address.
 fn is_missing(error: &Error) -> bool {
     matches!(
         error.errno(),
@@ -151,7 +150,7 @@ fn is_missing(error: &Error) -> bool {
     )
 }
 
-/// `address` with the scope id of `interface`, a name or a number.
+/// Adds the scope id of `interface`, a name or a number.
 fn with_scope(address: SocketAddr, interface: Option<&str>) -> Result<SocketAddr> {
     let (SocketAddr::V6(mut v6), Some(interface)) = (address, interface) else {
         return Ok(address);
@@ -163,7 +162,7 @@ fn with_scope(address: SocketAddr, interface: Option<&str>) -> Result<SocketAddr
     Ok(v6.into())
 }
 
-/// Listens on every address of a host, all with the same port.
+/// Listens on every address of a host, with the same port on each.
 fn open_host(name: &str, port: u16, options: &ListenOptions) -> Result<Vec<Listener>> {
     let mut addresses = Vec::new();
     for address in (name, port)
@@ -177,7 +176,7 @@ fn open_host(name: &str, port: u16, options: &ListenOptions) -> Result<Vec<Liste
     let mut tries = 1;
     loop {
         match open_each(&addresses, name, options) {
-            // The port that was free for one address was not for the next.
+            // The port that was free for one address was taken for the next.
             Err(error)
                 if port == 0 && error.errno() == Some(Errno::EADDRINUSE) && tries < MAX_TRIES =>
             {
@@ -188,12 +187,11 @@ fn open_host(name: &str, port: u16, options: &ListenOptions) -> Result<Vec<Liste
     }
 }
 
-/// The error for a host name that does not resolve.
 fn unresolved(name: &str, error: &std::io::Error) -> Error {
     if let Some(errno) = error.raw_os_error() {
         return Error::system(format!("resolve {name}"), Errno::from_raw(errno));
     }
-    // The resolver's own words, gai_strerror(3), are behind a preface.
+    // std puts a preface before the resolver's own words, gai_strerror(3).
     let text = error.to_string();
     let reason = text.rsplit_once(": ").map_or(text.as_str(), |(_, end)| end);
     Error::Other {
@@ -202,7 +200,7 @@ fn unresolved(name: &str, error: &std::io::Error) -> Error {
     }
 }
 
-/// Listens on `addresses` of host `name`. The first one's port is also that of the others.
+/// Listens on `addresses` of host `name`, all on the port that the first listener got.
 fn open_each(
     addresses: &[SocketAddr],
     name: &str,
@@ -232,7 +230,6 @@ fn open_each(
     }
 }
 
-/// Listens on a Unix socket.
 fn open_unix(name: &Name, options: &ListenOptions) -> Result<Listener> {
     let shown = name.to_string();
     let fd = stream_socket(AddressFamily::Unix, &shown)?;
@@ -241,11 +238,10 @@ fn open_unix(name: &Name, options: &ListenOptions) -> Result<Listener> {
     finish(fd, Transport::Unix, Some(owned))
 }
 
-/// Listens on a vsock address.
 fn open_vsock(cid: u32, port: u32, options: &ListenOptions) -> Result<Listener> {
     let shown = address::vsock(cid, port);
     let fd = stream_socket(AddressFamily::Vsock, &shown)?;
-    // As everywhere, 0 is any free port.
+    // 0 means any free port, as for TCP.
     let port = if port == 0 { VSOCK_PORT_ANY } else { port };
     socket::bind(fd.as_raw_fd(), &VsockAddr::new(cid, port))
         .map_err(|errno| Error::system(format!("bind {shown}"), errno))?;
@@ -265,7 +261,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicI32, Ordering};
 
-    /// Options from their spellings.
     fn with(socket_options: &[&str]) -> ListenOptions {
         let parse = |text: &&str| SocketOption::parse(text).unwrap();
         ListenOptions {
@@ -300,7 +295,7 @@ mod tests {
         TcpListener::bind("[::1]:0").is_ok()
     }
 
-    /// Leaves `fd` open under a number that no other test ever has: numbers are claimed for good.
+    /// Leaves `fd` open under a number of its own: a number can be claimed only once.
     fn leave_open(fd: impl AsFd) -> RawFd {
         static NEXT: AtomicI32 = AtomicI32::new(500);
         let lowest = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -351,7 +346,7 @@ mod tests {
             let only = open_one("0", &with(&["v6only=0", "v6only"]));
             assert!(getsockopt(&only, sockopt::Ipv6V6Only).unwrap());
         } else {
-            // With the sysctl disable_ipv6 there still is [::], though no other address (seen).
+            // With the sysctl disable_ipv6 there still is [::], but no other address (seen).
             assert!(
                 ["[::]", "0.0.0.0"]
                     .map(|ip| format!("{ip}:{port}"))
@@ -380,7 +375,7 @@ mod tests {
 
     #[test]
     fn addresses_that_are_not_there_are_left_out() {
-        // TEST-NET-1 of RFC 5737 is nobody's.
+        // No machine has an address of TEST-NET-1, RFC 5737.
         let here: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let gone: SocketAddr = "192.0.2.1:0".parse().unwrap();
         let options = ListenOptions::default();
@@ -394,7 +389,7 @@ mod tests {
         let both = open_each(&[here, two], "x", &options).unwrap();
         assert_eq!(port(&both[0]), port(&both[1]));
         assert!(open_each(&[], "x", &options).is_err());
-        // Unless that is asked for.
+        // With freebind the machine need not have the address.
         open_one("192.0.2.1:0", &with(&["freebind"]));
         if has_ipv6() {
             open_one("[2001:db8::1]:0", &with(&["freebind"]));
@@ -435,7 +430,7 @@ mod tests {
             (Transport::Unix, None)
         );
         UnixStream::connect(&path).unwrap();
-        // One that fails takes those before it with it.
+        // If the second address fails, the first listener is closed again.
         let other = dir.path().join("t");
         let both = [other.to_str().unwrap(), path.to_str().unwrap()];
         assert!(open(&both, &ListenOptions::default()).is_err());
@@ -507,7 +502,7 @@ mod tests {
             "rcvbuf=1",
             "before the listener",
         );
-        // Otherwise it is set where it can be.
+        // Each option is set on the listeners that it applies to.
         let name = format!("@fdtools-options-{}", std::process::id());
         let passed = format!("fd:{}", leave_open(&listener));
         let options = with(&["nodelay", "rcvbuf=30000"]);

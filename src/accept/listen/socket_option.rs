@@ -1,4 +1,4 @@
-//! Socket options for a listener: one table from which help, parsing and applying are made.
+//! Socket options for a listener. Help, parsing and setting all use one table.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -15,28 +15,26 @@ pub(crate) struct SocketOption {
     value: Option<u32>,
 }
 
-/// When an option has to be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
-    /// Before the listener is bound: it is of no use for one that was inherited.
+    /// Before the listener is bound, so not on an inherited listener.
     BeforeBind,
-    /// At any time: the connections that are accepted inherit it from the listener.
+    /// At any time: accepted connections inherit the option from the listener.
     Inherited,
 }
 
-/// What an option takes after its name.
 #[derive(Clone, Copy)]
 enum Takes {
     /// Nothing, `=1` or `=0`.
     Flag,
-    /// Nothing or a number within these bounds.
+    /// Nothing, or a number within these bounds.
     Optional(&'static str, u32, u32),
     /// A number within these bounds.
     Number(&'static str, u32, u32),
 }
 
-/// One option. Every option of this table is one of TCP: a Unix or vsock listener knows none of
-/// them or does not hand it down to what it accepts (seen for `rcvbuf` and `sndbuf`).
+/// A TCP option. A Unix or vsock listener lacks the option, or does not pass it on to accepted
+/// connections (seen for `rcvbuf` and `sndbuf`).
 struct Row {
     name: &'static str,
     takes: Takes,
@@ -48,7 +46,7 @@ struct Row {
 
 const TCP: &[AddressFamily] = &[AddressFamily::Inet, AddressFamily::Inet6];
 
-/// Buffers are an int to the kernel, which doubles what it is given.
+/// The kernel stores a buffer size as an int, and doubles it.
 const MAX_BUFFER: u32 = i32::MAX as u32 / 2;
 
 /// The longest idle time that tcp(7) takes (`MAX_TCP_KEEPIDLE`).
@@ -99,7 +97,7 @@ const TABLE: &[Row] = &[
         families: TCP,
         when: When::BeforeBind,
         help: "bind an address that the machine does not have yet (IP_FREEBIND)",
-        // One flag for both families, and an IPv6 socket takes it at this level (seen).
+        // One flag serves both families, and an IPv6 socket takes it at the IPv4 level (seen).
         set: |fd, value| setsockopt(&fd, sockopt::IpFreebind, &is_on(value)),
     },
     Row {
@@ -120,21 +118,21 @@ const TABLE: &[Row] = &[
     },
 ];
 
-/// A flag's value: a flag without one is on.
+/// A flag without a value is on.
 fn is_on(value: Option<u32>) -> bool {
     value != Some(0)
 }
 
-/// A buffer's size; the table asks for a number, so there is one.
+/// The table demands a number, so there is one.
 fn size(value: Option<u32>) -> usize {
     value.unwrap_or(0).try_into().unwrap_or(usize::MAX)
 }
 
 impl SocketOption {
-    /// Parses `NAME` or `NAME=VALUE`, for an argument.
+    /// Parses `NAME` or `NAME=VALUE`.
     ///
     /// # Errors
-    /// A text that lists the known options, or says what this one takes.
+    /// A text that lists the known options, or says what the option takes.
     pub fn parse(text: &str) -> std::result::Result<SocketOption, String> {
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -165,25 +163,21 @@ impl SocketOption {
         Ok(SocketOption { row, value })
     }
 
-    /// When the option has to be set.
     pub fn when(&self) -> When {
         self.row.when
     }
 
-    /// Whether sockets of `family` have the option.
     pub fn applies_to(&self, family: AddressFamily) -> bool {
         self.row.families.contains(&family)
     }
 
-    /// Whether the option says that an IPv6 listener takes no IPv4; `None` if it says nothing of it.
+    /// Whether the option excludes IPv4 from an IPv6 listener; `None` for any other option.
     pub fn v6only(&self) -> Option<bool> {
         (self.row.name == "v6only").then(|| is_on(self.value))
     }
 
-    /// Sets the option on `socket`.
-    ///
     /// # Errors
-    /// [`Error::System`] if the kernel refuses it.
+    /// [`Error::System`] if the kernel refuses the option.
     pub fn apply(&self, socket: BorrowedFd<'_>) -> Result<()> {
         (self.row.set)(socket, self.value)
             .map_err(|errno| Error::system(format!("set socket option {self}"), errno))
@@ -216,7 +210,7 @@ impl PartialEq for SocketOption {
 impl Eq for SocketOption {}
 
 impl Row {
-    /// Name and value as help shows them: `keepalive[=SECONDS]`.
+    /// Name and value as in `--help`: `keepalive[=SECONDS]`.
     fn spelling(&self) -> String {
         match self.takes {
             Takes::Flag => format!("{}[=0|1]", self.name),
@@ -226,7 +220,7 @@ impl Row {
     }
 }
 
-/// The options for `--help`: one line each, with its spelling in a column.
+/// The options for `--help`: 1 line each, with the spelling in a column.
 pub(crate) fn help() -> String {
     let lines: Vec<_> = TABLE
         .iter()
@@ -235,8 +229,8 @@ pub(crate) fn help() -> String {
     lines.join("\n")
 }
 
-/// Checks that each option is of use for one of the listeners, of which are known the families that
-/// they may have, and whether they are inherited.
+/// Checks that each option applies to at least 1 listener. `listeners` holds the possible families
+/// of each listener, and whether it is inherited.
 pub(crate) fn check_options(
     options: &[SocketOption],
     listeners: &[(Vec<AddressFamily>, bool)],
@@ -331,7 +325,7 @@ mod tests {
         assert!(getsockopt(&socket, sockopt::ReusePort).unwrap());
         set("freebind");
         assert!(getsockopt(&socket, sockopt::IpFreebind).unwrap());
-        // The kernel doubles them, socket(7).
+        // The kernel doubles buffer sizes, socket(7).
         set("rcvbuf=30000");
         assert_eq!(getsockopt(&socket, sockopt::RcvBuf).unwrap(), 60000);
         set("sndbuf=30000");

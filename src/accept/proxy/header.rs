@@ -1,4 +1,4 @@
-//! The PROXY protocol: what a proxy says first of the client that it speaks for. Pure.
+//! Parses PROXY headers, in which a proxy names its client. No I/O.
 //!
 //! The protocol is HAProxy's, <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>.
 
@@ -7,28 +7,26 @@ use std::net::SocketAddr;
 
 use ppp::{v1, v2};
 
-/// How a header of version 1 begins.
+/// The start of a version 1 header.
 const V1: &[u8] = b"PROXY ";
-/// The same if the proxy speaks for nobody whom it can name.
+/// The start of a version 1 header without a client's address.
 const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
-/// How one of version 2 does.
+/// The start of a version 2 header.
 const V2: &[u8] = v2::PROTOCOL_PREFIX;
-/// The most bytes that a header of version 1 has (section 2.1).
+/// The longest version 1 header, in bytes (section 2.1).
 const V1_MOST: usize = 107;
-/// The bytes of one of version 2 before those whose number it says (section 2.2).
+/// The part of a version 2 header that tells the length of the rest (section 2.2).
 const V2_FIXED: usize = 16;
-/// Where version 2 has its command, and what that is if the proxy speaks for itself.
+/// The offset of version 2's command, and the command of a proxy that speaks for itself.
 const COMMAND: usize = 12;
 const LOCAL: u8 = 0x20;
 
-/// The versions that are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     /// A line of text.
     V1,
     /// A binary header.
     V2,
-    /// Either.
     Any,
 }
 
@@ -36,7 +34,7 @@ impl Version {
     /// Parses `v1`, `v2` or `any`.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The problem, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "v1" => Ok(Version::V1),
@@ -47,33 +45,31 @@ impl Version {
     }
 }
 
-/// What a header says, in the protocol's own words.
+/// The command of a header, in the protocol's own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProxyCommand {
-    /// It speaks for a client.
+    /// The proxy speaks for a client.
     Proxy {
-        /// The client's address.
         source: SocketAddr,
         /// The address that the client connected to.
         destination: SocketAddr,
     },
-    /// It speaks for itself, as where it checks whether we are well; or for somebody without an
-    /// address.
+    /// The proxy speaks for itself, as in a health check, or for a client without an address.
     Local,
 }
 
-/// What is to be done next.
+/// The next step of reading a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextRead {
-    /// As many bytes belong to it as these, whatever they are.
+    /// At most this many bytes, all of which belong to the header.
     Read(usize),
-    /// Of the next ones, at most so many, those up to the end of the line do.
+    /// At most this many bytes, and none after the end of the line.
     ReadLine(usize),
-    /// It is complete.
+    /// The header is complete.
     Done(ProxyCommand),
 }
 
-/// It is no header of a version that is understood.
+/// Not a header of the expected version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
@@ -83,7 +79,7 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// A header, as much of it as has come.
+/// The part of a header that has arrived.
 #[derive(Debug)]
 pub(crate) struct Header {
     version: Version,
@@ -91,7 +87,6 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// One of which nothing has come.
     pub fn new(version: Version) -> Self {
         Self {
             version,
@@ -99,15 +94,15 @@ impl Header {
         }
     }
 
-    /// Adds bytes that were read as [`Header::next`] said.
+    /// Adds bytes that were read as [`Header::next`] says.
     pub fn add(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// What is to be done next.
+    /// Returns the next step of reading.
     ///
     /// # Errors
-    /// [`Malformed`], as soon as that is known.
+    /// [`Malformed`], as early as possible.
     pub fn next(&self) -> Result<NextRead, Malformed> {
         let may_be = |version, start: &[u8]| {
             let common = start.len().min(self.bytes.len());
@@ -131,18 +126,18 @@ impl Header {
             };
         }
         let line = self.bytes.strip_suffix(b"\r\n").ok_or(Malformed)?;
-        // Whatever else it says, it is to be ignored.
+        // The protocol says to ignore the rest of the line.
         if let Some(rest) = line.strip_prefix(UNKNOWN)
             && matches!(rest, [] | [b' ', ..])
         {
             return Ok(NextRead::Done(ProxyCommand::Local));
         }
-        // Numbers have no sign, which the parser would take.
+        // Numbers have no sign, but the parser would take one.
         if line.contains(&b'+') {
             return Err(Malformed);
         }
         let header = v1::Header::try_from(&self.bytes[..]).map_err(|_| Malformed)?;
-        // What it says ends at the first return, which then is not the end of the line.
+        // The parser stops at the first carriage return, which may be before the end of the line.
         if header.header.len() != self.bytes.len() {
             return Err(Malformed);
         }
@@ -159,7 +154,7 @@ impl Header {
             return Ok(missing(V2_FIXED));
         };
         let length = V2_FIXED + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-        // Whatever else it says, it is to be ignored.
+        // The protocol says to ignore the rest of the header.
         if fixed[COMMAND] == LOCAL {
             return Ok(if self.bytes.len() < length {
                 missing(length)
@@ -173,7 +168,7 @@ impl Header {
             Ok(header) => Ok(NextRead::Done(match (header.protocol, header.addresses) {
                 (v2::Protocol::Stream, v2::Addresses::IPv4(ip)) => from_v4(ip),
                 (v2::Protocol::Stream, v2::Addresses::IPv6(ip)) => from_v6(ip),
-                // Addresses of another kind than that of the connection.
+                // Addresses that a TCP connection does not have.
                 _ => ProxyCommand::Local,
             })),
         }
@@ -198,8 +193,8 @@ fn from_v6(ip: v1::IPv6) -> ProxyCommand {
 mod tests {
     use super::*;
 
-    /// Reads from `stream` as it is told, at most `at_once` bytes at a time. Returns whom it speaks
-    /// for, and what was not read.
+    /// Reads a header from `stream`, at most `at_once` bytes at a time. Returns the command and the
+    /// unread bytes.
     fn read(
         version: Version,
         stream: &[u8],
@@ -261,7 +256,7 @@ mod tests {
         let expected = client("192.0.2.1:12345", "198.51.100.7:80");
         assert_reads(&[V1, Any], text, expected);
         assert_reads(&[V2, Any], &v2(0x21, 0x11, TCP4), expected);
-        // With more after the addresses.
+        // With a TLV after the addresses.
         let more = [TCP4, &[4, 0, 3, 1, 2, 3]].concat();
         assert_reads(&[V2, Any], &v2(0x21, 0x11, &more), expected);
 
@@ -311,7 +306,7 @@ mod tests {
         }
         assert_eq!(read(Version::V1, &v2(LOCAL, 0, b""), 1), Err(Malformed));
         assert_eq!(read(Version::V2, b"PROXY UNKNOWN\r\n", 1), Err(Malformed));
-        // Before what it says to be its length has come.
+        // Before the rest of the header has arrived.
         for (command, family) in [(0x31, 0x11), (0x22, 0x11), (0x21, 0x41), (0x21, 0x13)] {
             let begun = &v2(command, family, TCP4)[..V2_FIXED];
             assert_eq!(read(Version::Any, begun, 100), Err(Malformed));

@@ -1,7 +1,7 @@
-//! Connections of which a proxy has not said yet whom it speaks for.
+//! Connections whose PROXY header is awaited.
 //!
-//! Each header is read to its last byte and no further, for what follows is the handler's. What has
-//! come of it is taken out of the socket, so that only more makes it readable again.
+//! A header is read to its last byte and no further: the next byte is the handler's. Bytes of a
+//! header are taken out of the socket at once, so that only new bytes make the socket readable.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::MaybeUninit;
@@ -22,25 +22,23 @@ use crate::system::poll::{PollFlags, Watched};
 
 pub(crate) mod header;
 
-/// How many are waited for at once; the oldest is given up for a further one.
+/// How many connections may wait for their header. One more drops the oldest.
 const MOST_AWAITED: usize = 1024;
-/// How many are looked at with one call.
+/// How many events to get with 1 call.
 const BATCH: usize = 64;
-/// How much is read at a time.
+/// How many bytes to read at a time.
 const CHUNK: usize = 4096;
 
-/// What is expected of clients.
 #[derive(Clone, Debug)]
 pub(crate) struct ProxyOptions {
-    /// How it is to be said.
     pub version: Version,
-    /// Who may say it; nobody else may connect.
+    /// The proxies. No other client may connect.
     pub from: Vec<IpNet>,
-    /// How long it may take.
+    /// How long a header may take.
     pub timeout: Duration,
 }
 
-/// One that is waited for.
+/// A connection whose header is incomplete.
 #[derive(Debug)]
 struct Awaited {
     incoming: Incoming,
@@ -48,23 +46,23 @@ struct Awaited {
     until: Instant,
 }
 
-/// Those that are waited for, and those that are complete and wait to be let in.
+/// Connections that wait for their header, and connections with a header that wait for room.
 #[derive(Debug)]
 pub(crate) struct AwaitedHeaders {
     options: ProxyOptions,
-    /// Watches all that are waited for, at a cost that does not grow with their number.
+    /// Watches all incomplete headers, at a cost that does not grow with their number.
     epoll: OwnedFd,
-    /// By their number; all have the same time, so the first is the next that is late.
+    /// By serial number. All headers have the same timeout, so the first is the next to be late.
     awaited: BTreeMap<u64, Awaited>,
     next: u64,
     complete: VecDeque<Incoming>,
 }
 
-/// A connection that is to be turned away, and why.
+/// A connection to refuse, and why.
 pub(crate) type Refused = (Incoming, Refusal);
 
 impl AwaitedHeaders {
-    /// None yet.
+    /// Awaits no header yet.
     ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
@@ -80,8 +78,8 @@ impl AwaitedHeaders {
         })
     }
 
-    /// Reads the header of `incoming`, which may be complete at once. Returns who is to be turned
-    /// away: it, or the one that has been waited for longest.
+    /// Reads the header of `incoming`, which may be complete at once. Returns a connection to
+    /// refuse: `incoming`, or the oldest if too many wait.
     pub fn expect(&mut self, incoming: Incoming, now: Instant) -> Option<Refused> {
         let Client::Address(address) = incoming.client else {
             return Some((incoming, Refusal::Rule));
@@ -107,7 +105,7 @@ impl AwaitedHeaders {
         let data = epoll::EventData::new_u64(self.next);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         if epoll::add(&self.epoll, &awaited.incoming.connection, data, flags).is_err() {
-            // The kernel has no memory for it.
+            // The kernel has no memory to watch the connection.
             return Some((awaited.incoming, Refusal::Crowd));
         }
         self.awaited.insert(self.next, awaited);
@@ -119,13 +117,13 @@ impl AwaitedHeaders {
         }
     }
 
-    /// Gives up the one that has been waited for longest, if there is any.
+    /// Gives up the connection that has waited longest, if any.
     pub fn give_up_oldest(&mut self) -> Option<Refused> {
         let (_, oldest) = self.awaited.pop_first()?;
         Some((oldest.incoming, Refusal::Crowd))
     }
 
-    /// Gives up all that are waited for.
+    /// Gives up all connections with an incomplete header.
     pub fn give_up(&mut self) -> Vec<Refused> {
         let awaited = std::mem::take(&mut self.awaited).into_values();
         awaited
@@ -133,11 +131,11 @@ impl AwaitedHeaders {
             .collect()
     }
 
-    /// Reads on. Returns those that are to be turned away.
+    /// Reads on. Returns the connections to refuse.
     pub fn attend(&mut self, now: Instant) -> Vec<Refused> {
         let mut refused = Vec::new();
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
-        // Those that are not among the first ones have their turn next.
+        // The next call reports the events that do not fit.
         let ready = match epoll::wait(&self.epoll, &mut events, Some(&Timespec::default())) {
             Ok((ready, _)) => ready,
             Err(_) => &mut [],
@@ -155,7 +153,7 @@ impl AwaitedHeaders {
         while self.deadline().is_some_and(|until| until <= now)
             && let Some(mut first) = self.awaited.first_entry()
         {
-            // Where we were held up ourselves, it may have come in time.
+            // If this process was held up, the header may have arrived in time.
             let progress = match first.get_mut().read() {
                 Progress::Waiting => Progress::Refused(Refusal::LateHeader),
                 progress => progress,
@@ -166,10 +164,10 @@ impl AwaitedHeaders {
         refused
     }
 
-    /// One is not waited for any longer.
+    /// Ends the wait for a header.
     fn settle(&mut self, number: u64, progress: Progress) -> Option<Refused> {
         let Awaited { incoming, .. } = self.awaited.remove(&number)?;
-        // It goes on in other processes, and would be told of for ever.
+        // Other processes keep the connection open, so epoll would report it forever.
         let _ = epoll::delete(&self.epoll, &incoming.connection);
         if let Progress::Refused(why) = progress {
             return Some((incoming, why));
@@ -178,17 +176,17 @@ impl AwaitedHeaders {
         None
     }
 
-    /// The next one whose header is complete, with the client that it speaks for.
+    /// The next connection with a complete header.
     pub fn take(&mut self) -> Option<Incoming> {
         self.complete.pop_front()
     }
 
-    /// How many are complete.
+    /// How many connections have a complete header.
     pub fn complete(&self) -> usize {
         self.complete.len()
     }
 
-    /// Whether there are none, of either kind.
+    /// Whether no connection waits, for its header or for room.
     pub fn is_empty(&self) -> bool {
         self.awaited.is_empty() && self.complete.is_empty()
     }
@@ -199,14 +197,13 @@ impl Watched for AwaitedHeaders {
         poll(self.epoll.as_fd(), PollFlags::IN);
     }
 
-    /// When the next one is late.
+    /// When the next header is late.
     fn deadline(&self) -> Option<Instant> {
         let first = self.awaited.first_key_value();
         first.map(|(_, awaited)| awaited.until)
     }
 }
 
-/// How far a header is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Waiting,
@@ -215,7 +212,7 @@ enum Progress {
 }
 
 impl Awaited {
-    /// Reads what there is of the header.
+    /// Reads the part of the header that has arrived.
     fn read(&mut self) -> Progress {
         loop {
             let count = match self.header.next() {
@@ -237,7 +234,7 @@ impl Awaited {
                     .and_then(|count| if count == 0 { Ok(0) } else { self.take(count) }),
             };
             match count {
-                // It ended before its header did.
+                // The connection ended before its header did.
                 Ok(0) => return Progress::Refused(Refusal::BadHeader),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Progress::Waiting,
@@ -255,8 +252,8 @@ impl Awaited {
         Ok(count)
     }
 
-    /// Looks at the next bytes, at most `most`. Returns how many there are up to the end of a line,
-    /// or until nothing is there.
+    /// Peeks at the next bytes, at most `most`. Returns how many there are up to the end of the
+    /// line, or in all without one.
     fn look(&self, most: usize) -> Result<usize, Errno> {
         let mut chunk = [0; CHUNK];
         let chunk = &mut chunk[..most.min(CHUNK)];

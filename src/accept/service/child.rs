@@ -12,26 +12,24 @@ use crate::system::command::{Command, environment_without, is_service_managers};
 use crate::system::fd_limit::FdLimit;
 use crate::system::signals;
 
-/// A command that reads the queue, while it runs.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
 }
 
 impl Child {
-    /// Starts `command` with `read_end` as its standard input, and otherwise as we were started
-    /// ourselves: descriptors, signal mask, limit on descriptors. Only what a service manager
-    /// meant for us is not passed on.
+    /// Starts `command` with `read_end` as its standard input. Descriptors, signal mask and
+    /// descriptor limit are as fdaccept got them. Variables of the service manager are left out.
     ///
     /// # Errors
-    /// Those of [`Command::start`].
+    /// See [`Command::start`].
     pub fn start(
         command: &Command,
         read_end: OwnedFd,
         mask: &SigSet,
         limit: &FdLimit,
     ) -> Result<Self> {
-        // If whoever started us ignored it, the command would vanish without a status.
+        // If our parent ignored SIGCHLD, the command would vanish without a status.
         signals::default(&[Signal::SIGCHLD])?;
         let spawn = |command: &Command| {
             let mut actions = PosixSpawnFileActions::init()?;
@@ -41,7 +39,7 @@ impl Child {
                 PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
             )?;
             attributes.set_sigmask(mask)?;
-            // The Rust runtime ignores it, and a command would inherit that.
+            // This process ignores SIGPIPE, and the command would inherit that.
             attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
             let environment = environment_without(is_service_managers);
             limit.with_original(|| {
@@ -57,9 +55,9 @@ impl Child {
         command.start(spawn).map(|pid| Self { pid })
     }
 
-    /// The exit status that the command ended with, or 128 plus the number of the signal that
-    /// ended it, as shells have it. `None` while it runs. Other children are reaped on the way:
-    /// the first process of a container gets everybody's orphans.
+    /// The command's exit status, or 128 plus the number of the signal that ended it, as in shells;
+    /// `None` while it runs. Also reaps other children: the first process of a container gets all
+    /// orphans.
     pub fn ended(&self) -> Option<u8> {
         loop {
             match wait(WaitOptions::NOHANG) {
@@ -70,20 +68,18 @@ impl Child {
                 }
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) => return None,
-                // Nothing else waits for our children, so this does not happen.
+                // No other code waits for children, so this does not happen.
                 Err(_) => return Some(1),
             }
         }
     }
 
-    /// Its process id.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Sends the command a signal.
     pub fn signal(&self, signal: Signal) {
-        // It is not reaped yet, so this is nobody else; what it cannot do does not matter.
+        // The command is not reaped yet, so no other process has its id. A failure does not matter.
         let _ = kill(self.pid, signal);
     }
 }

@@ -1,6 +1,6 @@
-//! The descriptor store of a service manager, which keeps descriptors for us from one start to the
-//! next: see sd_notify(3) and `FileDescriptorStoreMax=` of systemd.service(5). It knows names and
-//! descriptors; [`restore`](crate::accept::service::restore) makes a queue and listeners of them.
+//! The descriptor store of a service manager, which keeps descriptors from one start to the next:
+//! sd_notify(3), `FileDescriptorStoreMax=` of systemd.service(5). It holds descriptors by name;
+//! [`restore`](crate::accept::service::restore) makes a queue and listeners of them.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -10,13 +10,12 @@ use crate::error::Result;
 use crate::system::inherited::claim;
 use crate::system::log::Log;
 
-/// The two ends of the queue.
 pub(super) const WRITE_END: &str = "fdtools-queue-write";
 pub(super) const READ_END: &str = "fdtools-queue-read";
-/// A listener. How many there are of its address follows, and what they are known by.
+/// The prefix of a listener's name. The number of listeners on the address and the key follow.
 pub(super) const LISTENER: &str = "fdtools-listener-";
 
-/// What was kept and has not been taken back yet; and where more can be given to.
+/// Kept descriptors that are not taken back yet, and the manager for further descriptors.
 #[derive(Debug)]
 pub(crate) struct FdStore<'a> {
     kept: Vec<(String, OwnedFd)>,
@@ -25,17 +24,17 @@ pub(crate) struct FdStore<'a> {
     log: &'a Log,
 }
 
-/// Whether the manager calls something so that we gave it.
+/// Whether a descriptor of this name is from us.
 pub(crate) fn is_ours(name: &str) -> bool {
     name == WRITE_END || name == READ_END || name.starts_with(LISTENER)
 }
 
 impl<'a> FdStore<'a> {
-    /// What was passed to this process under our names. It is taken back, and more is given to
-    /// `supervisor`, only if the store `is_wanted`.
+    /// Claims the descriptors that were passed under our names. Unless the store `is_wanted`, none
+    /// is taken back and none is given to `supervisor`.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] if one of these is not open.
+    /// [`crate::Error::Invalid`] if a descriptor is not open.
     pub fn open(
         passed: &ListenFds,
         supervisor: &'a Supervisor,
@@ -56,37 +55,35 @@ impl<'a> FdStore<'a> {
         self.is_wanted
     }
 
-    /// How many were kept, under whatever names.
+    /// How many descriptors are left, under any name.
     pub fn len(&self) -> usize {
         self.kept.len()
     }
 
-    /// How many can be taken back under a name.
+    /// How many descriptors can be taken back under a name.
     pub fn count(&self, name: &str) -> usize {
         let same = self.kept.iter().filter(|(kept, _)| kept == name);
         if self.is_wanted { same.count() } else { 0 }
     }
 
-    /// Takes back all that was kept under a name.
+    /// Takes back all descriptors of a name.
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         let is_it = |kept: &mut (String, OwnedFd)| self.is_wanted && kept.0 == name;
         self.kept.extract_if(.., is_it).map(|(_, fd)| fd).collect()
     }
 
-    /// Has a descriptor kept.
     pub fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) {
         if self.is_wanted {
             self.supervisor.keep(name, descriptor, self.log);
         }
     }
 
-    /// What has that name need not be kept.
+    /// Tells the manager to drop the descriptors of a name.
     pub fn forget(&self, name: &str) {
         self.supervisor.forget(name, self.log);
     }
 
-    /// What nobody has taken back. The manager need not keep it; whether it is known to have let go
-    /// of it when this returns.
+    /// Returns the descriptors that are left, and whether the manager's copies are surely gone.
     pub fn give_up_rest(&mut self) -> (Vec<OwnedFd>, bool) {
         for (name, _) in &self.kept {
             self.log

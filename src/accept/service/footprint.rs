@@ -1,5 +1,5 @@
-//! Memory that starting took and the loop does not: what the arguments were parsed with, and pages of our
-//! own program. These stay in the page cache, and what is needed of them comes back by itself.
+//! Memory that only the start needs: allocations of argument parsing, and pages of the program. The
+//! pages stay in the page cache, and the kernel maps a page again when it is touched.
 #![allow(unsafe_code)] // madvise(2), malloc_trim(3)
 
 use std::ptr::NonNull;
@@ -7,16 +7,15 @@ use std::ptr::NonNull;
 use nix::libc;
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// What starting took, to be given back when it is over.
+/// Memory to give back after the start.
 #[derive(Debug)]
 pub(crate) struct Footprint {
-    /// Start and length of the mappings of this program that nobody has written to.
+    /// Start and length of the program's mappings that nobody has written to.
     program: Vec<(usize, usize)>,
 }
 
 impl Footprint {
-    /// Finds it. To be called as long as files may still be opened; where that cannot be done, nothing
-    /// is lost but a megabyte.
+    /// To be called while files can still be opened. A failure costs only a megabyte of memory.
     pub fn of_start() -> Self {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
         let mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
@@ -32,17 +31,17 @@ impl Footprint {
         }
     }
 
-    /// Gives it back. Opens nothing.
+    /// Gives the memory back. Opens no file.
     pub fn reduce(self) {
         #[cfg(target_env = "gnu")]
-        // SAFETY: it concerns only what nobody has allocated.
+        // SAFETY: this frees only memory that is not allocated.
         unsafe {
             libc::malloc_trim(0)
         };
         for (start, length) in self.program {
             if let Some(start) = NonNull::new(start as *mut _) {
-                // SAFETY: nobody has written to this mapping of a file, so a page of it that is
-                // touched again is read from the file as it was; a program is not unmapped.
+                // SAFETY: nobody has written to this mapping of a file, so a page that is touched
+                // again is read from the file unchanged. The mapping exists as long as the program.
                 let _ = unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) };
             }
         }
@@ -56,7 +55,7 @@ struct Mapping<'a> {
     end: usize,
     permissions: &'a str,
     offset: &'a str,
-    /// Its device and inode.
+    /// Device and inode.
     file: (&'a str, &'a str),
 }
 
@@ -73,8 +72,8 @@ impl<'a> Mapping<'a> {
         })
     }
 
-    /// Whether this is a part of a program that not even the dynamic linker wrote to: its code, and what
-    /// comes before that, from the start of the file. What else is read-only may have been relocated.
+    /// Whether not even the dynamic linker has written to this part of a program: the code, and the
+    /// read-only part at the start of the file. Other read-only parts may have been relocated.
     fn is_unchanged(&self) -> bool {
         let is_first = self.offset.bytes().all(|digit| digit == b'0');
         self.permissions == "r-xp" || self.permissions == "r--p" && is_first

@@ -1,5 +1,4 @@
-//! The descriptors that a service manager passed to this process, by the convention of
-//! sd_listen_fds(3).
+//! Descriptors that a service manager passed to this process, sd_listen_fds(3).
 
 use std::env;
 use std::ffi::OsStr;
@@ -9,32 +8,32 @@ use std::os::unix::ffi::OsStrExt;
 use crate::error::{Error, Result};
 use crate::system::text::{digits, printable};
 
-/// The first one (sd_listen_fds(3)).
+/// The number of the first descriptor (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
 
-/// Those that were passed. They need not be open.
+/// The descriptors that were passed. They need not be open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ListenFds {
     count: RawFd,
-    /// The names of the first ones.
+    /// There may be fewer names than descriptors.
     names: Vec<String>,
 }
 
 impl ListenFds {
-    /// Those that the environment tells of (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`).
+    /// Reads `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` from the environment.
     ///
     /// # Errors
-    /// Those of [`ListenFds::parse`].
+    /// See [`ListenFds::parse`].
     pub fn from_environment() -> Result<Self> {
         let [count, pid, names] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"].map(env::var_os);
         Self::parse(count.as_deref(), pid.as_deref(), names.as_deref())
     }
 
-    /// Those that these values tell of: none if the first or the second is missing, or if the
-    /// second is the number of another process, which they were meant for.
+    /// Parses the values of these variables. No descriptor was passed to us if `count` or `pid` is
+    /// missing, or if `pid` is another process.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if one of these two is no number.
+    /// [`Error::Invalid`] if `count` or `pid` is not a number.
     pub fn parse(
         count: Option<&OsStr>,
         pid: Option<&OsStr>,
@@ -57,7 +56,7 @@ impl ListenFds {
         })
     }
 
-    /// The numbers of all whose name is not one of ours.
+    /// The numbers of the descriptors without a name of ours.
     pub fn unnamed<'a>(
         &'a self,
         is_ours: impl Fn(&str) -> bool + 'a,
@@ -68,14 +67,14 @@ impl ListenFds {
         others.map(|index| LISTEN_FDS_START.saturating_add(index))
     }
 
-    /// The names of the first ones, with their numbers.
+    /// The descriptors with a name, and their numbers.
     pub fn named(&self) -> impl Iterator<Item = (&str, RawFd)> {
         let names = self.names.iter().map(String::as_str);
         names.zip(LISTEN_FDS_START..)
     }
 }
 
-/// Parses the value of an environment variable: decimal digits, within an int.
+/// Parses a variable's value: decimal digits, within an int.
 fn number(variable: &str, value: &OsStr) -> Result<i32> {
     value.to_str().and_then(digits).ok_or_else(|| {
         Error::Invalid(format!(

@@ -1,4 +1,4 @@
-//! A process among others: under whom it runs, and what it tells and leaves to its supervisor.
+//! fdaccept as a service: its command, its user, its service manager and its sandbox.
 
 pub(crate) mod child;
 pub(crate) mod fd_store;

@@ -1,5 +1,5 @@
-//! Telling whoever supervises this process how it is: s6 by a descriptor, systemd and its like by a
-//! socket (sd_notify(3)).
+//! Reports to a supervisor: to s6 through a descriptor, to systemd and the like through a socket
+//! (sd_notify(3)).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,23 +22,23 @@ use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
 use crate::system::{inherited, unix_socket};
 
-/// How long what must be told may take; what need not be is told at once or not at all.
+/// How long a necessary report may take. Any other report is sent at once or not at all.
 const MANAGER_PATIENCE: Duration = Duration::from_secs(5);
-/// The same while clients wait.
+/// How long a necessary report may take while clients wait.
 const SHORT_PATIENCE: Duration = Duration::from_millis(500);
-/// The status is told no more often.
+/// The shortest time between 2 reports of the status.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
-/// Whoever supervises us, in one way or both, or nobody.
+/// The supervisor: a descriptor, a service manager, both or none.
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
-    /// Where a newline says that we are ready.
+    /// Gets a newline when fdaccept is ready.
     ready_fd: Option<File>,
     manager: Option<OwnedFd>,
     told: Option<Told>,
 }
 
-/// The status that was told last.
+/// The status of the last report.
 #[derive(Debug)]
 struct Told {
     counters: Counters,
@@ -47,9 +47,9 @@ struct Told {
 }
 
 impl Supervisor {
-    /// Those that wait for a newline on descriptor `ready_fd`, and at the socket `notify_socket`
-    /// (the value of `NOTIFY_SOCKET`). That one cannot be reached is said, and no reason not to
-    /// start, as sd_notify(3) has it.
+    /// `ready_fd` is the descriptor that gets a newline, `notify_socket` the value of
+    /// `NOTIFY_SOCKET`. A service manager out of reach is logged, and is no reason not to start
+    /// (sd_notify(3)).
     ///
     /// # Errors
     /// [`Error::Invalid`] if the descriptor is not open.
@@ -71,12 +71,11 @@ impl Supervisor {
         })
     }
 
-    /// Whether there is a service manager.
     pub fn is_managed(&self) -> bool {
         self.manager.is_some()
     }
 
-    /// Everything has started.
+    /// Reports that everything has started.
     pub fn ready(&mut self, log: &Log) {
         if let Some(file) = self.ready_fd.take()
             && let Err(errno) = say_ready(file)
@@ -87,28 +86,28 @@ impl Supervisor {
         self.tell_surely(&[NotifyState::Ready], &[], MANAGER_PATIENCE, log);
     }
 
-    /// No more connections will be accepted.
+    /// Reports that no more connections will be accepted.
     pub fn stopping(&self) {
-        // One that does not listen will see the end.
+        // If this report is lost, the manager still sees the exit.
         let _ = self.tell(&[NotifyState::Stopping]);
     }
 
-    /// Something is read again, until [`Supervisor::reloaded`].
+    /// Reports that a reload has begun. [`Supervisor::reloaded`] reports its end.
     pub fn reloading(&self, log: &Log) {
-        // systemd takes no word for it that is older than its own request.
+        // systemd ignores a report that is older than its own request.
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             let what = [NotifyState::Reloading, now];
             self.tell_surely(&what, &[], SHORT_PATIENCE, log);
         }
     }
 
-    /// It was read.
+    /// Reports the end of a reload.
     pub fn reloaded(&self, log: &Log) {
         self.tell_surely(&[NotifyState::Ready], &[], SHORT_PATIENCE, log);
     }
 
-    /// When the status is to be told again, or looked at again, since nothing tells when consumers take
-    /// more; `None` if nobody is interested, or it has been told.
+    /// When to report the status again, or to look for a change: no event tells when consumers take
+    /// more. `None` without a manager, or if the manager knows the status.
     pub fn status_due(&self, counters: &Counters, taken: Option<u64>) -> Option<Instant> {
         let told = self.told.as_ref().filter(|_| self.is_managed())?;
         let is_news = (told.counters, told.taken) != (*counters, taken);
@@ -116,12 +115,12 @@ impl Supervisor {
         (is_news || is_more_to_come).then(|| told.at + STATUS_PAUSE)
     }
 
-    /// This is the status now.
+    /// Reports the status.
     pub fn status(&mut self, counters: Counters, taken: Option<u64>) {
         let told = self.told.as_ref();
         let is_news = told.is_none_or(|told| (told.counters, told.taken) != (counters, taken));
         let words = counters.line(taken).to_string();
-        // What the manager does not listen to now, it is told later.
+        // If the manager does not take this report, a later report repeats it.
         let is_told = !is_news || self.tell(&[NotifyState::Status(&words)]);
         let taken = taken.filter(|_| is_told);
         let at = Instant::now();
@@ -132,8 +131,7 @@ impl Supervisor {
         });
     }
 
-    /// Gives the service manager a descriptor to keep, under a name, until this service has
-    /// ended for good.
+    /// Gives the manager a descriptor to keep under a name, until the service has ended for good.
     pub fn keep(&self, name: &str, descriptor: BorrowedFd<'_>, log: &Log) {
         let what = [
             NotifyState::Custom("FDSTORE=1"),
@@ -143,7 +141,7 @@ impl Supervisor {
         self.tell_surely(&what, &[descriptor], MANAGER_PATIENCE, log);
     }
 
-    /// It need not keep what has that name.
+    /// Tells the manager to drop the descriptors of a name.
     pub fn forget(&self, name: &str, log: &Log) {
         let what = [
             NotifyState::Custom("FDSTOREREMOVE=1"),
@@ -152,8 +150,8 @@ impl Supervisor {
         self.tell_surely(&what, &[], MANAGER_PATIENCE, log);
     }
 
-    /// Waits until the manager has heard everything that it was told. False if that is not known:
-    /// there is none, or it takes too long.
+    /// Waits until the manager has read every report. False if that is unknown: there is no
+    /// manager, or the manager takes too long.
     pub fn wait_until_heard(&self, log: &Log) -> bool {
         let Ok((read_end, write_end)) = pipe2(OFlag::O_CLOEXEC) else {
             return false;
@@ -163,7 +161,7 @@ impl Supervisor {
             return false;
         }
         drop(write_end);
-        // It hangs up when the manager, too, has closed it.
+        // The pipe hangs up when the manager has closed its copy, too.
         let until = Instant::now() + MANAGER_PATIENCE;
         loop {
             let state = wait_for(read_end.as_fd(), PollFlags::IN, Some(until));
@@ -174,13 +172,13 @@ impl Supervisor {
         }
     }
 
-    /// Whether it could be told now.
+    /// Sends a report. False if the manager cannot take it now.
     fn tell(&self, what: &[NotifyState<'_>]) -> bool {
         let manager = self.manager.as_ref();
         manager.is_some_and(|manager| try_send(manager, &encode(what), &[]).is_ok())
     }
 
-    /// Tells the manager, if there is one, in the time that `patience` gives. Whether it was told.
+    /// Sends a report, for which it waits up to `patience`. Returns whether the report was sent.
     fn tell_surely(
         &self,
         what: &[NotifyState<'_>],
@@ -207,7 +205,7 @@ impl Supervisor {
     }
 }
 
-/// Writes the newline, if there is room for it.
+/// Writes the newline, if there is room.
 fn say_ready(mut file: File) -> Result<(), Errno> {
     let until = Instant::now() + SHORT_PATIENCE;
     if wait_for(file.as_fd(), PollFlags::OUT, Some(until))?.is_empty() {
@@ -222,7 +220,7 @@ fn encode(what: &[NotifyState<'_>]) -> Vec<u8> {
     lines.join("\n").into_bytes()
 }
 
-/// Opens the way to the service manager's socket: while nothing keeps us from it yet.
+/// Connects to the manager's socket now: later another user or the sandbox may forbid it.
 fn reach(name: &OsStr) -> Result<OwnedFd> {
     let shown = printable(name.as_encoded_bytes());
     let is_name = matches!(name.as_encoded_bytes(), [b'/' | b'@', ..]);

@@ -1,4 +1,4 @@
-//! A file that tells which ports were bound, for who asked for any free one.
+//! A file that tells the bound ports to a program that asked for any free port.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,12 +7,11 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::system::text::printable;
 
-/// Writes `ports`, each once and on a line of its own, to `path`. A plain file is replaced as a
-/// whole, so that who waits for it never sees half of it; anything else, such as a FIFO, is written
-/// to.
+/// Writes `ports` to `path`, each once and on a line of its own. A plain file is replaced as a
+/// whole, so that a reader never sees half of it. Anything else, such as a FIFO, is written to.
 ///
 /// # Errors
-/// [`Error::System`] if it cannot be written.
+/// [`Error::System`] if `path` cannot be written.
 pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()> {
     let mut once: Vec<u32> = Vec::new();
     for port in ports {
@@ -26,7 +25,7 @@ pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()>
 }
 
 fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
-    // A link, as those in /dev/fd, stays one.
+    // A symbolic link, as in /dev/fd, stays a link.
     let is_special = std::fs::symlink_metadata(path).is_ok_and(|file| !file.is_file());
     if is_special {
         let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
@@ -34,7 +33,7 @@ fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     }
     let mut new = path.as_os_str().to_owned();
     new.push(format!(".{}", std::process::id()));
-    // Not one that somebody else has put there.
+    // Never a file that somebody else has put there.
     let mut file = File::create_new(&new)?;
     let written = file
         .write_all(text)

@@ -1,5 +1,5 @@
-//! The queue and the listeners that an earlier process of this service had, from the descriptor
-//! store, or else new ones.
+//! The queue and the listeners of an earlier process of this service, from the descriptor store, or
+//! else new ones.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -22,10 +22,10 @@ use crate::system::descriptor::{describe, socket_facts};
 use crate::system::poll::{PollFlags, ready};
 use crate::system::{sock_diag, unix_socket};
 
-/// The longest name that a manager takes.
+/// The longest name that a manager accepts.
 const LONGEST: usize = 255;
 
-/// The queue that was kept, or else a new one; that then is kept, and nothing else.
+/// The kept queue, or else a new queue, which then is kept instead.
 ///
 /// # Errors
 /// [`Error::System`] (`EMFILE` and the like).
@@ -46,10 +46,10 @@ pub(crate) fn queue(store: &mut FdStore<'_>) -> Result<(Sender, OwnedFd)> {
     Ok((sender, read_end))
 }
 
-/// The first two of these that are the ends of one queue which is not at its end.
+/// The first 2 ends that belong to the same queue, if the queue is not closed.
 fn find_queue(write_ends: Vec<OwnedFd>, read_ends: Vec<OwnedFd>) -> Option<(Sender, OwnedFd)> {
     for write_end in write_ends.into_iter().filter(is_end) {
-        // One that was closed for a command to finish is at its end.
+        // A queue that was closed so that a command would finish is at its end.
         let is_open = ready(write_end.as_fd(), PollFlags::empty()).is_empty();
         let is_other_end = |read_end: &&OwnedFd| {
             let found = sock_diag::are_connected(write_end.as_fd(), read_end.as_fd());
@@ -65,7 +65,7 @@ fn find_queue(write_ends: Vec<OwnedFd>, read_ends: Vec<OwnedFd>) -> Option<(Send
     None
 }
 
-/// Whether it can be an end of a queue of ours.
+/// Whether the descriptor can be an end of our queue.
 fn is_end(descriptor: &OwnedFd) -> bool {
     let facts = socket_facts(descriptor.as_fd());
     facts.is_some_and(|facts| {
@@ -75,19 +75,20 @@ fn is_end(descriptor: &OwnedFd) -> bool {
     })
 }
 
-/// Listeners on all `addresses`, in their order: those that were kept, or else new ones, which then
-/// are kept. What is left in the store after that is given up.
+/// Listeners on all `addresses`, in their order. An address gets its kept listeners, or else new
+/// ones, which then are kept. Kept listeners that no address needs are given up.
 ///
 /// # Errors
-/// [`Error::System`] if one of them cannot be had (the others then are closed again),
-/// [`Error::Other`] if a host does not resolve, [`Error::Invalid`] if an inherited one is no
-/// listener, a socket option applies to none of them, or an address is too long to be kept.
+/// [`Error::System`] if a listener cannot be opened (the other new listeners are closed again),
+/// [`Error::Other`] if a host does not resolve, [`Error::Invalid`] if an inherited descriptor is no
+/// listener, a socket option applies to none of the addresses, or an address is too long for the
+/// store.
 pub(crate) fn listeners(
     addresses: &[Address],
     options: &ListenOptions,
     store: &mut FdStore<'_>,
 ) -> Result<Vec<Listener>> {
-    // Before anything is made: neither leaves a trace when a later one fails.
+    // Before any socket is made, so that a failure leaves no trace.
     let openings = openings(addresses, options)?;
     let keys = keys(addresses, options);
     let kept: Vec<_> = keys.iter().map(|key| take_listeners(store, key)).collect();
@@ -121,8 +122,8 @@ pub(crate) fn listeners(
     Ok(listeners)
 }
 
-/// What the listeners of each address are known by from one start to the next: the address, how
-/// often it was given before, and the options that can only be set on a new one.
+/// The keys that identify the listeners of an address from one start to the next: the address, how
+/// many equal addresses come before it, and the options that only a new socket takes.
 fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
     let shown: Vec<_> = addresses.iter().map(Address::to_string).collect();
     let early = options.socket_options.iter();
@@ -138,7 +139,7 @@ fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
     (0..shown.len()).map(key).collect()
 }
 
-/// The listeners that were kept under `key`: all that there were, or none.
+/// The kept listeners of `key`: all of them, or none.
 fn take_listeners(store: &mut FdStore<'_>, key: &str) -> Vec<OwnedFd> {
     let names = (1..=store.len()).map(|count| (count, name_of(key, count)));
     let complete = names
@@ -148,11 +149,11 @@ fn take_listeners(store: &mut FdStore<'_>, key: &str) -> Vec<OwnedFd> {
     complete.map_or_else(Vec::new, |name| store.take(&name))
 }
 
-/// Has the listeners kept that are known by `key`, which are new.
+/// Has new listeners kept under `key`.
 fn keep_listeners(store: &FdStore<'_>, key: &str, listeners: &[Listener]) -> Result<()> {
     let name = name_of(key, listeners.len());
     if store.is_wanted() && name.len() > LONGEST {
-        // Without the number that is in front of it.
+        // Without the count in front of the address.
         let address = key.split_once('-').map_or(key, |(_, address)| address);
         let problem = format!("--store: the address {address} is too long");
         return Err(Error::Invalid(problem));
@@ -163,7 +164,7 @@ fn keep_listeners(store: &FdStore<'_>, key: &str, listeners: &[Listener]) -> Res
     Ok(())
 }
 
-/// Gives up what nobody has taken back: its addresses may be wanted in another way.
+/// Gives up the descriptors that are left: another listener may need their address.
 pub(crate) fn give_up_rest(store: &mut FdStore<'_>) {
     let (rest, is_forgotten) = store.give_up_rest();
     for descriptor in rest {
@@ -171,14 +172,14 @@ pub(crate) fn give_up_rest(store: &mut FdStore<'_>) {
     }
 }
 
-/// Gives up a listener that was kept, with the path that it has, if it still is that. `is_forgotten`
-/// says that nobody is to go on with it: a process that has a copy for a moment yet, because the manager
-/// is starting it, is then not in the way of another listener.
+/// Gives up a kept listener, and removes its path if the path is still that socket. `is_forgotten`
+/// says that no process goes on with the listener. Then shutdown(2) frees the address, even if a
+/// process that the manager is starting has a copy for a moment.
 fn give_up(kept: OwnedFd, is_forgotten: bool) {
     if let (Some(path), _) = unix_socket::names(kept.as_fd())
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {
-        // Dropping the right to it removes it. Whoever else has it by now keeps it.
+        // Dropping the reclaimed right removes the path. A new owner keeps the path.
         let _ = owned_name::reclaim(kept.as_fd(), &name);
     }
     if is_forgotten {
@@ -186,8 +187,8 @@ fn give_up(kept: OwnedFd, is_forgotten: bool) {
     }
 }
 
-/// Goes on with the listeners that an earlier process had of an address; `None` if there are none,
-/// or nobody can reach them any more.
+/// Goes on with the kept listeners of an address; `None` if there are none, or if clients cannot
+/// reach them any more.
 fn revive(
     address: &Address,
     kept: Vec<OwnedFd>,
@@ -226,8 +227,7 @@ fn revive(
     Ok(Some(revived))
 }
 
-/// The name of listeners that are known by `key` and are so many. What has a meaning in a list of
-/// names is escaped.
+/// The name of `count` listeners with this key. Special characters of a name list are escaped.
 fn name_of(key: &str, count: usize) -> String {
     let mut name = format!("{LISTENER}{count}-");
     for byte in key.bytes() {

@@ -1,6 +1,6 @@
-//! What is left to a process that accepts connections and passes them on: the calls of its loop.
+//! The system calls that are left to fdaccept in its loop.
 //!
-//! From then on it can open no file, start no program, and connect to nobody.
+//! In the sandbox fdaccept can open no file, start no program and connect to nobody.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use seccompiler::{
 
 use crate::error::{Error, Result};
 
-/// Calls that may be made with any arguments.
+/// Calls that are allowed with any arguments.
 const CALLS: &[c_long] = &[
     // The loop itself.
     libc::SYS_accept4,
@@ -53,32 +53,32 @@ const CALLS: &[c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_getpid,
     libc::SYS_gettid,
-    // What is open; not what has a path.
+    // For open descriptors, not for paths.
     libc::SYS_fstat,
 ];
 
-/// The older forms of some of them.
+/// The older forms of some calls.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[];
 
-/// One argument of a call: its index, and the bits of it that must have this value.
+/// An argument of a call: its index, a mask, and the value of the masked bits.
 type Argument = (u8, u64, u64);
 /// All bits of an int.
 const ALL: u64 = 0xffff_ffff;
 
-/// Calls that may be made if an argument is one of these.
+/// Calls that are allowed if their arguments match one of these lists.
 fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
     let int = |index, value: libc::c_int| (index, ALL, value as u32 as u64);
     vec![
-        // Memory that is not to be executed.
+        // Memory, unless it is executable.
         (libc::SYS_mmap, vec![vec![(2, libc::PROT_EXEC as u64, 0)]]),
         (
             libc::SYS_mprotect,
             vec![vec![(2, libc::PROT_EXEC as u64, 0)]],
         ),
-        // The way out of a panic.
+        // For abort(3) after a panic.
         (
             libc::SYS_tgkill,
             vec![vec![(0, ALL, u64::from(std::process::id()))]],
@@ -98,12 +98,12 @@ fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
                 vec![(1, ALL, libc::FIONREAD)],
             ],
         ),
-        // How the end of a connection is.
+        // To close with a reset, or without waiting.
         (
             libc::SYS_setsockopt,
             vec![vec![int(1, libc::SOL_SOCKET), int(2, libc::SO_LINGER)]],
         ),
-        // A queue to weigh messages in. One of another type could send to any name.
+        // To weigh messages in a queue. A socket of another type could send to any name.
         (
             libc::SYS_socketpair,
             vec![vec![
@@ -114,12 +114,11 @@ fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
     ]
 }
 
-/// From now on this process can make no other calls than those of the loop: others fail with
-/// `EPERM`. It also gains no privileges by what it would run (`no_new_privs`). `chain` is a child
-/// that it may send signals to.
+/// From now on only the calls of the loop succeed: others fail with `EPERM`. Also sets
+/// `no_new_privs`. `chain` is a child that may get signals from us.
 ///
 /// # Errors
-/// [`Error::Other`] where the kernel or the architecture has no such filter.
+/// [`Error::Other`] if the kernel or the architecture has no such filter.
 pub(crate) fn enter(chain: Option<Pid>) -> Result<()> {
     let failed = |cause: String| Error::Other {
         action: "enter the sandbox".into(),

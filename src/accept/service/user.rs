@@ -1,4 +1,4 @@
-//! Another user than root, for good.
+//! Changes from root to another user, for good.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -13,7 +13,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use crate::error::{Error, Result, to_nix};
 use crate::system::text::printable;
 
-/// A user and the groups that it is in.
+/// A user and its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
     shown: String,
@@ -23,9 +23,9 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Finds `USER[:GROUP]`, either by name or by number, as chown(1) does. Without GROUP it is the
-    /// user's own. Supplementary groups are those that the user is a member of (initgroups(3)); a
-    /// number that has no account is in GROUP alone, which then must be given.
+    /// Finds `USER[:GROUP]`, each by name or by number, as chown(1) does. GROUP defaults to the
+    /// user's own group. Supplementary groups come from the account (initgroups(3)). A number
+    /// without an account needs GROUP, and has no other groups.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such user or group, or the user is root; [`Error::System`]
@@ -75,27 +75,25 @@ impl User {
         })
     }
 
-    /// Its uid.
     pub fn uid(&self) -> u32 {
         self.uid.as_raw()
     }
 
-    /// Its gid.
     pub fn gid(&self) -> u32 {
         self.gid.as_raw()
     }
 
-    /// This process becomes that user: groups, gid, uid, in that order, and no capability is left.
-    /// It cannot come back, which is tried.
+    /// Makes this process that user: sets groups, gid and uid, in that order, and drops all
+    /// capabilities. Then checks that there is no way back.
     ///
     /// # Errors
-    /// [`Error::System`]: `EPERM` for who may not become another user.
+    /// [`Error::System`]: `EPERM` without the right to become another user.
     pub fn assume(&self) -> Result<()> {
         let failed = |errno| Error::system(format!("become user {}", self.shown), errno);
         setgroups(&self.groups).map_err(failed)?;
         setresgid(self.gid, self.gid, self.gid).map_err(failed)?;
         setresuid(self.uid, self.uid, self.uid).map_err(failed)?;
-        // The kernel takes them from root alone, and not if its securebits say otherwise.
+        // The kernel drops capabilities only from root, and not under some securebits.
         let none = CapabilitySets {
             effective: CapabilitySet::empty(),
             permitted: CapabilitySet::empty(),
@@ -109,7 +107,7 @@ impl User {
         }
     }
 
-    /// Whether nothing of who we were is left, and there is no way back.
+    /// Whether nothing of the old user is left, and no way back.
     fn is_final(&self) -> Result<bool, Errno> {
         let (users, groups) = (getresuid()?, getresgid()?);
         let set = |groups: &[Gid]| -> BTreeSet<u32> {
@@ -122,7 +120,6 @@ impl User {
     }
 }
 
-/// A group by its name or number.
 fn find_group(text: &str) -> Result<Option<Gid>, Errno> {
     let named = Group::from_name(text)?.map(|group| group.gid);
     Ok(named.or_else(|| text.parse().ok().map(Gid::from_raw)))

@@ -1,4 +1,4 @@
-//! A listening socket where consumers come to fetch the read end.
+//! A listening socket where consumers fetch the read end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,18 +13,15 @@ use crate::system::pause::{Pause, SHORTAGE};
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::unix_socket;
 
-/// Consumers that are let in before something else has its turn.
+/// How many consumers to serve before the rest of the loop has its turn.
 pub(super) const TURN: usize = 16;
 
-/// What happened at a door.
 pub(super) enum Event {
-    /// A consumer came in.
     Consumer(UnixStream),
-    /// Descriptors are short, so that nobody can come in.
+    /// Descriptors are short, so no consumer can be accepted.
     Short,
 }
 
-/// The door itself, with nobody at it.
 #[derive(Debug)]
 pub(super) struct Door {
     listener: OwnedFd,
@@ -32,10 +29,10 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// A door whose name `bind` binds. Returns what that returns, too.
+    /// Opens a door under the name that `bind` binds. Also returns the value of `bind`.
     ///
     /// # Errors
-    /// That of `bind`; [`Error::System`] for `action` (`EMFILE` and the like).
+    /// The error of `bind`; [`Error::System`] for `action` (`EMFILE` and the like).
     pub fn open<T>(
         action: String,
         bind: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
@@ -47,15 +44,15 @@ impl Door {
         Ok((Self { listener, pause }, bound))
     }
 
-    /// Lets in who is there, one after another, and tells `react` of them. Where that cannot make
-    /// room when descriptors are short, which it says by false, the door is shut for a while.
+    /// Accepts consumers and gives each to `react`. If descriptors are short and `react` cannot
+    /// free any (returns false), the door is shut for a while.
     pub fn attend(&mut self, mut react: impl FnMut(Event) -> bool) {
-        // A crowd at the door must not keep us from everything else.
+        // A crowd of consumers must not keep the loop from other work.
         for _ in 0..TURN {
             if self.pause.is_on() {
                 return;
             }
-            // Ours alone, so it may be made not to block.
+            // No other process has this socket, so non-blocking mode harms nobody.
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match accept_with(&self.listener, flags) {
                 Ok(consumer) => drop(react(Event::Consumer(consumer.into()))),

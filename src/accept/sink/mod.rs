@@ -1,4 +1,4 @@
-//! Where an acceptor puts connections: its side of a queue, however it was made.
+//! fdaccept's side of a queue, of whatever kind.
 
 use std::fs::File;
 use std::io::Write;
@@ -31,42 +31,39 @@ mod read_end;
 mod ticket_door;
 mod unread;
 
-/// The size of a pipe with tickets: one page, so that it has room for exactly one.
+/// The size of a pipe for tickets: 1 page, which has room for exactly 1 ticket.
 const ONE_PAGE: i32 = 4096;
 
-/// What became of a connection that was to be passed on.
+/// What became of an attempt to pass a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
-    /// It is in the queue.
+    /// The connection is in the queue.
     Done,
-    /// There is no room: try again when the sink is writable.
+    /// No room: try again when the sink is writable.
     Full,
-    /// It cannot be passed now, and nothing announces when it can: try again soon.
+    /// Not now, and no event tells when: try again soon.
     Later,
-    /// Nobody can take connections any more.
+    /// No consumer is left.
     Gone,
 }
 
-/// Connections that were accepted and that nobody can take any more.
+/// Accepted connections that no consumer can take any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Untaken {
-    /// This many; 0 is how it should be.
     Exactly(usize),
-    /// Some: somebody else had the read end, and is gone.
+    /// An unknown number: the process with the read end is gone.
     Some,
 }
 
-/// Where connections go.
 pub(crate) struct Sink {
     sender: Option<Sender>,
     unread: Unread,
-    /// Consumers have gone, and may have left something unread that nobody can take any more.
+    /// A consumer is gone, and connections that it has not received may be lost.
     left_unread: bool,
     limit: Option<QueueLimit>,
     way: Way,
 }
 
-/// How many may be in the queue.
 struct QueueLimit {
     most: usize,
     receipts: Receipts,
@@ -74,11 +71,11 @@ struct QueueLimit {
 
 /// How the read end reaches consumers.
 enum Way {
-    /// A command of ours has it as its standard input.
+    /// As the standard input of our command.
     Chain,
-    /// Whoever made the socket sees to that.
+    /// We inherited the socket, and its maker hands out the read end.
     Straight {
-        /// It is our standard output: the end of who reads it is no failure.
+        /// The socket is standard output, so the end of its reader is no failure.
         is_output: bool,
     },
     /// By tickets on a pipe.
@@ -87,9 +84,9 @@ enum Way {
         door: TicketDoor,
         read_end: ReadEnd,
     },
-    /// From a name of ours.
+    /// From a name that we own.
     Named { door: NamedDoor, read_end: ReadEnd },
-    /// A consumer's name, to which we send.
+    /// A consumer owns the name, and we send to it.
     Remote {
         name: Name,
         trust: Trust,
@@ -98,7 +95,7 @@ enum Way {
 }
 
 impl Sink {
-    /// Into the write end of a queue whose read end a command has as its standard input.
+    /// A queue whose read end is the standard input of a command.
     pub fn chain(sender: Sender) -> Self {
         Self::new(Some(sender), Way::Chain)
     }
@@ -116,11 +113,12 @@ impl Sink {
         }
     }
 
-    /// The sink that the options name, or else the one that standard output is. `queue` makes the
-    /// queue where it is to be ours, or finds the one that is there from before.
+    /// The sink that the options name, or else standard output. `queue` makes our own queue, or
+    /// takes the queue that the service manager has kept.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if that is nothing which can carry connections; those of [`crate::queue::owned_name::bind`].
+    /// [`Error::Invalid`] if the descriptor cannot carry connections; see also
+    /// [`crate::queue::owned_name::bind`].
     pub fn open(
         options: &Rendezvous,
         queue: impl FnOnce() -> Result<(Sender, OwnedFd)>,
@@ -184,11 +182,11 @@ impl Sink {
         }
     }
 
-    /// Whether connections can be passed on by who we are now, or at least later. Fails now, before
-    /// any client waits, if the error is permanent.
+    /// Whether the current user can pass connections, now or later. Fails now, before any client
+    /// waits, if the error is permanent.
     ///
     /// # Errors
-    /// [`Error::System`] or [`Error::Peer`] if they cannot.
+    /// [`Error::System`] if the error is permanent.
     pub fn check(&self) -> Result<()> {
         let Way::Remote { name, trust, .. } = &self.way else {
             return Ok(());
@@ -199,10 +197,10 @@ impl Sink {
         }
     }
 
-    /// Gives the path that it has bound, if it has, to another user.
+    /// Gives the bound path, if any, to another user.
     ///
     /// # Errors
-    /// [`Error::System`]: `EPERM` for who may not do that.
+    /// [`Error::System`]: `EPERM` without the right to do so.
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
         match &self.way {
             Way::Named { door, .. } => door.give_to(uid, gid),
@@ -211,9 +209,6 @@ impl Sink {
     }
 
     /// From now on at most `most` connections wait in the queue.
-    ///
-    /// # Errors
-    /// [`Error::System`] (`EMFILE` and the like).
     pub fn limit(&mut self, most: usize) -> Result<()> {
         let receipts = Receipts::new()?;
         if let Some(sender) = &self.sender {
@@ -223,23 +218,24 @@ impl Sink {
         Ok(())
     }
 
-    /// Whether one more may wait in the queue.
+    /// Whether the limit lets another connection into the queue.
     pub fn has_room(&mut self) -> bool {
         let most = self.limit.as_ref().map(|limit| limit.most);
         most.is_none_or(|most| self.untaken() < most)
     }
 
-    /// Whether there is no room, and nothing will tell when there is, so that it must be looked for.
+    /// Whether to look for room at intervals: there is none, and no event will tell when there is.
     pub fn must_look_for_room(&mut self) -> bool {
         let is_full = !self.has_room();
         let sender = self.sender.as_ref().filter(|_| is_full);
         sender.is_some_and(|sender| !is_told_of(sender.as_fd()))
     }
 
-    /// Passes `connection` on, with its lease if it has one, without blocking.
+    /// Passes `connection`, with its lease if it has one, without blocking.
     ///
     /// # Errors
-    /// [`Error::System`] if it never will be possible, also later.
+    /// [`Error::Peer`] if a consumer has shut down our queue; [`Error::System`] for a permanent
+    /// error.
     pub fn pass(
         &mut self,
         connection: BorrowedFd<'_>,
@@ -259,7 +255,7 @@ impl Sink {
         if let Way::Tickets { read_end, .. } | Way::Named { read_end, .. } = &mut self.way
             && read_end.fill_reserve() == Err(Errno::ETOOMANYREFS)
         {
-            // The next consumer comes before the next connection.
+            // Waits, or else the next consumer could not get the read end.
             return Ok(Delivery::Later);
         }
         match sender.pass(connection, lease, payload) {
@@ -273,7 +269,7 @@ impl Sink {
             Err(Errno::EAGAIN) => Ok(Delivery::Full),
             Err(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => Ok(Delivery::Later),
             Err(errno) if is_gone(errno) => match self.way {
-                // Somebody else may bind the name yet.
+                // Another consumer may bind the name later.
                 Way::Remote { .. } => {
                     self.sender = None;
                     self.left_unread = true;
@@ -281,7 +277,7 @@ impl Sink {
                 }
                 Way::Tickets { .. } | Way::Named { .. } => Err(shut_down()),
                 Way::Chain | Way::Straight { .. } => {
-                    // The kernel says so once, and not again to who asks for the socket's error.
+                    // The kernel reports this error once: SO_ERROR will not show it again.
                     self.left_unread |= errno == Errno::ECONNRESET;
                     Ok(Delivery::Gone)
                 }
@@ -290,7 +286,6 @@ impl Sink {
         }
     }
 
-    /// Opens the way to a consumer's name.
     fn connect(&mut self) -> Result<()> {
         if let Way::Remote { name, trust, .. } = &self.way {
             let sender = Sender::connect(name, trust)?;
@@ -303,7 +298,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Says why the way to a name is not open: once, until that changes.
+    /// Logs why a consumer's name cannot be reached: once, until that changes.
     fn say(&mut self, trouble: &Error, log: &Log) {
         if let Way::Remote { problem, .. } = &mut self.way {
             let text = with_advice(trouble);
@@ -315,8 +310,7 @@ impl Sink {
         }
     }
 
-    /// What to poll: besides the consumers' side of things, the way to them, for room if
-    /// `for_room`, else only for its end.
+    /// Polls the doors for consumers, and the queue for room if `for_room`, else only for its end.
     pub fn descriptors<'fd>(
         &'fd self,
         for_room: bool,
@@ -338,7 +332,7 @@ impl Sink {
         }
     }
 
-    /// When [`Sink::attend`] has something to do though nothing is ready.
+    /// When [`Sink::attend`] is due without an event.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.way {
             Way::Tickets { door, .. } => door.deadline(),
@@ -347,11 +341,11 @@ impl Sink {
         }
     }
 
-    /// Gives consumers what they came for. False if nobody can take connections any more.
+    /// Serves consumers that come for the read end. False if no consumer is left.
     ///
     /// # Errors
-    /// [`Error::Peer`] if a consumer has shut down the queue that all share; [`Error::System`] if
-    /// the kernel has no random bytes for a ticket.
+    /// [`Error::Peer`] if a consumer has shut down the shared queue; [`Error::System`] if the
+    /// kernel has no random bytes for a ticket.
     pub fn attend(&mut self, log: &Log) -> Result<bool> {
         if let Some(limit) = &self.limit {
             limit.receipts.forget();
@@ -361,7 +355,7 @@ impl Sink {
             .as_ref()
             .is_some_and(|sender| hung_up(sender.as_fd()));
         match &mut self.way {
-            // We have its read end ourselves, so this is no end that comes by itself.
+            // We hold the read end ourselves, so only a consumer's shutdown(2) can hang up.
             Way::Tickets { .. } | Way::Named { .. } if is_hung_up => Err(shut_down()),
             Way::Tickets {
                 pipe,
@@ -380,22 +374,22 @@ impl Sink {
         }
     }
 
-    /// Whether a queue without consumers is a failure in itself: it is where we were given a
-    /// descriptor, and is not at the end of a pipeline.
+    /// Whether the loss of all consumers is a failure: yes for `--queue-fd`, no for standard
+    /// output, which ends with its pipeline.
     pub fn needs_consumers(&self) -> bool {
         matches!(self.way, Way::Straight { is_output: false })
     }
 
-    /// Closes the queue of a command of ours, which then finds its end when it has read the rest.
+    /// Closes the queue of our command: the command reads the rest, and then the end.
     pub fn end_chain(&mut self) {
-        // As a close does, but what is taken still can be told.
+        // Unlike close(2), shutdown(2) lets us still count what consumers take.
         if let (Way::Chain, Some(sender)) = (&self.way, &self.sender) {
             let _ = shutdown(sender.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }
 
-    /// Whether everything that had to be taken from us before we may end has been taken. What was
-    /// passed straight on is the consumer's already.
+    /// Whether fdaccept may end: its own queue is empty. Connections in an inherited queue belong
+    /// to the consumers already.
     pub fn is_taken(&self) -> bool {
         let own = matches!(self.way, Way::Tickets { .. } | Way::Named { .. });
         let sender = self.sender.as_ref().filter(|_| own);
@@ -408,16 +402,15 @@ impl Sink {
         sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
     }
 
-    /// How many of ours consumers have taken; `None` if that is not known any more, since some
-    /// have gone.
+    /// How many of our connections consumers have taken; `None` if some may be lost.
     pub fn taken(&mut self) -> Option<u64> {
         let sender = self.sender.as_ref().map(AsFd::as_fd);
         let taken = sender.map_or(0, |sender| self.unread.received(sender));
         (!self.left_unread).then_some(taken)
     }
 
-    /// Gives up the queue. Returns what nobody can take any more; what a consumer still can take
-    /// it will.
+    /// Gives up the queue. Returns what no consumer can take any more. The other connections stay
+    /// in the queue for their consumers.
     pub fn give_up(mut self) -> Untaken {
         let untaken = self.untaken();
         let Some(sender) = self.sender else {
@@ -431,7 +424,7 @@ impl Sink {
             }
             Way::Chain | Way::Straight { .. } if self.left_unread => Untaken::Some,
             Way::Chain | Way::Straight { .. } if hung_up(sender.as_fd()) => {
-                // So the kernel says that something was left unread.
+                // This error says that the consumers left connections unread.
                 match getsockopt(&sender, sockopt::SocketError) {
                     Ok(error) if error != 0 => Untaken::Some,
                     _ => Untaken::Exactly(0),
@@ -442,7 +435,7 @@ impl Sink {
     }
 }
 
-/// Waits for room if `wanted`; the end is told in any case.
+/// Polls for room if `wanted`, else only for the end.
 fn for_writing(wanted: bool) -> PollFlags {
     if wanted {
         PollFlags::OUT
@@ -451,7 +444,7 @@ fn for_writing(wanted: bool) -> PollFlags {
     }
 }
 
-/// The errors of a send that mean that nobody is on the other side.
+/// Whether this errno of a send means that nobody has the other end.
 fn is_gone(errno: Errno) -> bool {
     matches!(
         errno,
@@ -467,9 +460,9 @@ fn hung_up(descriptor: BorrowedFd<'_>) -> bool {
     ready(descriptor, PollFlags::empty()).intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
-/// Writes the next ticket if nobody has left one unread. False if the pipe has no readers left.
+/// Writes a ticket if due and the last ticket was read. False if the pipe has no reader left.
 fn offer_ticket(pipe: &mut File, door: &mut TicketDoor) -> Result<bool> {
-    // Looking first, since O_NONBLOCK would be everybody's who has this pipe.
+    // Polls first: O_NONBLOCK would affect every process with this pipe.
     let state = ready(pipe.as_fd(), PollFlags::OUT);
     if state.contains(PollFlags::ERR) {
         return Ok(false);
@@ -480,7 +473,7 @@ fn offer_ticket(pipe: &mut File, door: &mut TicketDoor) -> Result<bool> {
     let ticket = door.issue()?;
     match pipe.write_all(ticket.encode().as_bytes()) {
         Ok(()) => Ok(true),
-        // Somebody else was faster with a ticket of theirs.
+        // Another acceptor was faster with its ticket.
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Error::io("write a ticket", error)),

@@ -16,24 +16,22 @@ use crate::queue::trust::Trust;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched};
 
-/// Refusals that are logged, each once.
+/// How many different refusals are logged, each once.
 const REFUSALS: usize = 64;
 
-/// A name where consumers fetch the read end.
 pub(super) struct NamedDoor {
     door: Door,
     name: OwnedName,
     trust: Trust,
-    /// What was said of consumers that were refused.
+    /// The refusals that were logged.
     refused: BTreeSet<String>,
 }
 
 impl NamedDoor {
-    /// Opens a door at `name`; see [`owned_name::bind`] for `mode`, and `trust` for names without
-    /// one.
+    /// Opens a door at `name`. `mode` guards a path (see [`owned_name::bind`]), `trust` an @name.
     ///
     /// # Errors
-    /// Those of [`owned_name::bind`] and [`Door::open`].
+    /// See [`owned_name::bind`] and [`Door::open`].
     pub fn open(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
         let bind = |listener: BorrowedFd<'_>| owned_name::bind(listener, name, mode);
         let (door, name) = Door::open(format!("listen on {name}"), bind)?;
@@ -45,15 +43,15 @@ impl NamedDoor {
         })
     }
 
-    /// Gives the path, if the name is one, to another user.
+    /// Gives the bound path, if any, to another user.
     ///
     /// # Errors
-    /// Those of [`OwnedName::give_to`].
+    /// See [`OwnedName::give_to`].
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
         self.name.give_to(uid, gid)
     }
 
-    /// Hands the read end to everybody who is there and may have it.
+    /// Hands the read end to every waiting consumer that may have it.
     pub fn attend(&mut self, read_end: &mut ReadEnd, log: &Log) {
         let Self {
             door,
@@ -66,13 +64,13 @@ impl NamedDoor {
                 return false;
             };
             if let Some(refusal) = refusal(&consumer, name.name(), trust) {
-                // Once for each: who is refused may come again as often as it likes.
+                // Each refusal once: a refused consumer may come back without end.
                 if refused.len() < REFUSALS && refused.insert(refusal.clone()) {
                     log.error(format_args!("a consumer was refused: {refusal}"));
                 }
             } else {
-                // A consumer that gets nothing, since too much of ours is on its way, sees the end
-                // and comes again.
+                // With too many of our descriptors in flight the consumer gets nothing: it sees the
+                // end and comes back.
                 let _ = read_end.hand_over(&consumer);
             }
             close_unread(consumer.into());
@@ -81,7 +79,7 @@ impl NamedDoor {
     }
 }
 
-/// Why a consumer may not have the read end, if it may not.
+/// Why the consumer may not have the read end; `None` if it may.
 fn refusal(consumer: &UnixStream, name: &Name, trust: &Trust) -> Option<String> {
     if !name.is_abstract() {
         return None;

@@ -1,9 +1,9 @@
-//! The read end of a queue of ours, kept to hand it out.
+//! The read end of our own queue, and a reserve that lets us always hand it out.
 //!
-//! The kernel limits how many descriptors of one user may be in flight (`ETOOMANYREFS`). A queue
-//! that is full reaches that limit, and then its own read end, which is a descriptor too, could not
-//! be handed to the consumer that would empty it. So some are kept in flight to nobody, and one of
-//! these is taken back for the read end.
+//! The kernel limits how many descriptors of a user may be in flight (`ETOOMANYREFS`), and a full
+//! queue reaches that limit. The read end is a descriptor too, so the consumer that would empty the
+//! queue could not get it. The reserve keeps some descriptors in flight to nobody: one of them
+//! makes room for the read end.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -15,17 +15,16 @@ use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{try_receive, try_send};
 
-/// Consumers that can be let in before one of them has taken something.
+/// How many consumers can get the read end before one of them must take a connection.
 const RESERVED: usize = 4;
 
-/// The read end, and what makes sure that it can be handed out.
 pub(super) struct ReadEnd {
     read_end: OwnedFd,
     reserve: InFlightReserve,
 }
 
 impl ReadEnd {
-    /// Keeps `read_end`.
+    /// The reserve starts empty.
     ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
@@ -34,7 +33,7 @@ impl ReadEnd {
         Ok(Self { read_end, reserve })
     }
 
-    /// Hands the read end to a consumer, also where too much is in flight to send anything else.
+    /// Hands the read end to a consumer, even if nothing else can be sent (`ETOOMANYREFS`).
     ///
     /// # Errors
     /// The errno of sendmsg(2).
@@ -51,26 +50,26 @@ impl ReadEnd {
         }
     }
 
-    /// Makes sure that it can be handed out later too.
+    /// Makes sure that the read end can be handed out later, too.
     ///
     /// # Errors
-    /// `ETOOMANYREFS` while too much is in flight.
+    /// `ETOOMANYREFS` while too many descriptors are in flight.
     pub fn fill_reserve(&mut self) -> Result<(), Errno> {
         self.reserve.fill()
     }
 }
 
-/// Up to four descriptors in flight to nobody.
+/// Up to 4 descriptors in flight to nobody.
 #[derive(Debug)]
 struct InFlightReserve {
-    /// A stream, whose messages with descriptors do not run together, and which no limit on the
-    /// number of messages concerns.
+    /// A stream keeps messages with descriptors apart, and has no limit on the number of messages.
     pair: (UnixStream, UnixStream),
     count: usize,
 }
 
 impl InFlightReserve {
-    /// An empty one. It counts for the user that fills it, who may not be the one that makes it.
+    /// The descriptors count for the user at the time of [`InFlightReserve::fill`], which may be
+    /// another than now.
     fn new() -> Result<Self> {
         let pair = UnixStream::pair().map_err(|error| Error::io("make a queue", error))?;
         Ok(Self { pair, count: 0 })
@@ -85,7 +84,7 @@ impl InFlightReserve {
         Ok(())
     }
 
-    /// Takes one back. False if there is none left.
+    /// Takes a descriptor back. False if none is left.
     fn take_back(&mut self) -> bool {
         if self.count == 0 {
             return false;

@@ -1,4 +1,4 @@
-//! The door of tickets: issues them, and hands the read end to whoever shows one.
+//! The door for tickets: issues them, and hands the read end to a peer that shows one.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -18,50 +18,48 @@ use crate::queue::ticket::{Ticket, Token, door_address, shown};
 use crate::system::pause::Pause;
 use crate::system::poll::{PollFlags, Watched, earliest};
 
-/// Tickets that may be out at once; issuing one more voids the oldest.
+/// How many tickets may be out. One more voids the oldest.
 const OUTSTANDING: usize = 64;
-/// Tickets in a row that nobody redeems before there is time between them.
+/// How many tickets in a row may stay unredeemed before further tickets are delayed.
 const IN_VAIN: usize = 256;
-/// Peers that have not shown a token yet; one more drops the oldest.
+/// How many peers may be without a token. One more drops the oldest.
 const STRANGERS: usize = 16;
 /// How long a peer may take to show its token.
 const TOKEN_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long no ticket is issued after too many in vain.
+/// The pause between tickets after too many unredeemed tickets.
 const VAIN_PAUSE: Duration = Duration::from_millis(250);
-/// What fails.
+/// The action in error messages.
 const OPEN: &str = "open a door for tickets";
 
-/// A peer at the door that has not shown a token yet.
+/// A peer that has not shown a token yet.
 #[derive(Debug)]
 struct Stranger {
     socket: UnixStream,
     until: Instant,
 }
 
-/// Issues tickets and hands the read end of a queue to whoever shows one.
 #[derive(Debug)]
 pub(super) struct TicketDoor {
     door: Door,
     name: Token,
-    /// Whom the kernel says to be the owner of the door, whoever we become later.
+    /// The user that the kernel reports as the door's owner, even if we become another user later.
     uid: u32,
     tickets: Tickets,
     strangers: VecDeque<Stranger>,
 }
 
-/// The tickets that are out.
 #[derive(Debug, Default)]
 struct Tickets {
     issued: VecDeque<Token>,
-    /// How many since one was redeemed.
+    /// How many tickets were issued since the last redemption.
     in_vain: usize,
-    /// Until the next one.
+    /// Delays the next ticket.
     pause: Pause,
 }
 
 impl TicketDoor {
-    /// A new door with a name that nobody can guess.
+    /// Opens a door under a name that nobody can guess.
     ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
@@ -80,7 +78,7 @@ impl TicketDoor {
         })
     }
 
-    /// A new ticket. The oldest of more than 64 that nobody has redeemed becomes void.
+    /// Issues a ticket. If 64 tickets are out, the oldest becomes void.
     ///
     /// # Errors
     /// [`Error::System`] if the kernel has no random bytes.
@@ -90,13 +88,13 @@ impl TicketDoor {
         Ok(Ticket::new(self.name, self.uid, token))
     }
 
-    /// Whether a next ticket is due, if there is room for it.
+    /// Whether to write a ticket when the pipe has room.
     pub fn is_ticket_due(&self) -> bool {
         !self.tickets.pause.is_on()
     }
 
-    /// Lets in whoever is there: a peer that shows a token gets the read end, once; a peer that
-    /// shows something else, or nothing in time, is dropped. Never blocks.
+    /// Serves the peers, without blocking. A peer with a valid token gets the read end, once. A
+    /// peer is dropped if it shows anything else, or nothing in time.
     pub fn attend(&mut self, read_end: &mut ReadEnd) {
         let now = Instant::now();
         let (tickets, strangers) = (&mut self.tickets, &mut self.strangers);
@@ -115,7 +113,7 @@ impl TicketDoor {
     }
 }
 
-/// Drops the peer that has waited longest; false if there is nobody.
+/// Drops the peer that has waited longest. False if there is no peer.
 fn drop_oldest(strangers: &mut VecDeque<Stranger>) -> bool {
     let oldest = strangers.pop_front();
     oldest
@@ -129,14 +127,14 @@ impl Tickets {
             self.issued.pop_front();
         }
         self.issued.push_back(token);
-        // Whoever reads them without end, as cat does, is no consumer, and not worth all our time.
+        // A reader that redeems nothing, such as cat, must not take all our time.
         self.in_vain += 1;
         if self.in_vain > IN_VAIN {
             self.pause.begin(VAIN_PAUSE);
         }
     }
 
-    /// Serves one peer; returns it if it is to wait.
+    /// Serves a peer. Returns the peer if its token has not arrived yet.
     fn admit(
         &mut self,
         stranger: Stranger,
@@ -154,7 +152,7 @@ impl Tickets {
         let token = shown(&message.payload);
         let place = token.and_then(|token| self.issued.iter().position(|known| *known == token));
         match place {
-            // A token is used up by success alone: a consumer that got nothing tries again.
+            // Only success uses up a token: a consumer that got nothing tries again.
             Some(place) if read_end.hand_over(&stranger.socket).is_ok() => {
                 self.issued.remove(place);
                 self.in_vain = 0;

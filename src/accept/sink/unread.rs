@@ -1,8 +1,7 @@
-//! What was sent through a Unix socket and nobody has received yet, as the kernel tells.
+//! Counts the messages that were sent through a Unix socket and not received yet.
 //!
-//! The kernel says how much memory the messages use that this socket has sent and nobody has
-//! received (`SIOCOUTQ`), whoever has the other side. Messages are received in order, so those are
-//! the newest ones.
+//! The kernel tells how much memory such messages use (`SIOCOUTQ`), no matter who has the other
+//! end. Messages are received in order, so the unreceived messages are the newest.
 #![allow(unsafe_code)] // an ioctl
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,33 +16,32 @@ use crate::error::{Error, Result, to_nix};
 use crate::queue::scm::try_send;
 use crate::queue::{self, Sender};
 
-/// As long as what is said of most connections.
+/// The length of most messages.
 const TYPICAL: usize = 150;
-/// What that uses on 64-bit machines, for when it cannot be tried out.
+/// The memory of a [`TYPICAL`] message on 64-bit machines, if it cannot be measured.
 const TYPICAL_WEIGHT: u64 = 768;
-/// Less than any message uses. While one is freed, a byte of it is left for a moment, in which we may
-/// be told that it is.
+/// Less than any message uses. The kernel reports a receipt before the message's last byte is
+/// freed.
 const REMAINDER: u64 = 256;
-/// So many lengths are collected before they are looked at.
+/// How many lengths to collect before they are weighed.
 const COLLECTED: usize = 4096;
 
-/// The messages that were sent through one socket.
+/// The messages that were sent through a socket.
 #[derive(Debug, Default)]
 pub(crate) struct Unread {
     sent: u64,
-    /// The lengths of the newest ones.
+    /// The lengths of messages sent since the last count.
     lengths: Vec<usize>,
-    /// What those use that came before and that nobody has received, as far as was seen; the newest
-    /// last.
+    /// The memory of each older message that was unreceived at the last count, the newest last.
     weights: VecDeque<u64>,
-    /// All of that.
+    /// The sum of `weights`.
     total: u64,
-    /// The memory that a message of some length uses.
+    /// The measured memory of a message, by its length.
     weighed: BTreeMap<usize, u64>,
 }
 
 impl Unread {
-    /// Those that wait already in a socket that was used before. They were not sent by us.
+    /// Starts with the messages that an earlier owner of the socket has left unread.
     pub fn left_in(socket: BorrowedFd<'_>) -> Self {
         let mut unread = Self::default();
         let count = waiting(socket) / unread.weight(TYPICAL);
@@ -51,7 +49,7 @@ impl Unread {
         unread
     }
 
-    /// One more was sent through `socket`.
+    /// Notes that a message of `length` bytes was sent through `socket`.
     pub fn remember(&mut self, length: usize, socket: BorrowedFd<'_>) {
         self.sent += 1;
         self.lengths.push(length);
@@ -60,7 +58,7 @@ impl Unread {
         }
     }
 
-    /// How many nobody has received, also of those that were not sent by us.
+    /// How many messages are unreceived, including messages of an earlier owner.
     pub fn count(&mut self, socket: BorrowedFd<'_>) -> usize {
         let waiting = waiting(socket);
         for length in std::mem::take(&mut self.lengths) {
@@ -77,12 +75,12 @@ impl Unread {
         self.weights.len()
     }
 
-    /// How many were sent by us, and received.
+    /// How many of our own messages were received.
     pub fn received(&mut self, socket: BorrowedFd<'_>) -> u64 {
         self.sent.saturating_sub(self.count(socket) as u64)
     }
 
-    /// There is another socket, from which nobody has received yet.
+    /// Starts again with a new socket, which is empty.
     pub fn start_anew(&mut self) {
         *self = Self {
             sent: self.sent,
@@ -90,8 +88,7 @@ impl Unread {
         };
     }
 
-    /// The memory that a message of `length` bytes uses. It depends on the kernel, so it is tried
-    /// out.
+    /// The memory of a message of `length` bytes. It depends on the kernel, so it is measured.
     fn weight(&mut self, length: usize) -> u64 {
         if let Some(weight) = self.weighed.get(&length) {
             return *weight;
@@ -104,17 +101,17 @@ impl Unread {
     }
 }
 
-/// Sends a message to nobody.
+/// Measures a message in a queue without a consumer.
 fn try_out(length: usize) -> Option<u64> {
     let (sender, _read_end) = queue::ends().ok()?;
     try_send(&sender, &vec![0; length], &[]).ok()?;
     Some(waiting(sender.as_fd())).filter(|weight| *weight > 0)
 }
 
-/// The memory that messages use which were sent through `socket` and not received.
+/// The memory of the messages that were sent through `socket` and not received.
 pub(crate) fn waiting(socket: BorrowedFd<'_>) -> u64 {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: `bytes` is where the kernel puts its answer, an int.
+    // SAFETY: the kernel writes its answer, an int, to `bytes`.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
     if done == 0 {
         u64::try_from(bytes).unwrap_or_default()
@@ -123,15 +120,15 @@ pub(crate) fn waiting(socket: BorrowedFd<'_>) -> u64 {
     }
 }
 
-/// Tells when something was received.
+/// Tells when a message was received.
 #[derive(Debug)]
 pub(crate) struct Receipts {
-    /// Watches the sockets for what the kernel tells with each message that is freed.
+    /// Gets an event for each message that the kernel frees.
     epoll: OwnedFd,
 }
 
 impl Receipts {
-    /// Of no socket yet.
+    /// Watches no socket yet.
     ///
     /// # Errors
     /// [`Error::System`] (`EMFILE` and the like).
@@ -141,18 +138,18 @@ impl Receipts {
         Ok(Self { epoll })
     }
 
-    /// Tells of `sender` from now on, until it is closed.
+    /// Watches `sender` until it is closed.
     ///
     /// # Errors
     /// [`Error::System`] (`ENOMEM` and the like).
     pub fn watch(&self, sender: &Sender) -> Result<()> {
-        // Being writable is told once, and again with each message that is freed.
+        // Edge-triggered, so a writable socket is reported once, and again for each freed message.
         let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&self.epoll, sender, epoll::EventData::new_u64(0), flags)
             .map_err(|errno| Error::system("watch the queue", to_nix(errno)))
     }
 
-    /// Forgets what was told so far.
+    /// Clears the event.
     pub fn forget(&self) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 1];
         let _ = epoll::wait(&self.epoll, &mut events, Some(&Timespec::default()));
@@ -160,14 +157,14 @@ impl Receipts {
 }
 
 impl AsFd for Receipts {
-    /// Readable when something was received since [`Receipts::forget`].
+    /// Readable when a message was received since [`Receipts::forget`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 }
 
-/// Whether the kernel tells of what is received from `socket`: it does so only while it counts as
-/// writable, which is when a quarter of its buffer is used at most.
+/// Whether the kernel reports each message that is received from `socket`. It does so only while
+/// the socket counts as writable: at most a quarter of its buffer is in use.
 pub(crate) fn is_told_of(socket: BorrowedFd<'_>) -> bool {
     let buffer = getsockopt(&socket, sockopt::SndBuf).unwrap_or_default();
     waiting(socket) <= buffer as u64 / 4
