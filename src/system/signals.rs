@@ -57,7 +57,7 @@ impl AsFd for Signals {
 }
 
 /// Gives every ignored signal its default action. A handler then does not inherit what our parent
-/// ignored (`nohup`, a shell's `&`) or what the Rust runtime ignores (`SIGPIPE`).
+/// ignored (`nohup`, a shell's `&`) or what we ignore ourselves (`SIGPIPE`).
 pub(crate) fn default_ignored() {
     for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
         default_raw(number);
