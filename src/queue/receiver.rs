@@ -79,7 +79,7 @@ impl Receiver {
     /// socket.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if `socket` is something else; the text says what.
+    /// [`Error::Invalid`] if `socket` is no Unix socket, or listens; the text says what it is.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
         check_is_queue(socket.as_fd())?;
         Ok(Self::new(socket, Trust::everybody(), None))

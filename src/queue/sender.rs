@@ -31,7 +31,7 @@ impl Sender {
     /// Takes `socket`, a connected Unix socket of any type, as a write end.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if `socket` is something else; the text says what.
+    /// [`Error::Invalid`] if `socket` is no Unix socket, or listens; the text says what it is.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
         check_is_queue(socket.as_fd())?;
         Ok(Self { socket })
