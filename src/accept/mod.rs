@@ -267,8 +267,7 @@ impl Acceptor {
         if self.shutdown.is_closed() {
             return Ok(());
         }
-        let listeners = ready.listeners();
-        for index in self.turns.in_turn(&listeners) {
+        for index in self.turns.in_turn(ready.listeners()) {
             // The last consumer may have gone before the previous connection was passed.
             if self.shutdown.is_closed() {
                 return Ok(());
@@ -283,7 +282,7 @@ impl Acceptor {
         }
         if self.shutdown.stage() == Stage::LastOrders {
             if ready.was_listening {
-                self.turns.end_all_but(&listeners);
+                self.turns.end_all_but(&ready.listeners());
             }
             self.turns.retire();
         }

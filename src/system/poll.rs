@@ -68,12 +68,14 @@ impl<'fd, T: Copy + PartialEq> PollSet<'fd, T> {
             &mut self.fds,
             self.deadlines.iter().map(|(_, at)| *at).min(),
         )?;
-        let now = Instant::now();
-        let fds = self.fds.iter().zip(self.tokens);
-        let ready = fds.filter(|(fd, _)| !fd.revents().is_empty());
-        let ready = ready.map(|(_, token)| token);
-        let due = self.deadlines.iter().filter(|(_, at)| *at <= now);
-        Ok(ready.chain(due.map(|(token, _)| *token)).collect())
+        let mut is_ready = self.fds.iter().map(|fd| !fd.revents().is_empty());
+        self.tokens.retain(|_| is_ready.next() == Some(true));
+        if !self.deadlines.is_empty() {
+            let now = Instant::now();
+            let due = self.deadlines.iter().filter(|(_, at)| *at <= now);
+            self.tokens.extend(due.map(|(token, _)| *token));
+        }
+        Ok(self.tokens)
     }
 }
 
