@@ -39,6 +39,8 @@ def start(connection):
         serve()
         sys.stdout.flush()
         status = 0
+    except ConnectionError:
+        pass  # the client has gone
     except Exception:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -72,7 +74,9 @@ while children or not stopping:
     if children < room and not stopping:
         events.register(queue, select.POLLIN)
     if signals in dict(events.poll()):
-        stopping |= not STOP.isdisjoint(os.read(signals, 4096))
+        if not STOP.isdisjoint(os.read(signals, 4096)):
+            stopping = True
+            queue.close()  # what waits there is for others
         while children and os.waitpid(-1, os.WNOHANG)[0]:
             children -= 1
         continue

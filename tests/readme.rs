@@ -20,8 +20,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::*;
 
-/// What is read here, from the directory of the package.
+/// Whose lines are run here, from the directory of the package.
 const PAGES: &[&str] = &["README.md", "docs/cookbook.md"];
+
+/// Whose links are followed besides.
+const OTHER_PAGES: &[&str] = &[
+    "CONTRIBUTING.md",
+    "contrib/README.md",
+    "docs/performance.md",
+];
 
 /// Lines that build the project, or need what they installed: `.ci/run` runs them.
 const RUN_BY_CI: &[&str] = &[
@@ -668,6 +675,67 @@ fn a_block_that_is_not_closed_is_a_failure() {
 #[should_panic(expected = "whose is")]
 fn a_file_without_a_name_is_a_failure() {
     Blocks::default().add("A file:\n\n```ini\n[x]\n```\n", "page");
+}
+
+/// Where the links of a page lead: `[text](target)`.
+fn targets(page: &str) -> impl Iterator<Item = &str> {
+    let behind = page.split("](").skip(1);
+    behind.filter_map(|rest| Some(rest.split_once(')')?.0))
+}
+
+/// The name that a heading has in a link.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let mut count = 0;
+    for name in [PAGES, OTHER_PAGES].concat() {
+        let page = root.join(name);
+        let text = read(&page);
+        for target in targets(&text).filter(|target| !target.contains("://")) {
+            count += 1;
+            let (path, fragment) = target.split_once('#').unwrap_or((target, ""));
+            let file = match path {
+                "" => page.clone(),
+                path => page.parent().unwrap().join(path),
+            };
+            assert!(file.is_file(), "{name}: {target}");
+            if !fragment.is_empty() {
+                let there = read(&file);
+                let mut headings = there.lines().filter(|line| line.starts_with('#'));
+                assert!(
+                    headings.any(|line| anchor(line) == fragment),
+                    "{name}: {target}"
+                );
+            }
+        }
+    }
+    assert!(count > 20, "only {count} links");
+}
+
+#[test]
+fn the_map_of_the_house_names_what_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("CONTRIBUTING.md")).unwrap();
+    // What stands between backticks; a program has more words.
+    let quoted = text.split('`').skip(1).step_by(2);
+    let rooms = ["src/", "tests/", "man/", "docs/", "benches/", ".ci/"];
+    let paths = quoted.filter_map(|quoted| quoted.split_whitespace().next());
+    let paths: Vec<_> = paths
+        .filter(|path| rooms.iter().any(|room| path.starts_with(room)))
+        .collect();
+    assert!(paths.len() > 20, "{paths:?}");
+    for path in paths {
+        assert!(root.join(path).exists(), "{path}");
+    }
 }
 
 #[test]
