@@ -589,6 +589,44 @@ readme! {
         assert_eq!(ask(port, "from here"), "from here");
     }
 
+    fn who_is_too_many_is_told(terminal: [
+        "echo 'busy, try again' >busy && fdaccept --max 10 --when-full ./busy 8888 | fdpool 10 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let mut clients: Vec<_> = (0..10).map(|_| connect(port)).collect();
+        for client in &mut clients {
+            client.write_all(b"hello\n").unwrap();
+            assert_eq!(first_line(client), "hello\n");
+        }
+        assert_eq!(first_line(&connect(port)), "busy, try again\n");
+    }
+
+    fn dead_clients_are_looked_for(terminal: [
+        "fdaccept -o keepalive=60 -o nodelay 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "alive"), "alive");
+    }
+
+    fn each_connection_is_logged(terminal: ["fdaccept -v 8888 | fdpool -v 4 -- cat"]) {
+        let process = terminal.run(0);
+        let port = process.port();
+        assert_eq!(ask(port, "seen"), "seen");
+        let line = process.line("fdpool: pid ");
+        assert!(line.ends_with(" from 127.0.0.1"), "{line}");
+        let line = process.line("fdpool: end ");
+        assert!(line.ends_with(" status 0"), "{line}");
+    }
+
+    fn a_free_port_is_in_a_file(terminal: [
+        "fdaccept --port-file ./port 127.0.0.1:0 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let text = std::fs::read_to_string(terminal.dir().join("port")).unwrap();
+        assert_eq!(text, format!("{port}\n"));
+        assert_eq!(ask(port, "found"), "found");
+    }
+
     fn a_rate_lets_connections_in(terminal: ["fdaccept --rate 50/1 8888 | fdpool 4 -- cat"]) {
         let port = terminal.run(0).port();
         assert_eq!(ask(port, "in time"), "in time");
