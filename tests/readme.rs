@@ -47,7 +47,7 @@ struct File {
     text: String,
 }
 
-/// What the code blocks of the pages have.
+/// The code blocks of the pages.
 #[derive(Default)]
 struct Blocks {
     /// Lines to paste, of blocks of sh.
@@ -65,7 +65,7 @@ impl Blocks {
         blocks
     }
 
-    /// The files that these lines name, and those that such files name.
+    /// The files that these lines name, and the files that such a file names.
     fn files_for(&self, lines: &[&str]) -> Vec<&File> {
         let mut texts = lines.to_vec();
         let mut found: Vec<&File> = Vec::new();
@@ -124,7 +124,7 @@ fn named_by(line: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The shells that are here: `sh`, and of the others those that are installed.
+/// `sh`, and every other shell that is installed.
 fn shells() -> Vec<&'static str> {
     let others = ["dash", "bash", "zsh", "ksh93", "busybox"];
     let others = others.into_iter().filter(|name| peer(name).is_some());
