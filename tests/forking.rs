@@ -46,6 +46,8 @@ impl Queue {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/forking.py");
         let mut command = Command::new(python()?);
         command.arg(source).arg(room.to_string());
+        // A handler that forgets to flush must not pass.
+        command.env_remove("PYTHONUNBUFFERED");
         command.stdin(self.read_end.try_clone().unwrap());
         Some(Process::start(command.stdout(Stdio::null())))
     }

@@ -917,6 +917,8 @@ impl Terminal {
         let mut shell = self.command(words.next().unwrap());
         shell.args(words).args(["-c", line]);
         shell.env("PATH", std::env::join_paths(dirs).unwrap());
+        // A handler that forgets to flush must not pass.
+        shell.env_remove("PYTHONUNBUFFERED");
         shell.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go"));
         shell.stdout(Stdio::null());
         self.processes.push(Process::start(&mut shell));
