@@ -5,7 +5,6 @@ mod support;
 
 mod access;
 mod addresses;
-mod descriptor_store;
 mod inherited_listeners;
 mod limits;
 mod privileges;

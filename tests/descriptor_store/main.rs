@@ -1,7 +1,13 @@
 //! `fdaccept --store`: what a service manager keeps of it from one start to the next. The manager
 //! is one of the test's own, which does what systemd does: see "FDSTORE=1" of sd_notify(3), and
 //! sd_listen_fds(3).
+//!
+//! A program of its own: a child that any other test starts has all that the manager has open until
+//! it is its program, so what the manager closes then would still be there for fdaccept.
 #![allow(unsafe_code)] // a child finds its descriptors before it becomes a program
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -17,10 +23,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use crate::support::{
-    Crowd, DEADLINE, Names, Process, Random, children, connect, connect_unix, descriptors,
-    eventually, exchange, path, peer, program, root, script, skip, socket_pair, take_apart, until,
-};
 use fdtools::queue;
 use fdtools::queue::message;
 use fdtools::queue::name::Name;
@@ -32,6 +34,10 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::unistd::{Pid, dup2_raw};
+use support::{
+    Crowd, DEADLINE, Names, Process, Random, children, connect, connect_unix, descriptors,
+    eventually, exchange, path, peer, program, root, script, skip, socket_pair, take_apart, until,
+};
 
 /// The names of the two ends of a queue.
 const WRITE_END: &str = "fdtools-queue-write";
