@@ -2,18 +2,14 @@
 //! once, one is killed, one ends as nobody comes. And pools that other programs have taken
 //! privileges from.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{self, *};
+use crate::support::*;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 // Who serves: all of them give back what they get.
 
@@ -57,6 +53,20 @@ impl Crew {
             command,
             rounds,
         }
+    }
+
+    /// A pool of so many, which may take a moment until it serves.
+    fn pool(&self, acceptor: &Acceptor, options: &[&str], size: usize) -> Pool {
+        let pool = Pool::on(acceptor).args(options).args(self.option);
+        let pool = pool.env(MARK, acceptor.name());
+        pool.slots(size, &self.command).start()
+    }
+
+    /// The same, once all of them were started.
+    fn full_pool(&self, acceptor: &Acceptor, size: usize) -> Pool {
+        let pool = self.pool(acceptor, &[], size);
+        pool.until_size(size);
+        pool
     }
 }
 
@@ -103,92 +113,29 @@ for_every_crew! {
 const MARK: &str = "FDTOOLS_TEST_MARK";
 
 /// fdaccept with a named queue, for pools that come and go.
-struct Acceptor {
-    names: Names,
-    process: Process,
-    port: u16,
+fn acceptor() -> Acceptor {
+    let names = Names::new();
+    let mark = names.path();
+    Fdaccept::bound_in(names).env(MARK, mark).start()
 }
 
-impl Acceptor {
-    fn start() -> Self {
-        let names = Names::new();
-        let mut command = program("fdaccept");
-        command.args(["--bind", &names.path(), "127.0.0.1:0"]);
-        let mut process = Process::start(command.env(MARK, names.directory.path()));
-        let port = process.port();
-        Self {
-            names,
-            process,
-            port,
-        }
-    }
-
-    /// A pool of so many, which may take a moment until it serves.
-    fn pool(&self, crew: &Crew, options: &[&str], size: usize) -> Process {
-        let mut command = program("fdpool");
-        command.args(["--connect", &self.names.path()]);
-        command.args(options).args(crew.option);
-        command.arg(size.to_string()).arg("--").args(&crew.command);
-        Process::start(command.env(MARK, self.names.directory.path()))
-    }
-
-    /// The same, once all of them were started.
-    fn full_pool(&self, crew: &Crew, size: usize) -> Process {
-        let pool = self.pool(crew, &[], size);
-        until_size(&pool, size);
-        pool
-    }
-
-    fn client(&self) -> Client {
-        Client(connect(self.port))
-    }
-
-    /// Clients that have sent who they are, and all that they will.
-    fn crowd(&self, count: usize) -> Vec<(String, Client)> {
-        let client = |number: usize| {
-            let mut client = self.client();
-            let text = format!("client {number}\n");
-            client.send(&text);
-            client.end();
-            (text, client)
-        };
-        (0..count).map(client).collect()
-    }
-
-    /// Stops it. Then nobody may be left, and nothing may have been lost.
-    #[track_caller]
-    fn finish(mut self) {
-        self.process.signal(Signal::SIGTERM);
-        let (status, log) = self.process.finish();
-        assert_eq!(status.code(), Some(0), "{log}");
-        until("every process to end", || self.left().is_empty());
-    }
-
-    /// The processes of this test that are there.
-    fn left(&self) -> Vec<Pid> {
-        let directory = self.names.directory.path().to_str().unwrap();
-        let mark = format!("{MARK}={directory}");
-        let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let marked = pids.filter(|pid: &i32| {
-            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let mut variables = environment.split(|byte| *byte == 0);
-            variables.any(|variable| variable == mark.as_bytes())
-        });
-        marked.map(Pid::from_raw).collect()
-    }
+/// The processes of a test that are there.
+fn left(acceptor: &Acceptor) -> Vec<Pid> {
+    processes_with(MARK, acceptor.name())
 }
 
-fn until_size(pool: &Process, size: usize) {
-    let pid = pool.pid();
-    until(&format!("a pool of {size}"), || children(pid).len() == size);
+/// Stops fdaccept. Then nobody may be left, and nothing may have been lost.
+#[track_caller]
+fn finish(mut acceptor: Acceptor) {
+    acceptor.stop();
+    until("every process to end", || left(&acceptor).is_empty());
 }
 
 /// Waits until `count` of a pool have a connection in hand, and returns who.
 #[track_caller]
-fn until_busy(pool: &Process, count: usize) -> Vec<Pid> {
+fn until_busy(pool: &Pool, count: usize) -> Vec<Pid> {
     eventually(&format!("{count} connections in hand"), || {
-        let mut members = children(pool.pid());
+        let mut members = pool.children();
         members.retain(|member| is_busy(pool, *member));
         (members.len() == count).then_some(members)
     })
@@ -196,302 +143,164 @@ fn until_busy(pool: &Process, count: usize) -> Vec<Pid> {
 
 /// Whether a slot with its handler, or a worker, has a socket open that the pool has not: what the
 /// pool has is the queue, until one of them is told to end.
-fn is_busy(pool: &Process, member: Pid) -> bool {
-    let sockets = |pid| {
-        let open = descriptors(pid).into_iter();
-        open.filter(|(_, what)| what.starts_with("socket:"))
-            .map(|(_, what)| what)
-    };
-    let common: Vec<_> = sockets(pool.pid()).collect();
+fn is_busy(pool: &Pool, member: Pid) -> bool {
+    let common = sockets(pool.pid());
     let processes = std::iter::once(member).chain(children(member));
     processes
         .flat_map(sockets)
         .any(|socket| !common.contains(&socket))
 }
 
-/// Asks a pool to end.
+/// Asks a pool to end, which it does well, and neither it nor who served in it has said anything.
 #[track_caller]
 fn stop(pool: &mut Process) {
-    pool.signal(Signal::SIGTERM);
-    assert_ends_quietly(pool);
-}
-
-/// Expects that a pool ends well, and that neither it nor who served in it has said anything.
-#[track_caller]
-fn assert_ends_quietly(pool: &mut Process) {
-    let (status, log) = pool.finish();
-    assert_eq!((status.code(), log.as_str()), (Some(0), ""));
-}
-
-#[track_caller]
-fn slay(pool: &mut Process) {
-    pool.signal(Signal::SIGKILL);
-    assert_eq!(pool.wait().signal(), Some(Signal::SIGKILL as i32));
-}
-
-struct Client(TcpStream);
-
-impl Client {
-    fn send(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).unwrap();
-    }
-
-    /// Sends no more.
-    fn end(&self) {
-        self.0.shutdown(Shutdown::Write).unwrap();
-    }
-
-    /// Whether it is served: a line comes back.
-    fn is_served(&mut self) -> bool {
-        let sent = self.0.write_all(b"ping\n");
-        let mut line = [0; 5];
-        sent.is_ok() && self.0.read_exact(&mut line).is_ok() && line == *b"ping\n"
-    }
-
-    #[track_caller]
-    fn assert_is_served(&mut self) {
-        assert!(self.is_served());
-    }
-
-    /// Everything until the end.
-    #[track_caller]
-    fn rest(mut self) -> String {
-        let mut rest = String::new();
-        self.0.read_to_string(&mut rest).unwrap();
-        rest
-    }
-
-    /// Sends no more, so that its service ends, and waits for that.
-    #[track_caller]
-    fn finish(self) {
-        self.end();
-        assert_eq!(self.rest(), "");
-    }
-
-    fn is_answered(&self) -> bool {
-        support::is_answered(&self.0)
-    }
-}
-
-#[track_caller]
-fn assert_wait(crowd: &[(String, Client)]) {
-    assert!(!crowd.iter().any(|(_, client)| client.is_answered()));
-}
-
-#[track_caller]
-fn assert_are_served(crowd: Vec<(String, Client)>) {
-    for (text, client) in crowd {
-        assert_eq!(client.rest(), text);
-    }
-}
-
-// Load.
-
-/// A request that no other client makes. It fits into the buffers of two sockets, since it is
-/// sent before the first byte of the answer is read.
-fn request(client: usize, number: usize) -> Vec<u8> {
-    let mut random = Random((client * 1_000_000 + number) as u64);
-    let mut text = format!("client {client}, request {number}\n").into_bytes();
-    let length = random.below(8 * 1024);
-    text.extend((0..length).map(|_| random.below(256) as u8));
-    text
-}
-
-/// Counts the clients that were served.
-#[derive(Default)]
-struct Tally(AtomicUsize);
-
-impl Tally {
-    /// Waits until one more is.
-    #[track_caller]
-    fn wait(&self) {
-        let before = self.0.load(Ordering::SeqCst);
-        until("a client to be served", || {
-            self.0.load(Ordering::SeqCst) > before
-        });
-    }
-}
-
-/// Does `trouble` while clients want their own bytes back, each of them one time after another
-/// with a pause of less than `pause` microseconds. What they still have under way after that is
-/// for the pool that is left, which `trouble` returns.
-fn under_load(port: u16, pause: u64, trouble: impl FnOnce(&Tally) -> Process) -> Process {
-    let (done, tally) = (AtomicBool::new(false), Tally::default());
-    std::thread::scope(|scope| {
-        for client in 0..6 {
-            let (done, tally) = (&done, &tally);
-            scope.spawn(move || {
-                let mut random = Random(client as u64);
-                for number in 0.. {
-                    let text = request(client, number);
-                    let answer = try_exchange(port, &text);
-                    let answer = answer.unwrap_or_else(|error| {
-                        panic!("client {client}, request {number}: {error}")
-                    });
-                    assert!(answer == text, "client {client}, request {number}");
-                    tally.0.fetch_add(1, Ordering::SeqCst);
-                    if done.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    if pause > 0 {
-                        random.pause(pause);
-                    }
-                }
-            });
-        }
-        let pool = trouble(&tally);
-        done.store(true, Ordering::SeqCst);
-        pool
-    })
+    assert_eq!(pool.stop(), "");
 }
 
 // One pool after another.
 
 fn replace_under_load(crew: &Crew) {
-    let acceptor = Acceptor::start();
+    let acceptor = acceptor();
     let mut leaving = Vec::new();
     let mut last = under_load(acceptor.port, 0, |tally| {
         let mut random = Random(1);
-        let mut pool = acceptor.full_pool(crew, 3);
+        let mut pool = crew.full_pool(&acceptor, 3);
         for _ in 0..crew.rounds {
             tally.wait();
             random.pause(20_000);
-            let next = acceptor.full_pool(crew, 3);
+            let next = crew.full_pool(&acceptor, 3);
             random.pause(2_000);
-            pool.signal(Signal::SIGTERM);
+            pool.term();
             leaving.push(std::mem::replace(&mut pool, next));
         }
         pool
     });
-    leaving.iter_mut().for_each(assert_ends_quietly);
+    for pool in &mut leaving {
+        pool.expect_quiet_end();
+    }
     stop(&mut last);
-    acceptor.finish();
+    finish(acceptor);
 }
 
 fn let_generations_finish(crew: &Crew) {
-    let acceptor = Acceptor::start();
-    let mut newest = acceptor.full_pool(crew, 2);
+    let acceptor = acceptor();
+    let mut newest = crew.full_pool(&acceptor, 2);
     let mut old = Vec::new();
     for _ in 0..3 {
         // It stays with the pool that took it.
-        let mut client = acceptor.client();
-        client.assert_is_served();
+        let client = acceptor.client();
+        client.expect_served();
         until_busy(&newest, 1);
-        let next = acceptor.full_pool(crew, 2);
-        newest.signal(Signal::SIGTERM);
+        let next = crew.full_pool(&acceptor, 2);
+        newest.term();
         // Whoever has nothing in hand goes, and takes nothing more.
-        until_size(&newest, 1);
+        newest.until_size(1);
         old.push((client, std::mem::replace(&mut newest, next)));
     }
     for (client, pool) in &mut old {
-        client.assert_is_served();
+        client.expect_served();
         until_busy(pool, 1);
     }
     // The newest serves what comes now.
-    let mut clients = [acceptor.client(), acceptor.client()];
-    clients.iter_mut().for_each(Client::assert_is_served);
+    let clients = [acceptor.client(), acceptor.client()];
+    clients.iter().for_each(Client::expect_served);
     until_busy(&newest, 2);
     clients.into_iter().for_each(Client::finish);
     // The end of one is not that of the others.
     while let Some((client, mut pool)) = (!old.is_empty()).then(|| old.remove(old.len() / 2)) {
         client.finish();
-        assert_ends_quietly(&mut pool);
+        pool.expect_quiet_end();
         for (client, pool) in &mut old {
-            client.assert_is_served();
+            client.expect_served();
             assert!(pool.is_running());
         }
     }
-    assert_are_served(acceptor.crowd(10));
+    Crowd::connect(acceptor.port, 10).expect_served();
     stop(&mut newest);
-    acceptor.finish();
+    finish(acceptor);
 }
 
 // A pool that is killed.
 
 fn kill_beside_a_new_pool(crew: &Crew) {
-    let acceptor = Acceptor::start();
-    let mut pool = acceptor.full_pool(crew, 3);
-    let mut clients = [acceptor.client(), acceptor.client()];
-    clients.iter_mut().for_each(Client::assert_is_served);
+    let acceptor = acceptor();
+    let mut pool = crew.full_pool(&acceptor, 3);
+    let clients = [acceptor.client(), acceptor.client()];
+    clients.iter().for_each(Client::expect_served);
     let busy = until_busy(&pool, 2);
-    let members = children(pool.pid());
-    slay(&mut pool);
+    let members = pool.children();
+    pool.slay();
     for idle in members.iter().filter(|member| !busy.contains(member)) {
-        until("the end of who had nothing in hand", || !is_alive(*idle));
+        until_gone(*idle);
     }
-    let crowd = acceptor.crowd(5);
-    clients.iter_mut().for_each(Client::assert_is_served);
-    assert_wait(&crowd);
-    let mut next = acceptor.full_pool(crew, 2);
-    assert_are_served(crowd);
-    clients.iter_mut().for_each(Client::assert_is_served);
+    let crowd = Crowd::connect(acceptor.port, 5);
+    clients.iter().for_each(Client::expect_served);
+    crowd.expect_waiting();
+    let mut next = crew.full_pool(&acceptor, 2);
+    crowd.expect_served();
+    clients.iter().for_each(Client::expect_served);
     assert!(busy.iter().all(|member| is_alive(*member)));
     clients.into_iter().for_each(Client::finish);
     for member in busy {
-        until("the end of who has finished", || !is_alive(member));
+        until_gone(member);
     }
     stop(&mut next);
-    acceptor.finish();
-}
-
-/// How many sockets a process has open.
-fn sockets(pid: Pid) -> usize {
-    let open = descriptors(pid).into_iter();
-    open.filter(|(_, what)| what.starts_with("socket:")).count()
+    finish(acceptor);
 }
 
 fn kill_while_connections_wait(crew: &Crew) {
-    let acceptor = Acceptor::start();
-    let mut pool = acceptor.full_pool(crew, 2);
-    let mut clients = [acceptor.client(), acceptor.client()];
-    clients.iter_mut().for_each(Client::assert_is_served);
+    let acceptor = acceptor();
+    let mut pool = crew.full_pool(&acceptor, 2);
+    let clients = [acceptor.client(), acceptor.client()];
+    clients.iter().for_each(Client::expect_served);
     let busy = until_busy(&pool, 2);
-    let crowd = acceptor.crowd(5);
-    let before: Vec<_> = busy.iter().map(|member| sockets(*member)).collect();
-    slay(&mut pool);
+    let crowd = Crowd::connect(acceptor.port, 5);
+    let before: Vec<_> = busy.iter().map(|member| sockets(*member).len()).collect();
+    pool.slay();
     // They have TERM at once, but may take a moment to mind it.
     for (member, before) in busy.iter().zip(before) {
         until("who is busy to leave the queue", || {
-            sockets(*member) < before
+            sockets(*member).len() < before
         });
     }
-    clients.iter_mut().for_each(Client::assert_is_served);
+    clients.iter().for_each(Client::expect_served);
     clients.into_iter().for_each(Client::finish);
     for member in busy {
-        until("the end of who has finished", || !is_alive(member));
+        until_gone(member);
     }
-    assert_wait(&crowd);
-    let mut next = acceptor.full_pool(crew, 2);
-    assert_are_served(crowd);
+    crowd.expect_waiting();
+    let mut next = crew.full_pool(&acceptor, 2);
+    crowd.expect_served();
     stop(&mut next);
-    acceptor.finish();
+    finish(acceptor);
 }
 
 /// Slots and the examples finish what they have in hand, so there is nothing to be lost. Some
 /// pools are killed while they start.
 fn kill_under_load(crew: &Crew) {
-    let acceptor = Acceptor::start();
+    let acceptor = acceptor();
     let mut killed = Vec::new();
     let mut last = under_load(acceptor.port, 0, |tally| {
         let mut random = Random(2);
         for round in 0..crew.rounds {
-            let mut pool = acceptor.pool(crew, &[], 3);
+            let mut pool = crew.pool(&acceptor, &[], 3);
             if round % 3 > 0 {
                 tally.wait();
             }
             random.pause(20_000);
-            slay(&mut pool);
+            pool.slay();
             killed.push(pool);
         }
-        acceptor.full_pool(crew, 3)
+        crew.full_pool(&acceptor, 3)
     });
     stop(&mut last);
-    let acceptors = [acceptor.process.pid()];
-    until("the end of all others", || acceptor.left() == acceptors);
+    until("the end of all others", || {
+        left(&acceptor) == [acceptor.pid()]
+    });
     for pool in &mut killed {
         assert_eq!(pool.finish().1, "");
     }
-    acceptor.finish();
+    finish(acceptor);
 }
 
 // A pool that ends as nobody comes.
@@ -535,21 +344,20 @@ fn assert_ends_idle(pool: &mut Process, limit: Duration, since: Instant) {
 #[test]
 fn exit_idle_does_not_end_slots_while_a_connection_is_open() {
     with_limit(|limit| {
-        let acceptor = Acceptor::start();
-        let mut client = acceptor.client();
+        let acceptor = acceptor();
+        let client = acceptor.client();
         client.send("hello\n");
         let start = Instant::now();
-        let mut pool = acceptor.pool(&Crew::slots(), &["--exit-idle", &seconds(limit)], 2);
+        let mut pool = Crew::slots().pool(&acceptor, &["--exit-idle", &seconds(limit)], 2);
         until_answered(&client, &mut pool);
         if start.elapsed() >= limit {
             return None;
         }
-        let mut line = [0; 6];
-        client.0.read_exact(&mut line).unwrap();
+        assert_eq!(client.line(), "hello");
         // Nothing happens there, and it is in service all the same.
         std::thread::sleep(limit * 2);
         assert_eq!(pool.log(), "");
-        client.assert_is_served();
+        client.expect_served();
         Some(())
     });
 }
@@ -557,11 +365,11 @@ fn exit_idle_does_not_end_slots_while_a_connection_is_open() {
 /// Workers are busy for as long as they do something.
 fn keep_busy(crew: &Crew) {
     with_limit(|limit| {
-        let acceptor = Acceptor::start();
-        let mut client = acceptor.client();
+        let acceptor = acceptor();
+        let client = acceptor.client();
         let mut times = [Instant::now(); 2];
         let mut longest = Duration::ZERO;
-        let mut pool = acceptor.pool(crew, &["--exit-idle", &seconds(limit)], 2);
+        let mut pool = crew.pool(&acceptor, &["--exit-idle", &seconds(limit)], 2);
         let end = times[0] + limit * 3;
         while Instant::now() < end {
             // Since before the last exchange until after this one: the worker rested for less.
@@ -572,9 +380,7 @@ fn keep_busy(crew: &Crew) {
             if longest >= limit {
                 return None;
             }
-            let mut line = [0; 5];
-            client.0.read_exact(&mut line).unwrap();
-            assert_eq!(&line, b"ping\n");
+            assert_eq!(client.line(), "ping");
             assert_eq!(pool.log(), "");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -600,11 +406,11 @@ fn exit_idle_does_not_end_workers_whose_children_exchange_bytes_more_often() {
 
 fn stop_after_the_last_service(crew: &Crew) {
     with_limit(|limit| {
-        let acceptor = Acceptor::start();
+        let acceptor = acceptor();
         let client = acceptor.client();
         client.end();
         let mut since = Instant::now();
-        let mut pool = acceptor.pool(crew, &["--exit-idle", &seconds(limit)], 2);
+        let mut pool = crew.pool(&acceptor, &["--exit-idle", &seconds(limit)], 2);
         until_answered(&client, &mut pool);
         for _ in 0..2 {
             if since.elapsed() >= limit {
@@ -620,18 +426,18 @@ fn stop_after_the_last_service(crew: &Crew) {
             }
         }
         assert_ends_idle(&mut pool, limit, since);
-        acceptor.finish();
+        finish(acceptor);
         Some(())
     });
 }
 
 fn stop_without_any_service(crew: &Crew) {
     let limit = Duration::from_millis(300);
-    let acceptor = Acceptor::start();
+    let acceptor = acceptor();
     let start = Instant::now();
-    let mut pool = acceptor.pool(crew, &["--exit-idle", &seconds(limit)], 2);
+    let mut pool = crew.pool(&acceptor, &["--exit-idle", &seconds(limit)], 2);
     assert_ends_idle(&mut pool, limit, start);
-    acceptor.finish();
+    finish(acceptor);
 }
 
 #[test]
@@ -640,9 +446,9 @@ fn exit_idle_ends_a_pool_that_never_saw_fdaccept() {
     let limit = Duration::from_millis(300);
     for option in [None, Some("--worker")] {
         let start = Instant::now();
-        let mut command = program("fdpool");
-        command.args(["--connect", &names.path(), "--exit-idle", "0.3"]);
-        let mut pool = Process::start(command.args(option).args(["2", "--", "cat"]));
+        let options = ["--exit-idle", "0.3"].into_iter().chain(option);
+        let pool = Pool::on(&names.path()).args(options);
+        let mut pool = pool.slots(2, ["cat"]).start();
         pool.line("; waiting");
         assert_ends_idle(&mut pool, limit, start);
     }
@@ -650,17 +456,17 @@ fn exit_idle_ends_a_pool_that_never_saw_fdaccept() {
 
 fn stop_when_fdaccept_has_gone(crew: &Crew) {
     with_limit(|limit| {
-        let mut acceptor = Acceptor::start();
+        let mut acceptor = acceptor();
         let client = acceptor.client();
         client.end();
         let start = Instant::now();
-        let mut pool = acceptor.pool(crew, &["--exit-idle", &seconds(limit)], 2);
+        let mut pool = crew.pool(&acceptor, &["--exit-idle", &seconds(limit)], 2);
         until_answered(&client, &mut pool);
         if start.elapsed() >= limit {
             return None;
         }
-        acceptor.process.signal(Signal::SIGTERM);
-        acceptor.process.wait();
+        acceptor.term();
+        acceptor.wait();
         // It has gone before the pool may.
         if start.elapsed() >= limit {
             return None;
@@ -671,33 +477,32 @@ fn stop_when_fdaccept_has_gone(crew: &Crew) {
 }
 
 fn leave_the_rest_to_the_next_pool(crew: &Crew) {
-    let acceptor = Acceptor::start();
-    let mut pool = acceptor.pool(crew, &["--exit-idle", "0.2"], 2);
-    assert_eq!(pool.wait().code(), Some(0));
-    let crowd = acceptor.crowd(10);
-    assert_wait(&crowd);
-    let mut next = acceptor.full_pool(crew, 2);
-    assert_are_served(crowd);
+    let acceptor = acceptor();
+    let mut pool = crew.pool(&acceptor, &["--exit-idle", "0.2"], 2);
+    pool.expect_exit(0);
+    let crowd = Crowd::connect(acceptor.port, 10);
+    crowd.expect_waiting();
+    let mut next = crew.full_pool(&acceptor, 2);
+    crowd.expect_served();
     stop(&mut next);
-    acceptor.finish();
+    finish(acceptor);
 }
 
 fn stop_idle_under_load(crew: &Crew) {
     const LIMIT: &str = "0.01";
-    let acceptor = Acceptor::start();
+    let acceptor = acceptor();
     // Mostly the next one comes before the limit has passed, and sometimes none does.
     let mut last = under_load(acceptor.port, 100_000, |_| {
         for _ in 0..crew.rounds {
-            let mut pool = acceptor.pool(crew, &["--exit-idle", LIMIT], 2);
-            let (status, log) = pool.finish();
-            assert_eq!(status.code(), Some(0));
+            let mut pool = crew.pool(&acceptor, &["--exit-idle", LIMIT], 2);
+            let log = pool.expect_end(0);
             let line = format!("fdpool: nothing was served for {LIMIT} s; stopping");
             assert_eq!(log, line);
         }
-        acceptor.full_pool(crew, 2)
+        crew.full_pool(&acceptor, 2)
     });
     stop(&mut last);
-    acceptor.finish();
+    finish(acceptor);
 }
 
 // Pools that others have taken privileges from.
@@ -708,27 +513,9 @@ const WHO: &str = "echo $(id -u) $(id -g) $(id -G)";
 const NOBODY: &str = "65534 65534 65534\n";
 
 /// Copies of the programs where everybody may look, as where they were built perhaps nobody may.
-struct Programs(Names);
+struct Programs(TempDir);
 
 impl Programs {
-    fn new() -> Self {
-        let names = Names::new();
-        let directory = names.directory.path();
-        let everybody = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(directory, everybody).unwrap();
-        // Another process writes them, as in support::executable.
-        let mut copy = Command::new("cp");
-        for name in ["fdaccept", "fdpool", "fdrecv"] {
-            copy.arg(bin_dir().join(name));
-        }
-        assert!(copy.arg(directory).status().unwrap().success());
-        Self(names)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.directory.path().join(name)
-    }
-
     /// A shell script that finds the programs, and two more: a handler that says what `probe`
     /// does, as `$HANDLER`, and a worker of which that is said, as `$WORKER`. What has neither
     /// environment nor path finds the programs through `$1` to `$3`.
@@ -739,11 +526,11 @@ impl Programs {
         );
         let mut command = script("sh", text);
         command.arg("sh");
-        command.args(["fdaccept", "fdpool", "fdrecv"].map(|name| self.path(name)));
+        command.args(["fdaccept", "fdpool", "fdrecv"].map(|name| copy_of(name, self.0.path())));
         command.env("HANDLER", probe).env("WORKER", worker);
         command.env("READY", "");
-        command.env("QUEUE", self.0.path());
-        command.current_dir(self.0.directory.path());
+        command.env("QUEUE", self.0.path().join("queue"));
+        command.current_dir(&self.0);
         command
     }
 }
@@ -759,9 +546,9 @@ const OF_WORKERS: &str = "--worker 2 -- sh -c \"$WORKER\" \"$3\"";
 /// The same of a pool with these arguments. It has its queue by a ticket.
 #[track_caller]
 fn observe_pool(wrapper: &str, arguments: &str, probe: &str) -> String {
-    let programs = Programs::new();
+    let programs = Programs(open_dir());
     let text = format!("\"$1\" 127.0.0.1:0 | {wrapper} \"$2\" {arguments}");
-    let mut process = Process::start(&mut programs.script(&text, probe));
+    let mut process = programs.script(&text, probe).start();
     let port = process.port();
     let answer = text_of(port);
     // The others say the same.
@@ -791,17 +578,16 @@ fn a_pool_of_another_user_has_its_queue_from_root_by_a_ticket() {
 }
 
 /// fdaccept of root, whose named queue everybody may use, and a pool of somebody else.
-fn foreign_pool(arguments: &str) -> Option<(Programs, Process, u16, Process)> {
+fn foreign_pool(arguments: &str) -> Option<(Programs, Process, u16, Pool)> {
     if !root() || peer("setpriv").is_none() {
         return None;
     }
-    let programs = Programs::new();
+    let programs = Programs(open_dir());
     let text = "exec \"$1\" --bind \"$QUEUE\" --mode 0666 127.0.0.1:0";
-    let mut acceptor = Process::start(&mut programs.script(text, WHO));
+    let mut acceptor = programs.script(text, WHO).start();
     let port = acceptor.port();
     let text = format!("exec {AS_NOBODY} \"$2\" --connect \"$QUEUE\" {arguments}");
-    let mut command = programs.script(&text, WHO);
-    let pool = Process::start(command.env("READY", "1"));
+    let pool = Pool::of(programs.script(&text, WHO).env("READY", "1"));
     Some((programs, acceptor, port, pool))
 }
 
@@ -836,13 +622,10 @@ fn a_pool_of_another_user_replaces_its_workers() {
         for _ in 0..4 {
             assert_eq!(text_of(port), NOBODY);
         }
-        let before = children(pool.pid());
+        let before = pool.children();
         pool.signal(Signal::SIGHUP);
         pool.line("reload: done");
-        until("two new workers", || {
-            let now = children(pool.pid());
-            now.len() == 2 && !before.iter().any(|worker| now.contains(worker))
-        });
+        pool.until_replaced(&before, 2);
         // What was started by one may outlive it for a moment, and still take something.
         until("the end of all that is old", || {
             !before.iter().any(|worker| is_group_alive(*worker))
@@ -866,15 +649,15 @@ fn a_pool_serves_on_all_its_slots_with_32_descriptors() {
     let Some(prlimit) = peer("prlimit") else {
         return;
     };
-    let acceptor = Acceptor::start();
+    let acceptor = acceptor();
     let mut command = Command::new(prlimit);
     command
         .arg("--nofile=32")
         .arg(bin_dir().join("fdpool"))
-        .args(["--connect", &acceptor.names.path(), "64", "--", "cat"]);
+        .args(["--connect", acceptor.name(), "64", "--", "cat"]);
     let mut pool = Process::start(&mut command);
-    let mut clients: Vec<_> = (0..64).map(|_| acceptor.client()).collect();
-    clients.iter_mut().for_each(Client::assert_is_served);
+    let clients: Vec<_> = (0..64).map(|_| acceptor.client()).collect();
+    clients.iter().for_each(Client::expect_served);
     clients.into_iter().for_each(Client::finish);
     stop(&mut pool);
 }
@@ -906,13 +689,13 @@ fn env_empties_the_environment_of_workers() {
 
 #[test]
 fn env_leaves_to_handlers_what_is_known_of_their_client() {
-    let programs = Programs::new();
+    let programs = Programs(open_dir());
     let text = "\"$1\" 127.0.0.1:0 | env -i WORD=here \"$2\" 2 -- sh -c \"$HANDLER\"";
-    let mut process = Process::start(&mut programs.script(text, ENVIRONMENT));
+    let mut process = programs.script(text, ENVIRONMENT).start();
     let port = process.port();
-    let client = connect(port);
-    let remote = client.local_addr().unwrap().port();
-    let text = Client(client).rest();
+    let client = Client::connect(port);
+    let remote = client.local_port();
+    let text = client.rest();
     let mut lines: Vec<_> = text.lines().collect();
     lines.sort_unstable();
     let expected = [

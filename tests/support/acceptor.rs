@@ -1,0 +1,213 @@
+//! fdaccept as most tests want it.
+
+use std::ffi::{OsStr, OsString};
+use std::io::PipeReader;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use fdtools::queue::Receiver;
+use fdtools::queue::name::Name;
+use fdtools::queue::trust::Trust;
+
+use super::*;
+
+/// Any free port.
+pub const ADDRESS: &str = "127.0.0.1:0";
+
+/// A command line of fdaccept. It listens at [`ADDRESS`] unless it is told otherwise.
+pub struct Fdaccept {
+    command: Command,
+    names: Names,
+    name: Option<String>,
+    pipe: Option<PipeReader>,
+    addresses: Vec<OsString>,
+    /// The command of a chain.
+    words: Vec<OsString>,
+}
+
+impl Fdaccept {
+    /// With nothing that says where connections go.
+    pub fn plain() -> Self {
+        Self {
+            command: program("fdaccept"),
+            names: Names::new(),
+            name: None,
+            pipe: None,
+            addresses: Vec::new(),
+            words: Vec::new(),
+        }
+    }
+
+    /// `--bind` at a path of its own.
+    pub fn bound() -> Self {
+        Self::bound_in(Names::new())
+    }
+
+    /// The same in a directory that a test has already.
+    pub fn bound_in(names: Names) -> Self {
+        let mut bound = Self::bound_at(&names.path());
+        bound.names = names;
+        bound
+    }
+
+    /// `--bind NAME`
+    pub fn bound_at(name: &str) -> Self {
+        Self::plain().bound_as(name.to_owned())
+    }
+
+    fn bound_as(mut self, name: String) -> Self {
+        self.command.args(["--bind", &name]);
+        self.name = Some(name);
+        self
+    }
+
+    /// With a pipe on its standard output, whose read end the acceptor has.
+    pub fn piped() -> Self {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut plain = Self::plain();
+        plain.command.stdout(writer);
+        plain.pipe = Some(reader);
+        plain
+    }
+
+    /// `-- WORDS`
+    pub fn chain(words: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
+        let mut plain = Self::plain();
+        plain.words = words.into_iter().map(|word| word.as_ref().into()).collect();
+        plain
+    }
+
+    pub fn args(mut self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.command.stdout(stdout);
+        self
+    }
+
+    /// Listens here. [`ADDRESS`] is only meant where this is never said.
+    pub fn listen(mut self, address: impl AsRef<OsStr>) -> Self {
+        self.addresses.push(address.as_ref().into());
+        self
+    }
+
+    /// Starts it, and waits until it listens everywhere.
+    #[track_caller]
+    pub fn start(mut self) -> Acceptor {
+        if self.addresses.is_empty() {
+            self.addresses.push(ADDRESS.into());
+        }
+        self.command.args(&self.addresses);
+        if !self.words.is_empty() {
+            self.command.arg("--").args(&self.words);
+        }
+        let mut process = Process::start(&mut self.command);
+        let mut ports = Vec::new();
+        for _ in &self.addresses {
+            let address = process.listening();
+            ports.extend(
+                address
+                    .rsplit_once(':')
+                    .and_then(|(_, port)| port.parse::<u16>().ok()),
+            );
+        }
+        Acceptor {
+            process,
+            port: ports.first().copied().unwrap_or(0),
+            ports,
+            names: self.names,
+            name: self.name,
+            pipe: self.pipe,
+        }
+    }
+}
+
+/// An fdaccept that listens.
+pub struct Acceptor {
+    pub process: Process,
+    /// The first port.
+    pub port: u16,
+    pub ports: Vec<u16>,
+    /// A directory for its name, and for what else a test needs.
+    pub names: Names,
+    name: Option<String>,
+    pipe: Option<PipeReader>,
+}
+
+impl Deref for Acceptor {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Acceptor {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Acceptor {
+    /// The name of its queue.
+    pub fn name(&self) -> &str {
+        self.name.as_ref().unwrap()
+    }
+
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::connect(self.port)
+    }
+
+    /// The read end of its pipe. It is not held here any more.
+    pub fn take_pipe(&mut self) -> PipeReader {
+        self.pipe.take().unwrap()
+    }
+
+    /// `fdrecv` as its consumer, at the name or at a copy of the pipe.
+    pub fn fdrecv(&self) -> Command {
+        let mut command = program("fdrecv");
+        self.give_to(&mut command);
+        command
+    }
+
+    /// A consumer in this process.
+    pub fn receiver(&self) -> Receiver {
+        let name = Name::parse(self.name().as_ref()).unwrap();
+        Receiver::connect(&name, &Trust::everybody()).unwrap()
+    }
+
+    /// Expects an end without failure, after nothing but the lines that say where it listens and
+    /// what its counters are.
+    #[track_caller]
+    pub fn expect_clean_end(&mut self) {
+        let log = self.process.expect_end(0);
+        let lines = besides_counters(&log);
+        assert!(
+            lines.iter().all(|line| line.contains(": listening on ")),
+            "{log}"
+        );
+    }
+}
+
+impl Source for Acceptor {
+    fn give_to(&self, consumer: &mut Command) {
+        match (&self.name, &self.pipe) {
+            (Some(name), _) => consumer.args(["--connect", name]),
+            (None, pipe) => consumer.stdin(pipe.as_ref().unwrap().try_clone().unwrap()),
+        };
+    }
+}
