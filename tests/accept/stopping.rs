@@ -1,20 +1,20 @@
 //! How fdaccept ends: by a signal, with its command, or with its consumers.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, PipeReader, Read, Write};
-use std::net::Shutdown;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::support::{self, *};
+use crate::support::*;
 use fdtools::queue::{Received, Receiver};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::SockType;
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 
 const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 
@@ -27,197 +27,140 @@ const STAYS: &str = "trap 'echo got TERM >&2; exit 5' TERM; trap 'echo got INT >
 const IGNORES: &str = "trap '' TERM INT; echo ready >&2; fdrecv -- cat; echo closed $? >&2; \
                        while :; do sleep 0.05; done";
 
-fn sh(text: &str) -> Process {
-    Process::start(&mut script("sh", text))
+/// `fdaccept OPTIONS ADDRESS -- sh -c TEXT`
+fn chain(options: &[&str], text: &str) -> Acceptor {
+    Fdaccept::chain(sh_c(text)).args(options).start()
 }
 
-/// `fdaccept` with these arguments and this shell script as its command.
-fn chain(arguments: &[&str], text: &str) -> Process {
-    let mut command = program("fdaccept");
-    command.args(arguments).args(["--", "sh", "-c", text]);
-    Process::start(&mut command)
+/// With [`ADDRESS`] and with a path, which fdaccept removes when it closes the listener: so that
+/// can be seen, where the number of a port may be somebody else's by then.
+fn with_path(fdaccept: Fdaccept) -> Acceptor {
+    let path = fdaccept.names.text("s");
+    fdaccept.listen(ADDRESS).listen(path).start()
 }
 
-/// `fdaccept` with these arguments, whose pipe leads to `reader`.
-fn behind_a_pipe(arguments: &[&str]) -> (Process, PipeReader) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut command = program("fdaccept");
-    let process = Process::start(command.args(arguments).stdout(writer));
-    (process, reader)
+/// As [`chain`], with a path.
+fn chain_with_path(options: &[&str], text: &str) -> Acceptor {
+    with_path(Fdaccept::chain(sh_c(text)).args(options))
 }
 
-fn pool(reader: PipeReader, arguments: &[&str]) -> Process {
-    let mut command = program("fdpool");
-    Process::start(command.args(arguments).stdin(reader))
+fn unix_client(acceptor: &Acceptor) -> Client<UnixStream> {
+    Client::connect_unix(acceptor.names.file("s"))
 }
 
-/// Stops a process, does something, and lets it find that and `signals` at once when it goes on.
+/// Waits until nobody listens at the path any more.
 #[track_caller]
-fn at_once(process: &Process, signals: &[Signal], action: impl FnOnce()) {
-    process.signal(Signal::SIGSTOP);
-    until("the stop", || state(process.pid()) == Some('T'));
-    action();
-    for signal in signals {
-        process.signal(*signal);
-    }
-    process.signal(Signal::SIGCONT);
+fn expect_closed(acceptor: &Acceptor) {
+    let path = acceptor.names.file("s");
+    until("the end of the listener", || !path.exists());
+    assert!(UnixStream::connect(path).is_err());
 }
 
-/// A path for a listener of `fdaccept`, which it removes when it closes the listener: so that can
-/// be seen, where the number of a port may be somebody else's by then.
-struct OwnPath {
-    dir: tempfile::TempDir,
-}
-
-impl OwnPath {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { dir }
-    }
-
-    fn text(&self) -> String {
-        self.dir.path().join("s").to_str().unwrap().to_owned()
-    }
-
-    /// Waits until nobody listens there any more.
-    #[track_caller]
-    fn expect_closed(&self) {
-        until("the end of the listener", || {
-            !Path::new(&self.text()).exists()
-        });
-        assert!(UnixStream::connect(self.text()).is_err());
-    }
-}
-
-/// Waits until a line says that the command of a chain runs.
+/// The command of a chain, once it has stopped itself.
 #[track_caller]
-fn ready(process: &mut Process) {
-    process.line("listening on");
-    process.line("ready");
+fn stopped_command(acceptor: &Process) -> Pid {
+    eventually("the command", || {
+        let child = acceptor.children().pop()?;
+        (state(child) == Some('T')).then_some(child)
+    })
 }
+
+/// A pipe that a script can wait for, and what ends its wait.
+fn fifo(names: &Names) -> (PathBuf, impl FnOnce()) {
+    let fifo = names.file("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let path = fifo.clone();
+    let go = move || writeln!(File::options().write(true).open(fifo).unwrap()).unwrap();
+    (path, go)
+}
+
+const NOBODY_TAKES: &str = "fdaccept: nobody takes connections from the queue any more";
 
 #[test]
 fn a_chain_serves_what_waits_in_the_backlog() {
     for signal in STOPS {
-        let mut process = sh("exec fdaccept 127.0.0.1:0 -- fdpool 4 -- cat");
-        let port = process.port();
-        let mut crowd = None;
-        at_once(&process, &[signal], || {
-            crowd = Some(Crowd::connect(port, 50))
-        });
-        crowd.unwrap().expect_served();
-        let (status, log) = process.finish();
-        assert_eq!(
-            (status.code(), besides_counters(&log).len()),
-            (Some(0), 1),
-            "{log}"
-        );
+        let mut process = Fdaccept::chain(["fdpool", "4", "cat"]).start();
+        let port = process.port;
+        let crowd = process.at_once(&[signal], || Crowd::connect(port, 50));
+        crowd.expect_served();
+        process.expect_clean_end();
     }
 }
 
 #[test]
 fn a_pipeline_serves_what_waits_in_the_backlog() {
     for signal in STOPS {
-        let (mut process, reader) = behind_a_pipe(&["127.0.0.1:0"]);
-        let mut pool = pool(reader, &["4", "cat"]);
-        let port = process.port();
-        let mut crowd = None;
-        at_once(&process, &[signal], || {
-            crowd = Some(Crowd::connect(port, 50))
-        });
-        crowd.unwrap().expect_served();
-        assert_eq!(process.wait().code(), Some(0));
-        assert_eq!(pool.wait().code(), Some(0));
+        let mut process = Fdaccept::piped().start();
+        let pool = Pool::plain().stdin(process.take_pipe());
+        let mut pool = pool.slots(4, ["cat"]).start();
+        let port = process.port;
+        let crowd = process.at_once(&[signal], || Crowd::connect(port, 50));
+        crowd.expect_served();
+        process.expect_exit(0);
+        pool.expect_exit(0);
     }
 }
 
 #[test]
 fn every_backlog_is_served() {
-    let path = OwnPath::new();
-    let mut command = script(
-        "sh",
-        "exec fdaccept 127.0.0.1:0 127.0.0.1:0 \"$0\" -- fdpool 2 -- cat",
-    );
-    let mut process = Process::start(command.arg(path.text()));
-    let (one, two) = (process.port(), process.port());
-    process.listening();
-    let mut clients = None;
-    at_once(&process, &[Signal::SIGTERM], || {
-        let crowds = [Crowd::connect(one, 20), Crowd::connect(two, 20)];
-        clients = Some((crowds, connect_unix(path.text())));
+    let fdaccept = Fdaccept::chain(["fdpool", "2", "cat"]).listen(ADDRESS);
+    let mut process = with_path(fdaccept);
+    let ports = process.ports.clone();
+    let (crowds, client) = process.at_once(&[Signal::SIGTERM], || {
+        let crowds = ports.iter().map(|port| Crowd::connect(*port, 20));
+        (crowds.collect::<Vec<_>>(), unix_client(&process))
     });
-    let (crowds, mut client) = clients.unwrap();
+    assert_eq!(crowds.len(), 2);
     crowds.into_iter().for_each(Crowd::expect_served);
-    client.write_all(b"x").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "x");
-    assert_eq!(process.wait().code(), Some(0));
+    client.expect_echo("x");
+    process.expect_exit(0);
 }
 
 #[test]
 fn a_full_queue_is_served_as_well_as_the_backlog() {
-    let text = "exec fdaccept 127.0.0.1:0 -- sh -c 'kill -STOP $$; exec fdpool 4 -- cat'";
-    let mut process = sh(text);
-    let port = process.port();
-    let pool = eventually("the command", || {
-        let child = children(process.pid()).pop()?;
-        (state(child) == Some('T')).then_some(child)
-    });
+    let mut process = chain(&[], "kill -STOP $$; exec fdpool 4 -- cat");
+    let pool = stopped_command(&process);
     let maximum = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
-    support::raise_limit();
-    let crowd = Crowd::connect(port, maximum.trim().parse::<usize>().unwrap().min(600));
-    process.signal(Signal::SIGTERM);
-    kill(pool, Signal::SIGCONT).unwrap();
+    raise_limit();
+    let maximum = maximum.trim().parse::<usize>().unwrap();
+    let crowd = Crowd::connect(process.port, maximum.min(600));
+    process.term();
+    thaw(pool);
     crowd.expect_served();
-    let (status, log) = process.finish();
-    assert_eq!(
-        (status.code(), besides_counters(&log).len()),
-        (Some(0), 1),
-        "{log}"
-    );
+    process.expect_clean_end();
 }
 
 #[test]
 fn a_stop_closes_the_listeners_and_lets_handlers_finish() {
     for signal in STOPS {
-        let path = OwnPath::new();
-        let mut command = script("sh", "exec fdaccept --grace 3600 \"$0\" -- fdpool 2 -- cat");
-        let mut process = Process::start(command.arg(path.text()));
-        process.listening();
-        let mut client = connect_unix(path.text());
-        // It is served once it has an answer.
-        client.write_all(b"x").unwrap();
-        client.read_exact(&mut [0]).unwrap();
+        let fdaccept = Fdaccept::chain(["fdpool", "2", "cat"]);
+        let mut process = with_path(fdaccept.args(["--grace", "3600"]));
+        let client = unix_client(&process);
+        client.expect_served();
         process.signal(signal);
-        path.expect_closed();
+        expect_closed(&process);
         assert!(process.is_running());
-        client.write_all(b"y").unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "y");
-        assert_eq!(process.wait().code(), Some(0));
+        client.expect_echo("y");
+        process.expect_exit(0);
     }
 }
 
 #[test]
 fn a_command_gets_term_when_the_grace_is_over_and_its_queue_closed_before() {
-    let mut process = chain(&["--grace", "0.3", "127.0.0.1:0"], STAYS);
-    ready(&mut process);
-    process.signal(Signal::SIGTERM);
+    let mut process = chain(&["--grace", "0.3"], STAYS);
+    process.line("ready");
+    process.term();
     process.line("closed 69");
     process.line("got TERM");
-    assert_eq!(process.wait().code(), Some(5));
+    process.expect_exit(5);
 }
 
 #[test]
 fn a_command_has_all_of_the_grace() {
-    let mut process = chain(&["--grace", "1.5", "127.0.0.1:0"], STAYS);
-    ready(&mut process);
+    let mut process = chain(&["--grace", "1.5"], STAYS);
+    process.line("ready");
     let begin = Instant::now();
-    process.signal(Signal::SIGTERM);
+    process.term();
     process.line("got TERM");
     assert!(begin.elapsed() >= Duration::from_millis(1500));
 }
@@ -225,11 +168,10 @@ fn a_command_has_all_of_the_grace() {
 #[test]
 fn interrupts_are_not_forwarded() {
     let ends = STAYS.replace("while :; do sleep 0.05; done", "exit 3");
-    let mut process = chain(&["--grace", "3600", "127.0.0.1:0"], &ends);
-    ready(&mut process);
+    let mut process = chain(&["--grace", "3600"], &ends);
+    process.line("ready");
     process.signal(Signal::SIGINT);
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(3));
+    let log = process.expect_end(3);
     assert!(log.contains("closed 69") && !log.contains("got"), "{log}");
 }
 
@@ -237,41 +179,40 @@ fn interrupts_are_not_forwarded() {
 fn a_second_signal_does_not_wait_for_the_grace() {
     for first in STOPS {
         for second in STOPS {
-            let mut process = chain(&["--grace", "3600", "127.0.0.1:0"], STAYS);
-            ready(&mut process);
+            let mut process = chain(&["--grace", "3600"], STAYS);
+            process.line("ready");
             process.signal(first);
             process.line("closed 69");
             process.signal(second);
             process.line("got TERM");
-            assert_eq!(process.wait().code(), Some(5));
+            process.expect_exit(5);
         }
     }
 }
 
 #[test]
 fn a_command_that_ignores_everything_is_killed_5_seconds_after_a_second_signal() {
-    let path = OwnPath::new();
-    let mut process = chain(&["--grace", "3600", &path.text()], IGNORES);
-    ready(&mut process);
-    process.signal(Signal::SIGTERM);
-    path.expect_closed();
+    let mut process = chain_with_path(&["--grace", "3600"], IGNORES);
+    process.line("ready");
+    process.term();
+    expect_closed(&process);
     let begin = Instant::now();
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.wait().code(), Some(128 + 9));
+    process.term();
+    process.expect_exit(128 + 9);
     assert!(begin.elapsed() >= Duration::from_secs(5));
 }
 
 #[test]
 fn a_signal_after_the_grace_kills_a_command_that_ignores_everything() {
-    let mut process = chain(&["--grace", "0", "127.0.0.1:0"], IGNORES);
-    ready(&mut process);
-    let command = children(process.pid())[0];
-    process.signal(Signal::SIGTERM);
+    let mut process = chain(&["--grace", "0"], IGNORES);
+    process.line("ready");
+    let command = process.children()[0];
+    process.term();
     // It ignored the TERM that it got at once, and still runs.
     process.line("closed 69");
     assert!(is_alive(command));
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.wait().code(), Some(128 + 9));
+    process.term();
+    process.expect_exit(128 + 9);
 }
 
 #[test]
@@ -281,66 +222,55 @@ fn connections_that_nobody_takes_are_counted() {
         (3, "fdaccept: 3 connections were accepted and not taken"),
     ] {
         // Somebody could read the pipe, and never does.
-        let (mut process, _reader) = behind_a_pipe(&["-v", "--grace", "0.3", "127.0.0.1:0"]);
-        let port = process.port();
+        let mut process = Fdaccept::piped().args(["-v", "--grace", "0.3"]).start();
+        let port = process.port;
         let _crowd = Crowd::connect(port, count);
         for _ in 0..count {
             process.line("accepted");
         }
-        process.signal(Signal::SIGTERM);
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(1), "{log}");
+        process.term();
+        let log = process.expect_end(1);
         assert_eq!(log.lines().last(), Some(expected));
     }
 }
 
 #[test]
 fn connections_on_a_named_queue_that_nobody_takes_are_counted() {
-    let dir = tempfile::tempdir().unwrap();
-    let queue = dir.path().join("q");
-    let queue = queue.to_str().unwrap();
-    let mut command = program("fdaccept");
-    command.args(["-v", "--grace", "0.3", "--bind", queue, "127.0.0.1:0"]);
-    let mut process = Process::start(&mut command);
-    let _crowd = Crowd::connect(process.port(), 2);
+    let mut process = Fdaccept::bound().args(["-v", "--grace", "0.3"]).start();
+    let _crowd = Crowd::connect(process.port, 2);
     process.line("accepted");
     process.line("accepted");
-    process.signal(Signal::SIGTERM);
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(1), "{log}");
+    process.term();
+    let log = process.expect_end(1);
     let expected = "fdaccept: 2 connections were accepted and not taken";
     assert_eq!(log.lines().last(), Some(expected));
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert!(process.names.is_empty());
 }
 
 #[test]
 fn a_consumer_that_comes_within_the_grace_takes_what_was_accepted() {
-    let path = OwnPath::new();
-    let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
-    let (mut process, reader) = behind_a_pipe(&arguments);
-    let crowd = Crowd::connect(process.port(), 5);
-    process.signal(Signal::SIGTERM);
-    path.expect_closed();
+    let mut process = with_path(Fdaccept::piped().args(["--grace", "3600"]));
+    let crowd = Crowd::connect(process.port, 5);
+    process.term();
+    expect_closed(&process);
     assert!(process.is_running());
-    let mut pool = pool(reader, &["2", "cat"]);
+    let pool = Pool::plain().stdin(process.take_pipe());
+    let mut pool = pool.slots(2, ["cat"]).start();
     crowd.expect_served();
-    assert_eq!(process.wait().code(), Some(0));
-    assert_eq!(pool.wait().code(), Some(0));
+    process.expect_exit(0);
+    pool.expect_exit(0);
 }
 
 #[test]
 fn a_second_signal_does_not_wait_for_consumers() {
     for signal in STOPS {
-        let path = OwnPath::new();
-        let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
-        let (mut process, _reader) = behind_a_pipe(&arguments);
-        let _crowd = Crowd::connect(process.port(), 2);
+        let mut process = with_path(Fdaccept::piped().args(["--grace", "3600"]));
+        let _crowd = Crowd::connect(process.port, 2);
         process.signal(signal);
-        path.expect_closed();
+        expect_closed(&process);
         assert!(process.is_running());
         process.signal(signal);
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(1));
+        let log = process.expect_end(1);
         assert!(log.contains("2 connections were accepted and not taken"));
     }
 }
@@ -348,36 +278,28 @@ fn a_second_signal_does_not_wait_for_consumers() {
 #[test]
 fn an_idle_pipeline_ends_without_waiting() {
     for signal in STOPS {
-        let (mut process, reader) = behind_a_pipe(&["--grace", "3600", "127.0.0.1:0"]);
-        let mut pool = pool(reader, &["--grace", "3600", "4", "cat"]);
-        let port = process.port();
+        let mut process = Fdaccept::piped().args(["--grace", "3600"]).start();
+        let pool = Pool::plain()
+            .args(["--grace", "3600"])
+            .stdin(process.take_pipe());
+        let mut pool = pool.slots(4, ["cat"]).start();
+        let port = process.port;
         assert_eq!(exchange(port, b"x"), b"x");
         process.signal(signal);
-        let (status, log) = process.finish();
-        assert_eq!(
-            (status.code(), besides_counters(&log).len()),
-            (Some(0), 1),
-            "{log}"
-        );
-        let (status, log) = pool.finish();
-        assert_eq!((status.code(), log.as_str()), (Some(0), ""));
+        process.expect_clean_end();
+        pool.expect_quiet_end();
     }
 }
 
 #[test]
 fn an_idle_chain_ends_without_waiting() {
     for signal in STOPS {
-        let text = "exec fdaccept --grace 3600 127.0.0.1:0 -- fdpool --grace 3600 4 -- cat";
-        let mut process = sh(text);
-        let port = process.port();
+        let pool = ["fdpool", "--grace", "3600", "4", "cat"];
+        let mut process = Fdaccept::chain(pool).args(["--grace", "3600"]).start();
+        let port = process.port;
         assert_eq!(exchange(port, b"x"), b"x");
         process.signal(signal);
-        let (status, log) = process.finish();
-        assert_eq!(
-            (status.code(), besides_counters(&log).len()),
-            (Some(0), 1),
-            "{log}"
-        );
+        process.expect_clean_end();
     }
 }
 
@@ -385,59 +307,38 @@ fn an_idle_chain_ends_without_waiting() {
 fn an_fdaccept_that_never_had_a_consumer_ends_without_waiting() {
     let dir = tempfile::tempdir().unwrap();
     for sink in ["--bind ./q", "--connect ./q", "--connect @fdtools-nobody"] {
-        let mut command = script(
-            "sh",
-            &format!("exec fdaccept --grace 3600 {sink} 127.0.0.1:0"),
-        );
-        let mut process = Process::start(command.current_dir(&dir));
-        process.listening();
-        process.signal(Signal::SIGTERM);
-        assert_eq!(process.wait().code(), Some(0), "{sink}");
+        let fdaccept = Fdaccept::plain().dir(&dir).args(["--grace", "3600"]);
+        let mut process = fdaccept.args(sink.split(' ')).start();
+        process.term();
+        process.expect_exit(0);
     }
 }
 
 #[test]
 fn ctrl_c_ends_a_pipeline_after_what_it_serves() {
-    let mut process = sh("fdaccept 127.0.0.1:0 | fdpool 2 -- cat");
+    let mut process = sh("fdaccept 127.0.0.1:0 | fdpool 2 -- cat").start();
     let port = process.port();
-    let mut clients = [connect(port), connect(port)];
-    for client in &mut clients {
-        client.write_all(b"x").unwrap();
-        client.read_exact(&mut [0]).unwrap();
-    }
-    let both = children(process.pid());
+    let clients = [port, port].map(Client::connect);
+    clients.iter().for_each(Client::expect_served);
+    let both = process.children();
     assert_eq!(both.len(), 2);
     process.signal_group(Signal::SIGINT);
-    for mut client in clients {
-        client.write_all(b"y").unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "y");
+    for client in clients {
+        client.expect_echo("y");
     }
-    until("the end of both", || !both.iter().any(|pid| is_alive(*pid)));
+    both.into_iter().for_each(until_gone);
     let (_, log) = process.finish();
     assert_eq!(besides_counters(&log).len(), 1, "{log}");
 }
 
 #[test]
 fn ctrl_c_ends_a_chain_after_what_it_serves() {
-    let mut process = sh("exec fdaccept 127.0.0.1:0 -- fdpool 2 -- cat");
-    let mut client = connect(process.port());
-    client.write_all(b"x").unwrap();
-    client.read_exact(&mut [0]).unwrap();
+    let mut process = Fdaccept::chain(["fdpool", "2", "cat"]).start();
+    let client = process.client();
+    client.expect_served();
     process.signal_group(Signal::SIGINT);
-    client.write_all(b"y").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "y");
-    let (status, log) = process.finish();
-    assert_eq!(
-        (status.code(), besides_counters(&log).len()),
-        (Some(0), 1),
-        "{log}"
-    );
+    client.expect_echo("y");
+    process.expect_clean_end();
 }
 
 /// The command may end just while fdaccept looks at the same signal.
@@ -452,10 +353,10 @@ fn ctrl_c_ends_a_chain_every_time() {
 
 #[track_caller]
 fn interrupt_a_chain() {
-    let mut process = chain(&["127.0.0.1:0"], "echo ready >&2; exec sleep 1000");
-    ready(&mut process);
+    let mut process = chain(&[], "echo ready >&2; exec sleep 1000");
+    process.line("ready");
     process.signal_group(Signal::SIGINT);
-    assert_eq!(process.wait().code(), Some(128 + 2));
+    process.expect_exit(128 + 2);
 }
 
 #[test]
@@ -467,11 +368,9 @@ fn a_chain_exits_as_its_command_exits() {
         ("kill -KILL $$", 128 + 9),
         ("kill -TERM $$", 128 + 15),
     ] {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let mut process = chain(&[path.to_str().unwrap()], text);
-        assert_eq!(process.wait().code(), Some(expected), "{text}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mut process = chain_with_path(&[], text);
+        process.expect_exit(expected);
+        assert!(process.names.is_empty());
     }
 }
 
@@ -504,54 +403,46 @@ fn assert_some_were_left(log: &str) {
 #[test]
 fn a_command_that_ends_with_connections_waiting_is_told_of() {
     let text = "echo ready >&2; kill -STOP $$; exit 4";
-    let mut process = chain(&["127.0.0.1:0"], text);
-    let port = process.port();
+    let mut process = chain(&[], text);
+    let port = process.port;
     process.line("ready");
     let _crowd = Crowd::connect(port, 2);
     until_two_are_passed(&mut process);
-    let command = children(process.pid())[0];
-    until("the stop", || state(command) == Some('T'));
-    kill(command, Signal::SIGCONT).unwrap();
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(4));
+    let command = stopped_command(&process);
+    thaw(command);
+    let log = process.expect_end(4);
     assert_some_were_left(&log);
 }
 
 #[test]
 fn a_command_that_takes_some_and_leaves_others_is_told_of() {
     let text = "fdrecv -- cat; kill -STOP $$; exit 4";
-    let mut process = chain(&["127.0.0.1:0"], text);
-    let port = process.port();
+    let mut process = chain(&[], text);
+    let port = process.port;
     let crowd = Crowd::connect(port, 1);
     crowd.expect_served();
-    let command = children(process.pid())[0];
-    until("the stop", || state(command) == Some('T'));
+    let command = stopped_command(&process);
     let _crowd = Crowd::connect(port, 1);
     until_two_are_passed(&mut process);
-    kill(command, Signal::SIGCONT).unwrap();
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(4));
+    thaw(command);
+    let log = process.expect_end(4);
     assert_some_were_left(&log);
 }
 
 #[test]
 fn what_a_command_leaves_after_a_stop_is_told_of() {
     for signal in STOPS {
-        let path = OwnPath::new();
         let text = "echo ready >&2; kill -STOP $$; exit 4";
-        let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
-        let mut process = chain(&arguments, text);
-        let port = process.port();
+        let mut process = chain_with_path(&["--grace", "3600"], text);
+        let port = process.port;
         process.line("ready");
-        let command = children(process.pid())[0];
-        until("the stop", || state(command) == Some('T'));
+        let command = stopped_command(&process);
         let _crowd = Crowd::connect(port, 2);
         process.signal(signal);
         // With the listener, fdaccept closes the queue.
-        path.expect_closed();
-        kill(command, Signal::SIGCONT).unwrap();
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(4));
+        expect_closed(&process);
+        thaw(command);
+        let log = process.expect_end(4);
         assert_some_were_left(&log);
     }
 }
@@ -561,16 +452,14 @@ fn what_a_command_leaves_after_a_stop_is_told_of() {
 fn what_a_command_leaves_is_told_of_also_while_clients_come() {
     let mut random = Random(1);
     for _ in 0..30 {
-        let mut process = chain(&["127.0.0.1:0"], "echo ready >&2; exec sleep 1000");
-        let port = process.port();
+        let mut process = chain(&[], "echo ready >&2; exec sleep 1000");
+        let port = process.port;
         process.line("ready");
-        let command = children(process.pid())[0];
-        let mut crowd = None;
-        at_once(&process, &[], || crowd = Some(Crowd::connect(port, 100)));
+        let command = process.children()[0];
+        let _crowd = process.at_once(&[], || Crowd::connect(port, 100));
         random.pause(3000);
         kill(command, Signal::SIGKILL).unwrap();
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(128 + 9));
+        let log = process.expect_end(128 + 9);
         if !log.contains(", passed 0, ") {
             assert_eq!(log.lines().last(), Some(LEFT), "{log}");
         }
@@ -580,97 +469,68 @@ fn what_a_command_leaves_is_told_of_also_while_clients_come() {
 #[test]
 fn an_error_in_a_chain_leaves_nothing_untold() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut command = script(
-        "sh",
-        "exec fdaccept -v fd:0 -- sh -c 'read go <\"$0\"' \"$0\"",
-    );
-    let dir = tempfile::tempdir().unwrap();
-    let fifo = dir.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    command
-        .arg(&fifo)
-        .stdin(OwnedFd::from(listener.try_clone().unwrap()));
-    let mut process = Process::start(&mut command);
+    let names = Names::new();
+    let (path, go) = fifo(&names);
+    let mut command = sh("exec fdaccept -v fd:0 -- sh -c 'read go <\"$0\"' \"$0\"");
+    let copy = OwnedFd::from(listener.try_clone().unwrap());
+    let mut process = command.arg(path).stdin(copy).start();
     let _client = connect(process.port());
     process.line("accepted");
     // Somebody else who has it can do that.
     nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
     process.line("cannot accept on");
-    writeln!(File::options().write(true).open(&fifo).unwrap()).unwrap();
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(1), "{log}");
-    assert_eq!(
-        log.lines().filter(|line| is_counters(line)).count(),
-        1,
-        "{log}"
-    );
+    go();
+    let log = process.expect_end(1);
+    besides_counters(&log);
     assert!(log.lines().any(|line| line == LEFT), "{log}");
 }
 
 #[test]
 fn nothing_is_said_of_connections_that_a_command_took_after_a_stop() {
-    let path = OwnPath::new();
     let text = "echo ready >&2; kill -STOP $$; fdrecv -- cat; fdrecv -- cat; exit 4";
-    let arguments = ["--grace", "3600", "127.0.0.1:0", &path.text()];
-    let mut process = chain(&arguments, text);
-    let port = process.port();
+    let mut process = chain_with_path(&["--grace", "3600"], text);
+    let port = process.port;
     process.line("ready");
-    let command = children(process.pid())[0];
-    until("the stop", || state(command) == Some('T'));
+    let command = stopped_command(&process);
     let crowd = Crowd::connect(port, 2);
-    process.signal(Signal::SIGTERM);
-    path.expect_closed();
-    kill(command, Signal::SIGCONT).unwrap();
+    process.term();
+    expect_closed(&process);
+    thaw(command);
     crowd.expect_served();
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(4), "{log}");
+    let log = process.expect_end(4);
     let counters = "fdaccept: accepted 2, passed 2, taken 2, ";
     assert!(log.lines().last().unwrap().starts_with(counters), "{log}");
 }
 
 #[test]
 fn a_command_that_only_closes_the_queue_is_waited_for() {
-    let path = OwnPath::new();
     let text = "exec </dev/null; read line <\"$0\"; exit 3";
-    let dir = tempfile::tempdir().unwrap();
-    let fifo = dir.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut command = program("fdaccept");
-    command
-        .args([&path.text(), "--", "sh", "-c", text])
-        .arg(&fifo);
-    let mut process = Process::start(&mut command);
-    process.listening();
-    path.expect_closed();
+    let names = Names::new();
+    let (path, go) = fifo(&names);
+    let words = sh_c(text).map(OsString::from).into_iter();
+    let mut process = with_path(Fdaccept::chain(words.chain([path.into()])));
+    expect_closed(&process);
     assert!(process.is_running());
-    writeln!(File::options().write(true).open(&fifo).unwrap()).unwrap();
-    assert_eq!(process.wait().code(), Some(3));
+    go();
+    process.expect_exit(3);
 }
 
 #[test]
 fn fdaccept_ends_when_nobody_has_its_pipe_any_more() {
-    let path = OwnPath::new();
-    let (mut process, reader) = behind_a_pipe(&[&path.text()]);
-    process.listening();
-    drop(reader);
-    let (status, log) = process.finish();
-    assert_eq!(
-        (status.code(), besides_counters(&log).len()),
-        (Some(0), 1),
-        "{log}"
-    );
-    path.expect_closed();
+    let mut process = with_path(Fdaccept::piped());
+    drop(process.take_pipe());
+    process.expect_clean_end();
+    expect_closed(&process);
 }
 
 #[test]
 fn connections_that_were_not_taken_when_the_pipe_closes_are_counted() {
-    let (mut process, reader) = behind_a_pipe(&["-v", "127.0.0.1:0"]);
-    let _crowd = Crowd::connect(process.port(), 2);
+    let mut process = Fdaccept::piped().args(["-v"]).start();
+    let _crowd = Crowd::connect(process.port, 2);
     process.line("accepted");
     process.line("accepted");
-    drop(reader);
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(1));
+    drop(process.take_pipe());
+    let log = process.expect_end(1);
     let expected = "fdaccept: 2 connections were accepted and not taken";
     assert_eq!(log.lines().last(), Some(expected));
 }
@@ -678,37 +538,21 @@ fn connections_that_were_not_taken_when_the_pipe_closes_are_counted() {
 #[test]
 fn a_socket_on_standard_output_without_consumers_is_the_end() {
     let (one, other) = UnixStream::pair().unwrap();
-    let mut command = program("fdaccept");
-    let command = command.arg("127.0.0.1:0").stdout(OwnedFd::from(other));
-    let mut process = Process::start(command);
-    // The command has a copy of it.
-    command.stdout(std::process::Stdio::null());
-    process.listening();
+    let fdaccept = Fdaccept::plain().stdout(OwnedFd::from(other));
+    let mut process = fdaccept.start();
     drop(one);
-    let (status, log) = process.finish();
-    assert_eq!(
-        (status.code(), besides_counters(&log).len()),
-        (Some(0), 1),
-        "{log}"
-    );
+    process.expect_clean_end();
 }
 
 #[test]
 fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
     let (one, other) = UnixStream::pair().unwrap();
-    let mut command = script(
-        "sh",
-        "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null",
-    );
-    command.stdin(OwnedFd::from(other));
-    let mut process = Process::start(&mut command);
-    drop(command);
+    let text = "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null";
+    let mut process = sh(text).stdin(OwnedFd::from(other)).start();
     process.listening();
     drop(one);
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(1));
-    let expected = "fdaccept: nobody takes connections from the queue any more";
-    assert_eq!(log.lines().last(), Some(expected));
+    let log = process.expect_end(1);
+    assert_eq!(log.lines().last(), Some(NOBODY_TAKES));
 }
 
 #[test]
@@ -718,12 +562,11 @@ fn that_nobody_is_left_is_found_while_another_client_waits_to_be_accepted() {
     };
     let (_one, other) = socket_pair(SockType::SeqPacket);
     // The consumers go between the look at the listeners and the first connection.
-    let mut command = script(
-        "sh",
+    let mut command = sh(
         "exec \"$0\" -D -qq -o /dev/null -e inject=sendmsg:error=EPIPE \
          fdaccept --queue-fd 5 127.0.0.1:0 127.0.0.1:0 5<&0 </dev/null",
     );
-    let mut process = Process::start(command.arg(strace).stdin(other));
+    let mut process = command.arg(strace).stdin(other).start();
     drop(command);
     let ports = [process.port(), process.port()];
     process.signal(Signal::SIGSTOP);
@@ -732,10 +575,8 @@ fn that_nobody_is_left_is_found_while_another_client_waits_to_be_accepted() {
     });
     let _clients = ports.map(connect);
     process.signal(Signal::SIGCONT);
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(1), "{log}");
-    let expected = "fdaccept: nobody takes connections from the queue any more";
-    assert_eq!(log.lines().last(), Some(expected), "{log}");
+    let log = process.expect_end(1);
+    assert_eq!(log.lines().last(), Some(NOBODY_TAKES), "{log}");
 }
 
 #[test]
@@ -743,7 +584,7 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
     let (one, other) = socket_pair(SockType::SeqPacket);
     let (reader, writer) = std::io::pipe().unwrap();
     let text = "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null";
-    let mut command = script("sh", text);
+    let mut command = sh(text);
     command.stdin(other).stderr(writer.try_clone().unwrap());
     let mut child = command.spawn().unwrap();
     drop(command);
@@ -780,18 +621,13 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
 fn paths_are_removed_at_the_end() {
     for signal in STOPS {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = program("fdaccept");
-        command
-            .args(["--bind", "./q", "./s", "./t"])
-            .current_dir(&dir);
-        let mut process = Process::start(&mut command);
-        process.listening();
-        process.listening();
+        let fdaccept = Fdaccept::bound_at("./q").dir(&dir);
+        let mut process = fdaccept.listen("./s").listen("./t").start();
         for name in ["q", "s", "t"] {
             assert!(dir.path().join(name).exists());
         }
         process.signal(signal);
-        assert_eq!(process.wait().code(), Some(0));
+        process.expect_exit(0);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
@@ -800,107 +636,95 @@ fn paths_are_removed_at_the_end() {
 fn paths_that_a_killed_fdaccept_left_are_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let fdaccept = || {
-        let mut command = program("fdaccept");
-        command.args(["--bind", "./q", "./s"]).current_dir(&dir);
-        let mut process = Process::start(&mut command);
-        process.listening();
-        process
+        let fdaccept = Fdaccept::bound_at("./q").dir(&dir);
+        fdaccept.listen("./s").start()
     };
     let mut first = fdaccept();
-    first.signal(Signal::SIGKILL);
-    first.wait();
+    first.slay();
     assert!(dir.path().join("s").exists());
     let mut second = fdaccept();
-    second.signal(Signal::SIGTERM);
-    assert_eq!(second.wait().code(), Some(0));
+    second.term();
+    second.expect_exit(0);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn hangup_has_its_default_action() {
-    let (mut process, _reader) = behind_a_pipe(&["127.0.0.1:0"]);
-    process.listening();
+    let mut process = Fdaccept::piped().start();
     process.signal(Signal::SIGHUP);
-    assert_eq!(process.wait().signal(), Some(Signal::SIGHUP as i32));
+    process.expect_killed_by(Signal::SIGHUP);
 }
 
 #[test]
 fn a_signal_that_was_ignored_stays_ignored() {
     // As a shell without job control starts what is behind `&`.
-    let mut process = sh("trap '' INT; exec fdaccept 127.0.0.1:0 -- fdpool 1 -- cat");
+    let text = "trap '' INT; exec fdaccept 127.0.0.1:0 -- fdpool 1 -- cat";
+    let mut process = sh(text).start();
     let port = process.port();
     process.signal(Signal::SIGINT);
     for _ in 0..10 {
         assert_eq!(exchange(port, b"x"), b"x");
     }
     assert!(process.is_running());
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.wait().code(), Some(0));
+    process.term();
+    process.expect_exit(0);
+}
+
+#[track_caller]
+fn expect_no_crash(process: &mut Process) {
+    let (status, log) = process.finish();
+    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
 }
 
 #[test]
 fn two_signals_and_a_client_at_once_are_no_crash() {
-    let (mut process, _reader) = behind_a_pipe(&["127.0.0.1:0"]);
-    let port = process.port();
-    let mut client = None;
-    at_once(&process, &STOPS, || client = Some(connect(port)));
-    let (status, log) = process.finish();
-    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
-    assert!(!log.contains("panicked"), "{log}");
+    let mut process = Fdaccept::piped().start();
+    let port = process.port;
+    let _client = process.at_once(&STOPS, || connect(port));
+    expect_no_crash(&mut process);
 }
 
 #[test]
 fn the_end_of_the_consumers_and_a_client_at_once_are_no_crash() {
-    let (mut process, reader) = behind_a_pipe(&["127.0.0.1:0"]);
-    let port = process.port();
-    let mut client = None;
-    at_once(&process, &[], || {
-        client = Some(connect(port));
-        drop(reader);
+    let mut process = Fdaccept::piped().start();
+    let port = process.port;
+    let pipe = process.take_pipe();
+    let _client = process.at_once(&[], || {
+        let client = connect(port);
+        drop(pipe);
+        client
     });
-    let (status, log) = process.finish();
-    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
-    assert!(!log.contains("panicked"), "{log}");
+    expect_no_crash(&mut process);
 }
 
 #[test]
 fn the_end_of_the_command_and_a_client_at_once_are_no_crash() {
-    let mut process = chain(&["127.0.0.1:0"], "kill -STOP $$; exec </dev/null; exit 7");
-    let port = process.port();
-    let command = eventually("the command", || {
-        let child = children(process.pid()).pop()?;
-        (state(child) == Some('T')).then_some(child)
+    let mut process = chain(&[], "kill -STOP $$; exec </dev/null; exit 7");
+    let port = process.port;
+    let command = stopped_command(&process);
+    let _client = process.at_once(&[], || {
+        let client = connect(port);
+        thaw(command);
+        until_gone(command);
+        client
     });
-    let mut client = None;
-    at_once(&process, &[], || {
-        client = Some(connect(port));
-        kill(command, Signal::SIGCONT).unwrap();
-        until("its end", || !is_alive(command));
-    });
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(7), "{log}");
+    let log = process.expect_end(7);
+    assert!(!log.contains("panicked"), "{log}");
 }
 
 #[test]
 fn no_grace_and_a_client_at_once_are_no_crash() {
-    let (mut process, _reader) = behind_a_pipe(&["--grace", "0", "127.0.0.1:0"]);
-    let port = process.port();
-    let mut client = None;
-    at_once(&process, &[Signal::SIGTERM], || {
-        client = Some(connect(port))
-    });
-    let (status, log) = process.finish();
-    assert!(matches!(status.code(), Some(0 | 1)), "{log}");
-    assert!(!log.contains("panicked"), "{log}");
+    let mut process = Fdaccept::piped().args(["--grace", "0"]).start();
+    let port = process.port;
+    let _client = process.at_once(&[Signal::SIGTERM], || connect(port));
+    expect_no_crash(&mut process);
 }
 
 #[test]
 fn a_grace_without_end_is_no_crash() {
     for grace in ["inf", "1e30", "18446744073709551615"] {
-        let (mut process, _reader) = behind_a_pipe(&["--grace", grace, "127.0.0.1:0"]);
-        process.listening();
-        process.signal(Signal::SIGTERM);
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(0), "{log}");
+        let mut process = Fdaccept::piped().args(["--grace", grace]).start();
+        process.stop();
     }
 }

@@ -1,13 +1,11 @@
 //! `fdpool --exit-idle`, however the pool got its queue. That it does not fire while something is
 //! served, and that nothing is lost, is in replacement.rs.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::process::Command;
+use std::io::Write;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support::*;
-use nix::sys::signal::{Signal, kill};
 
 const IDLE: &str = "stopping";
 
@@ -26,12 +24,11 @@ fn assert_ends(text: &str) {
     for crew in CREWS {
         let dir = tempfile::tempdir().unwrap();
         let start = Instant::now();
-        let mut command = script("sh", &text.replace("CREW", crew));
-        let mut process = Process::start(command.current_dir(&dir));
+        let text = text.replace("CREW", crew);
+        let mut process = sh(&text).current_dir(&dir).start();
         process.line(IDLE);
         assert!(start.elapsed() >= Duration::from_millis(500));
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(0), "{text}: {log}");
+        process.expect_end(0);
     }
 }
 
@@ -66,8 +63,7 @@ fn workers_that_never_are_ready_end() {
 fn the_time_begins_when_the_queue_is_had() {
     // The shell sends its ticket only when it has read a line.
     let text = "{ read -r go; exec fdaccept 127.0.0.1:0; } | fdpool --exit-idle 1 1 -- cat";
-    let mut command = script("sh", text);
-    let mut process = Process::start(command.stdin(std::process::Stdio::piped()));
+    let mut process = sh(text).stdin(Stdio::piped()).start();
     // A bounded time that is longer than the pool may be idle.
     std::thread::sleep(Duration::from_millis(1500));
     let start = Instant::now();
@@ -79,61 +75,32 @@ fn the_time_begins_when_the_queue_is_had() {
 
 #[test]
 fn what_workers_left_behind_is_not_idle_while_it_works() {
-    let dir = tempfile::tempdir().unwrap();
+    let names = Names::new();
     let busy = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done";
     let text = format!("(sh -c '{busy}; echo done >./end' &); exec sleep 100");
-    let mut command = program("fdpool");
-    command.args([
-        "--connect",
-        "./queue",
-        "--exit-idle",
-        "0.5",
-        "1",
-        "--worker",
-        "--",
-    ]);
-    command.args(["sh", "-c", &text]).current_dir(&dir);
-    let mut process = Process::start(&mut command);
+    let pool = Pool::on("./queue").args(["--exit-idle", "0.5"]);
+    let pool = pool.dir(&names.directory).workers(1, sh_c(&text));
+    let mut process = pool.start();
     // Nobody is at the name, so there is no worker yet; fdaccept brings it.
-    let mut acceptor = program("fdaccept");
-    acceptor.args(["--bind", "./queue", "127.0.0.1:0"]);
-    let mut acceptor = Process::start(acceptor.current_dir(&dir));
-    acceptor.port();
-    until("the worker", || !children(process.pid()).is_empty());
+    let acceptor = Fdaccept::bound_at("./queue").dir(&names.directory);
+    let _acceptor = acceptor.start();
+    until("the worker", || !process.children().is_empty());
     process.line(IDLE);
-    assert!(dir.path().join("end").exists(), "the child was cut off");
+    assert!(names.file("end").exists(), "the child was cut off");
 }
 
 #[test]
 fn the_first_signal_after_it_is_no_second_one() {
-    let names = Names::new();
-    let mut acceptor = program("fdaccept");
-    let mut acceptor = Process::start(acceptor.args(["--bind", &names.path(), "127.0.0.1:0"]));
-    let port = acceptor.port();
-    let mut pool: Command = program("fdpool");
-    pool.args([
-        "--connect",
-        &names.path(),
-        "--exit-idle",
-        "0.5",
-        "1",
-        "--worker",
-        "--",
-    ]);
-    let mut pool = Process::start(pool.args(["sh", "-c", WORKER]));
-    let mut client = connect(port);
-    let echo = |client: &mut TcpStream| {
-        client.write_all(b"x").unwrap();
-        client.read_exact(&mut [0]).unwrap();
-    };
-    echo(&mut client);
+    let acceptor = Fdaccept::bound().start();
+    let pool = Pool::on(&acceptor).args(["--exit-idle", "0.5"]);
+    let mut pool = pool.workers(1, sh_c(WORKER)).start();
+    let client = acceptor.client();
+    client.expect_served();
     // Workers that do nothing are idle, also with a connection in hand, which they may finish.
     pool.line(IDLE);
-    kill(pool.pid(), Signal::SIGTERM).unwrap();
-    echo(&mut client);
-    client.shutdown(Shutdown::Write).unwrap();
-    let mut rest = Vec::new();
-    client.read_to_end(&mut rest).unwrap();
-    let (status, log) = pool.finish();
-    assert_eq!(status.code(), Some(0), "{log}");
+    pool.term();
+    client.expect_served();
+    client.end();
+    client.rest();
+    pool.expect_end(0);
 }

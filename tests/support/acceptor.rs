@@ -18,7 +18,7 @@ pub const ADDRESS: &str = "127.0.0.1:0";
 /// A command line of fdaccept. It listens at [`ADDRESS`] unless it is told otherwise.
 pub struct Fdaccept {
     command: Command,
-    names: Names,
+    pub names: Names,
     name: Option<String>,
     pipe: Option<PipeReader>,
     addresses: Vec<OsString>,
@@ -128,6 +128,7 @@ impl Fdaccept {
             process,
             port: ports.first().copied().unwrap_or(0),
             ports,
+            listeners: self.addresses.len(),
             names: self.names,
             name: self.name,
             pipe: self.pipe,
@@ -141,6 +142,7 @@ pub struct Acceptor {
     /// The first port.
     pub port: u16,
     pub ports: Vec<u16>,
+    listeners: usize,
     /// A directory for its name, and for what else a test needs.
     pub names: Names,
     name: Option<String>,
@@ -177,13 +179,6 @@ impl Acceptor {
         self.pipe.take().unwrap()
     }
 
-    /// `fdrecv` as its consumer, at the name or at a copy of the pipe.
-    pub fn fdrecv(&self) -> Command {
-        let mut command = program("fdrecv");
-        self.give_to(&mut command);
-        command
-    }
-
     /// A consumer in this process.
     pub fn receiver(&self) -> Receiver {
         let name = Name::parse(self.name().as_ref()).unwrap();
@@ -195,11 +190,7 @@ impl Acceptor {
     #[track_caller]
     pub fn expect_clean_end(&mut self) {
         let log = self.process.expect_end(0);
-        let lines = besides_counters(&log);
-        assert!(
-            lines.iter().all(|line| line.contains(": listening on ")),
-            "{log}"
-        );
+        assert_eq!(besides_counters(&log).len(), self.listeners, "{log}");
     }
 }
 

@@ -128,6 +128,10 @@ impl Client {
     pub fn local_port(&self) -> u16 {
         self.0.local_addr().unwrap().port()
     }
+
+    pub fn peer_port(&self) -> u16 {
+        self.0.peer_addr().unwrap().port()
+    }
 }
 
 impl Client<UnixStream> {
@@ -187,7 +191,8 @@ where
         assert_eq!(&answer, b"ping\n");
     }
 
-    fn peek(&self) -> nix::Result<usize> {
+    /// Looks for a byte: 1 if there is one, 0 at the end.
+    pub fn peek(&self) -> nix::Result<usize> {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         recv(self.0.as_fd().as_raw_fd(), &mut [0], flags)
     }

@@ -1,5 +1,6 @@
 //! fdpool as most tests want it.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::PipeReader;
 use std::ops::{Deref, DerefMut};
@@ -39,6 +40,13 @@ impl Source for Queue {
     fn give_to(&self, consumer: &mut Command) {
         consumer.stdin(self.input());
     }
+}
+
+/// fdrecv with its queue from there, and nothing else yet.
+pub fn fdrecv_on(source: &(impl Source + ?Sized)) -> Command {
+    let mut command = program("fdrecv");
+    source.give_to(&mut command);
+    command
 }
 
 /// A command line of fdpool.
@@ -84,12 +92,17 @@ impl Fdpool {
         self.args(["--worker"]).slots(size, worker)
     }
 
-    /// Starts it. It may take a moment until it serves.
-    #[track_caller]
-    pub fn start(mut self) -> Pool {
+    /// All of it.
+    pub fn command(mut self) -> Command {
         self.command.arg(self.size.to_string());
         self.command.arg("--").args(&self.words);
-        Pool::of(&mut self.command)
+        self.command
+    }
+
+    /// Starts it. It may take a moment until it serves.
+    #[track_caller]
+    pub fn start(self) -> Pool {
+        Pool::of(&mut self.command())
     }
 
     /// Starts it, and waits until all its slots, or workers, were.
@@ -189,11 +202,11 @@ impl Pool {
     }
 
     /// Its workers. Whoever else is its child leads no process group.
-    pub fn workers(&self) -> Vec<Pid> {
-        let mut workers = self.members();
-        workers.retain(|pid| getpgid(Some(*pid)) == Ok(*pid));
-        workers.sort();
-        workers
+    pub fn workers(&self) -> BTreeSet<Pid> {
+        let members = self.members().into_iter();
+        members
+            .filter(|pid| getpgid(Some(*pid)) == Ok(*pid))
+            .collect()
     }
 }
 

@@ -85,13 +85,23 @@ pub fn has_signal(pid: Pid, set: &str, signal: Signal) -> bool {
     set.is_some_and(|set| set & (1 << (signal as i32 - 1)) != 0)
 }
 
-/// The variables that a process was started with.
-pub fn environment(pid: Pid) -> BTreeMap<String, String> {
+/// What a process was started with: `NAME=VALUE`, sorted.
+pub fn environ(pid: Pid) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let entries = text.split('\0').filter_map(|entry| entry.split_once('='));
-    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-    entries.map(owned).collect()
+    let mut entries: Vec<_> = text.split_terminator('\0').map(str::to_owned).collect();
+    entries.sort();
+    entries
+}
+
+/// The same by name.
+pub fn environment(pid: Pid) -> BTreeMap<String, String> {
+    let entries = environ(pid).into_iter();
+    let pair = |entry: String| {
+        let (name, value) = entry.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    };
+    entries.filter_map(pair).collect()
 }
 
 /// Every process whose environment has this variable.
@@ -99,8 +109,8 @@ pub fn processes_with(name: &str, value: &str) -> Vec<Pid> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let pids = pids.map(Pid::from_raw);
-    pids.filter(|pid| environment(*pid).get(name).is_some_and(|v| v == value))
-        .collect()
+    let mark = format!("{name}={value}");
+    pids.filter(|pid| environ(*pid).contains(&mark)).collect()
 }
 
 /// The sockets that a process has open.
