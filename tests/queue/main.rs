@@ -5,7 +5,6 @@ mod support;
 
 mod hostile_messages;
 mod names;
-mod parsing;
 mod sources_and_sinks;
 mod tickets;
 mod trouble;
