@@ -1,5 +1,6 @@
 //! A pool: its slots, its signals, its log.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,17 @@ const ECHO: [&str; 3] = ["sh", "-c", "echo $$; exec cat"];
 
 /// The signals that stop a pool.
 const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+
+/// A pool of `size` slots that all were started.
+#[track_caller]
+fn pool_on(
+    acceptor: &Acceptor,
+    options: &[&str],
+    size: usize,
+    handler: impl IntoIterator<Item: AsRef<OsStr>>,
+) -> Pool {
+    Pool::on(acceptor).args(options).slots(size, handler).full()
+}
 
 // Connections.
 
@@ -46,7 +58,7 @@ fn connections_beyond_the_slots_wait_and_are_served_first_come_first_served() {
 #[test]
 fn each_slot_serves_one_connection_at_a_time() {
     let acceptor = Fdaccept::bound().start();
-    let _pool = Pool::on(&acceptor).slots(3, ECHO).full();
+    let _pool = pool_on(&acceptor, &[], 3, ECHO);
     let mut clients: Vec<_> = (0..3).map(|_| acceptor.client()).collect();
     for client in &clients {
         client.pid();
@@ -65,10 +77,7 @@ fn each_slot_serves_one_connection_at_a_time() {
 fn assert_frees_its_slot(text: &str, statuses: &[i32]) {
     let acceptor = Fdaccept::bound().start();
     let text = format!("echo $$; read word; if [ \"$word\" = go ]; then {text}; fi; echo fine");
-    let mut pool = Pool::on(&acceptor)
-        .args(["-v"])
-        .slots(1, sh_c(&text))
-        .full();
+    let mut pool = pool_on(&acceptor, &["-v"], 1, sh_c(&text));
     let client = acceptor.client();
     let pid = client.pid();
     let next = acceptor.client();
@@ -103,7 +112,7 @@ fn a_handler_that_kills_itself_frees_its_slot() {
 #[test]
 fn a_handler_that_is_killed_from_outside_frees_its_slot() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-v"]).slots(1, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-v"], 1, ECHO);
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let client = acceptor.client();
         let pid = client.pid();
@@ -119,7 +128,7 @@ fn a_handler_that_leaves_a_background_process_frees_its_slot() {
     let acceptor = Fdaccept::bound().start();
     // The process in the background has its streams elsewhere, and outlives its parent.
     let text = "sleep 100 </dev/null >/dev/null 2>&1 & echo $!";
-    let _pool = Pool::on(&acceptor).slots(1, sh_c(text)).full();
+    let _pool = pool_on(&acceptor, &[], 1, sh_c(text));
     for _ in 0..3 {
         let client = acceptor.client();
         let background = client.pid();
@@ -135,10 +144,7 @@ fn a_handler_that_leaves_a_background_process_frees_its_slot() {
 fn timeout_ends_a_handler_with_its_children() {
     let acceptor = Fdaccept::bound().start();
     let text = "sleep 100 & echo $$; echo $!; wait";
-    let mut pool = Pool::on(&acceptor)
-        .args(["-v", "--timeout", "0.3"])
-        .slots(1, sh_c(text))
-        .full();
+    let mut pool = pool_on(&acceptor, &["-v", "--timeout", "0.3"], 1, sh_c(text));
     for _ in 0..2 {
         let client = acceptor.client();
         let (handler, child) = (client.pid(), client.pid());
@@ -152,10 +158,7 @@ fn timeout_ends_a_handler_with_its_children() {
 fn timeout_ends_a_handler_that_is_stopped() {
     let acceptor = Fdaccept::bound().start();
     let text = "echo $$; kill -STOP $$; exec sleep 100";
-    let mut pool = Pool::on(&acceptor)
-        .args(["-v", "--timeout", "0.3"])
-        .slots(1, sh_c(text))
-        .full();
+    let mut pool = pool_on(&acceptor, &["-v", "--timeout", "0.3"], 1, sh_c(text));
     let client = acceptor.client();
     let handler = client.pid();
     assert_eq!(client.rest_or_reset(), "");
@@ -166,10 +169,7 @@ fn timeout_ends_a_handler_that_is_stopped() {
 fn timeout_kills_a_handler_that_ignores_term_5_seconds_later() {
     let acceptor = Fdaccept::bound().start();
     let text = "trap '' TERM; echo $$; exec sleep 100";
-    let mut pool = Pool::on(&acceptor)
-        .args(["-v", "--timeout", "0.3"])
-        .slots(1, sh_c(text))
-        .full();
+    let mut pool = pool_on(&acceptor, &["-v", "--timeout", "0.3"], 1, sh_c(text));
     let start = Instant::now();
     let client = acceptor.client();
     let handler = client.pid();
@@ -183,10 +183,7 @@ fn timeout_kills_a_child_that_ignores_term_also_when_its_parent_is_gone() {
     let acceptor = Fdaccept::bound().start();
     // The shell dies of TERM; what it left in its group holds the connection.
     let text = "(trap '' TERM; exec sleep 100) & echo $$; echo $!; wait";
-    let _pool = Pool::on(&acceptor)
-        .args(["--timeout", "0.3"])
-        .slots(1, sh_c(text))
-        .full();
+    let _pool = pool_on(&acceptor, &["--timeout", "0.3"], 1, sh_c(text));
     let client = acceptor.client();
     let (handler, child) = (client.pid(), client.pid());
     until_gone(handler);
@@ -203,7 +200,7 @@ fn timeout_kills_a_child_that_ignores_term_also_when_its_parent_is_gone() {
 fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
     for signal in STOPS {
         let acceptor = Fdaccept::bound().start();
-        let mut pool = Pool::on(&acceptor).slots(4, ECHO).full();
+        let mut pool = pool_on(&acceptor, &[], 4, ECHO);
         let client = acceptor.client();
         let handler = client.pid();
         let slot = parent_of(handler);
@@ -215,7 +212,7 @@ fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
         client.finish();
         pool.expect_exit(0);
         later.expect_waiting();
-        let _next = Pool::on(&acceptor).slots(1, ECHO).full();
+        let _next = pool_on(&acceptor, &[], 1, ECHO);
         later.pid();
     }
 }
@@ -223,7 +220,7 @@ fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
 #[test]
 fn a_terminals_interrupt_ends_a_pool_and_not_its_handlers() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).slots(4, ECHO).full();
+    let mut pool = pool_on(&acceptor, &[], 4, ECHO);
     let client = acceptor.client();
     client.pid();
     pool.signal_group(Signal::SIGINT);
@@ -253,10 +250,7 @@ fn an_interrupt_that_was_ignored_when_a_pool_started_does_not_stop_it() {
 fn a_stop_reaches_slots_that_are_stopped() {
     let acceptor = Fdaccept::bound().start();
     // Nothing but the slots' own end is to end this.
-    let mut pool = Pool::on(&acceptor)
-        .args(["--grace", "100000"])
-        .slots(2, ECHO)
-        .full();
+    let mut pool = pool_on(&acceptor, &["--grace", "100000"], 2, ECHO);
     pool.until_idle();
     for slot in pool.children() {
         freeze(slot);
@@ -270,10 +264,7 @@ fn a_stop_gives_handlers_their_grace_and_then_term() {
     let acceptor = Fdaccept::bound().start();
     let text = "trap 'echo bye; exit 0' TERM; echo $$; \
                 for i in 1 2 3 4 5 6 7 8 9 10; do sleep 10 & wait $!; done";
-    let mut pool = Pool::on(&acceptor)
-        .args(["--grace", "0.3"])
-        .slots(2, sh_c(text))
-        .full();
+    let mut pool = pool_on(&acceptor, &["--grace", "0.3"], 2, sh_c(text));
     let client = acceptor.client();
     client.pid();
     let start = Instant::now();
@@ -287,10 +278,7 @@ fn a_stop_gives_handlers_their_grace_and_then_term() {
 fn a_stop_kills_what_ignores_term_with_its_group() {
     let acceptor = Fdaccept::bound().start();
     let text = "trap '' TERM; sleep 100 & echo $$; echo $!; wait; sleep 100";
-    let mut pool = Pool::on(&acceptor)
-        .args(["--grace", "0.3"])
-        .slots(2, sh_c(text))
-        .full();
+    let mut pool = pool_on(&acceptor, &["--grace", "0.3"], 2, sh_c(text));
     let client = acceptor.client();
     let (handler, child) = (client.pid(), client.pid());
     pool.term();
@@ -304,10 +292,7 @@ fn a_second_signal_ends_handlers_at_once() {
     for first in STOPS {
         let acceptor = Fdaccept::bound().start();
         let text = "trap '' TERM; sleep 100 & echo $$; echo $!; wait; sleep 100";
-        let mut pool = Pool::on(&acceptor)
-            .args(["--grace", "100000"])
-            .slots(2, sh_c(text))
-            .full();
+        let mut pool = pool_on(&acceptor, &["--grace", "100000"], 2, sh_c(text));
         let client = acceptor.client();
         let (handler, child) = (client.pid(), client.pid());
         pool.signal(first);
@@ -356,7 +341,7 @@ fn no_connection_is_taken_and_dropped_by_a_stop() {
 #[test]
 fn ttin_and_usr1_make_one_slot_more() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-v"]).slots(1, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-v"], 1, ECHO);
     pool.line("status: 0/1");
     pool.signal(Signal::SIGTTIN);
     assert_eq!(pool.line("status: "), "fdpool: status: 0/2");
@@ -374,7 +359,7 @@ fn ttin_and_usr1_make_one_slot_more() {
 #[test]
 fn ttou_makes_one_slot_less_an_idle_one_first() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-v"]).slots(3, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-v"], 3, ECHO);
     let client = acceptor.client();
     let slot = parent_of(client.pid());
     pool.line("pid ");
@@ -389,7 +374,7 @@ fn ttou_makes_one_slot_less_an_idle_one_first() {
 #[test]
 fn a_busy_slot_that_is_to_go_finishes_first() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-v"]).slots(2, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-v"], 2, ECHO);
     let mut clients = [acceptor.client(), acceptor.client()];
     let slots = [parent_of(clients[0].pid()), parent_of(clients[1].pid())];
     pool.line("pid ");
@@ -416,7 +401,7 @@ fn a_busy_slot_that_is_to_go_finishes_first() {
 #[test]
 fn a_pool_never_has_less_than_one_slot() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-v"]).slots(2, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-v"], 2, ECHO);
     pool.line("status: 0/2");
     for _ in 0..3 {
         pool.signal(Signal::SIGTTOU);
@@ -429,7 +414,7 @@ fn a_pool_never_has_less_than_one_slot() {
 #[test]
 fn a_pool_that_was_made_smaller_and_larger_again_has_its_slots() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-v"]).slots(1, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-v"], 1, ECHO);
     pool.line("status: 0/1");
     for round in 0..30 {
         pool.signal(Signal::SIGTTIN);
@@ -448,7 +433,7 @@ fn a_pool_that_was_made_smaller_and_larger_again_has_its_slots() {
 #[test]
 fn a_slot_that_dies_is_replaced() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).slots(2, ECHO).full();
+    let mut pool = pool_on(&acceptor, &[], 2, ECHO);
     pool.until_idle();
     for signal in [Signal::SIGKILL, Signal::SIGABRT] {
         let before = pool.children();
@@ -466,7 +451,7 @@ fn a_slot_that_dies_is_replaced() {
 #[test]
 fn a_slot_that_is_told_to_end_is_replaced() {
     let acceptor = Fdaccept::bound().start();
-    let pool = Pool::on(&acceptor).slots(2, ECHO).full();
+    let pool = pool_on(&acceptor, &[], 2, ECHO);
     pool.until_idle();
     let slot = pool.children()[0];
     kill(slot, Signal::SIGTERM).unwrap();
@@ -476,7 +461,7 @@ fn a_slot_that_is_told_to_end_is_replaced() {
 #[test]
 fn a_handler_outlives_its_slot_which_is_replaced() {
     let acceptor = Fdaccept::bound().start();
-    let pool = Pool::on(&acceptor).slots(1, ECHO).full();
+    let pool = pool_on(&acceptor, &[], 1, ECHO);
     let client = acceptor.client();
     let slot = parent_of(client.pid());
     kill(slot, Signal::SIGKILL).unwrap();
@@ -489,7 +474,7 @@ fn a_handler_outlives_its_slot_which_is_replaced() {
 #[test]
 fn a_busy_slot_that_is_told_to_end_finishes_first() {
     let acceptor = Fdaccept::bound().start();
-    let pool = Pool::on(&acceptor).slots(1, ECHO).full();
+    let pool = pool_on(&acceptor, &[], 1, ECHO);
     let client = acceptor.client();
     let slot = parent_of(client.pid());
     kill(slot, Signal::SIGTERM).unwrap();
@@ -503,7 +488,7 @@ fn a_busy_slot_that_is_told_to_end_finishes_first() {
 #[test]
 fn idle_slots_that_are_stopped_leave_connections_to_the_others() {
     let acceptor = Fdaccept::bound().start();
-    let pool = Pool::on(&acceptor).slots(4, ["cat"]).full();
+    let pool = pool_on(&acceptor, &[], 4, ["cat"]);
     pool.until_idle();
     let slots = pool.children();
     for slot in &slots[..3] {
@@ -523,7 +508,7 @@ fn idle_slots_that_are_stopped_leave_connections_to_the_others() {
 #[test]
 fn when_the_parent_is_killed_waiting_slots_end_and_running_handlers_finish() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).slots(3, ECHO).full();
+    let mut pool = pool_on(&acceptor, &[], 3, ECHO);
     let client = acceptor.client();
     let handler = client.pid();
     let busy = parent_of(handler);
@@ -540,7 +525,7 @@ fn when_the_parent_is_killed_waiting_slots_end_and_running_handlers_finish() {
     until_gone(busy);
     assert!(!is_alive(handler));
     next.expect_waiting();
-    let _pool = Pool::on(&acceptor).slots(1, ECHO).full();
+    let _pool = pool_on(&acceptor, &[], 1, ECHO);
     next.pid();
 }
 
@@ -612,7 +597,7 @@ fn nothing_is_logged_of_a_connection_by_default() {
 #[test]
 fn quiet_logs_no_notices() {
     let acceptor = Fdaccept::bound().start();
-    let mut pool = Pool::on(&acceptor).args(["-q"]).slots(1, ECHO).full();
+    let mut pool = pool_on(&acceptor, &["-q"], 1, ECHO);
     pool.until_idle();
     let slot = pool.children()[0];
     kill(slot, Signal::SIGKILL).unwrap();
@@ -638,10 +623,7 @@ fn a_connection_waits_for_a_command_that_vanished_while_the_pool_ran() {
         let acceptor = Fdaccept::bound().start();
         let (handler, away) = (acceptor.names.file("handler"), acceptor.names.file("away"));
         executable(&handler, "#!/bin/sh\nexec cat\n");
-        let mut pool = Pool::on(&acceptor)
-            .args([option])
-            .slots(1, [&handler])
-            .full();
+        let mut pool = pool_on(&acceptor, &[option], 1, [&handler]);
         assert_eq!(exchange(acceptor.port, b"before"), b"before");
         std::fs::rename(&handler, &away).unwrap();
         let client = acceptor.client();
@@ -666,10 +648,7 @@ fn a_stop_with_grace_drops_a_connection_whose_command_is_gone_and_says_so() {
     let acceptor = Fdaccept::bound().start();
     let handler = acceptor.names.file("handler");
     executable(&handler, "#!/bin/sh\nexec cat\n");
-    let mut pool = Pool::on(&acceptor)
-        .args(["--grace", "0.3"])
-        .slots(1, [&handler])
-        .full();
+    let mut pool = pool_on(&acceptor, &["--grace", "0.3"], 1, [&handler]);
     std::fs::remove_file(&handler).unwrap();
     let client = acceptor.client();
     pool.line("waits");

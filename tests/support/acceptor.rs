@@ -26,6 +26,12 @@ pub struct Fdaccept {
     words: Vec<OsString>,
 }
 
+impl Line for Fdaccept {
+    fn command_mut(&mut self) -> &mut Command {
+        &mut self.command
+    }
+}
+
 impl Fdaccept {
     /// With nothing that says where connections go.
     pub fn plain() -> Self {
@@ -76,26 +82,6 @@ impl Fdaccept {
         let mut plain = Self::plain();
         plain.words = words.into_iter().map(|word| word.as_ref().into()).collect();
         plain
-    }
-
-    pub fn args(mut self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
-        self.command.args(arguments);
-        self
-    }
-
-    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
-    pub fn dir(mut self, dir: impl AsRef<Path>) -> Self {
-        self.command.current_dir(dir);
-        self
-    }
-
-    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
-        self.command.stdout(stdout);
-        self
     }
 
     /// Listens here. [`ADDRESS`] is only meant where this is never said.

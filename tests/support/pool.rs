@@ -56,27 +56,13 @@ pub struct Fdpool {
     words: Vec<OsString>,
 }
 
+impl Line for Fdpool {
+    fn command_mut(&mut self) -> &mut Command {
+        &mut self.command
+    }
+}
+
 impl Fdpool {
-    pub fn args(mut self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
-        self.command.args(arguments);
-        self
-    }
-
-    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
-    pub fn dir(mut self, dir: impl AsRef<Path>) -> Self {
-        self.command.current_dir(dir);
-        self
-    }
-
-    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
-        self.command.stdin(stdin);
-        self
-    }
-
     /// `SIZE -- HANDLER`
     pub fn slots(mut self, size: usize, handler: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
         self.size = size;

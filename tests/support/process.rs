@@ -301,6 +301,36 @@ impl Start for Command {
     }
 }
 
+/// A command line that is put together step by step.
+pub trait Line: Sized {
+    fn command_mut(&mut self) -> &mut Command;
+
+    fn args(mut self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
+        self.command_mut().args(arguments);
+        self
+    }
+
+    fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command_mut().env(name, value);
+        self
+    }
+
+    fn dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.command_mut().current_dir(dir);
+        self
+    }
+
+    fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.command_mut().stdin(stdin);
+        self
+    }
+
+    fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.command_mut().stdout(stdout);
+        self
+    }
+}
+
 /// A script for `sh` that finds the programs.
 pub fn sh(text: &str) -> Command {
     script("sh", text)
