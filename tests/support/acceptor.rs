@@ -33,7 +33,7 @@ impl Line for Fdaccept {
 }
 
 impl Fdaccept {
-    /// With nothing that says where connections go.
+    /// Without a sink: the test adds one.
     pub fn plain() -> Self {
         Self {
             command: program("fdaccept"),
@@ -68,7 +68,7 @@ impl Fdaccept {
         self
     }
 
-    /// With a pipe on its standard output, whose read end the acceptor has.
+    /// Standard output is a pipe: `take_pipe` has its read end, `Pool::on(&acceptor)` a copy of it.
     pub fn piped() -> Self {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut plain = Self::plain();
@@ -84,7 +84,7 @@ impl Fdaccept {
         plain
     }
 
-    /// Listens here. [`ADDRESS`] is only meant where this is never said.
+    /// Listens here instead of at [`ADDRESS`]. Several calls make several listeners.
     pub fn listen(mut self, address: impl AsRef<OsStr>) -> Self {
         self.addresses.push(address.as_ref().into());
         self
@@ -171,8 +171,7 @@ impl Acceptor {
         Receiver::connect(&name, &Trust::everybody()).unwrap()
     }
 
-    /// Expects an end without failure, after nothing but the lines that say where it listens and
-    /// what its counters are.
+    /// Expects exit status 0, and no lines but one for each listener and one with the counters.
     #[track_caller]
     pub fn expect_clean_end(&mut self) {
         let log = self.process.expect_end(0);

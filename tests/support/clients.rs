@@ -100,7 +100,7 @@ impl Crowd {
         Self(clients)
     }
 
-    /// That none has been answered yet.
+    /// Expects that no client has an answer yet.
     #[track_caller]
     pub fn expect_waiting(&self) {
         assert!(!self.0.iter().any(is_answered));
@@ -173,8 +173,7 @@ where
         Pid::from_raw(self.line().parse().unwrap())
     }
 
-    /// The same, once that process is the echo that it becomes, with all that a program opens and
-    /// closes when it starts behind it.
+    /// The same for a script that becomes `cat`, once it has: from then on it opens and closes nothing.
     #[track_caller]
     pub fn reported(&self) -> Pid {
         let pid = self.pid();
@@ -182,7 +181,7 @@ where
         pid
     }
 
-    /// That it is served: what is sent comes back.
+    /// Expects that what is sent comes back.
     #[track_caller]
     pub fn expect_served(&self) {
         self.send("ping\n");
@@ -197,7 +196,7 @@ where
         recv(self.0.as_fd().as_raw_fd(), &mut [0], flags)
     }
 
-    /// That nobody has answered yet, nor closed the connection.
+    /// Expects neither an answer nor the end of the connection yet.
     #[track_caller]
     pub fn expect_waiting(&self) {
         assert_eq!(self.peek(), Err(Errno::EAGAIN));
@@ -208,7 +207,7 @@ where
         self.peek().is_ok()
     }
 
-    /// All that comes until the end.
+    /// Everything until the end.
     #[track_caller]
     pub fn rest(self) -> String {
         let mut rest = String::new();
@@ -224,14 +223,14 @@ where
         String::from_utf8(rest).unwrap()
     }
 
-    /// Sends no more, so that its service ends, and waits for that.
+    /// Sends no more, and expects the end without a further word.
     #[track_caller]
     pub fn finish(self) {
         self.end();
         assert_eq!(self.rest(), "");
     }
 
-    /// Sends `text` and no more, which is to be all that comes back.
+    /// Sends `text` and no more, and expects `text` and the end.
     #[track_caller]
     pub fn expect_echo(self, text: &str) {
         self.send(text);
@@ -239,14 +238,14 @@ where
         assert_eq!(self.rest(), text);
     }
 
-    /// That the connection is reset.
+    /// Expects a reset.
     #[track_caller]
     pub fn expect_reset(self) {
         let error = (&self.0).read(&mut [0]).map_err(|error| error.kind());
         assert_eq!(error, Err(ErrorKind::ConnectionReset));
     }
 
-    /// That the connection ends, in whichever way, without a word.
+    /// Expects the end or a reset, without a word before it.
     #[track_caller]
     pub fn expect_closed(self) {
         match (&self.0).read(&mut [0]) {

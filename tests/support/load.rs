@@ -38,9 +38,9 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Does `trouble` while clients want their own bytes back, each of them one time after another
-/// with a pause of less than `pause` microseconds. What they still have under way after that is
-/// for who is left to serve.
+/// Does `trouble` while 6 clients connect again and again, with a pause of less than `pause`
+/// microseconds, and expect their own bytes back. Each client's last connection may end after
+/// `trouble`: somebody must be left to serve it.
 pub fn under_load<T>(port: u16, pause: u64, trouble: impl FnOnce(&Tally) -> T) -> T {
     let (done, tally) = (AtomicBool::new(false), Tally::default());
     std::thread::scope(|scope| {

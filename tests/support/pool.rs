@@ -42,7 +42,7 @@ impl Source for Queue {
     }
 }
 
-/// fdrecv with its queue from there, and nothing else yet.
+/// `fdrecv` on a queue, without further arguments yet.
 pub fn fdrecv_on(source: &(impl Source + ?Sized)) -> Command {
     let mut command = program("fdrecv");
     source.give_to(&mut command);
@@ -78,7 +78,7 @@ impl Fdpool {
         self.args(["--worker"]).slots(size, worker)
     }
 
-    /// All of it.
+    /// The whole command line.
     pub fn command(mut self) -> Command {
         self.command.arg(self.size.to_string());
         self.command.arg("--").args(&self.words);
@@ -101,7 +101,7 @@ impl Fdpool {
     }
 }
 
-/// An fdpool that runs. When it is dropped, so is whatever its workers have started.
+/// An fdpool that runs. Dropping it kills the process groups of its workers as well.
 pub struct Pool(Process);
 
 impl Deref for Pool {
@@ -130,7 +130,7 @@ impl Pool {
         Self::plain().args(["--bind", name])
     }
 
-    /// With nothing that says where connections come from.
+    /// Without a source: standard input is what `stdin` says.
     pub fn plain() -> Fdpool {
         Fdpool {
             command: program("fdpool"),
@@ -139,7 +139,7 @@ impl Pool {
         }
     }
 
-    /// What a command becomes that was put together otherwise.
+    /// The pool that `command` becomes: a script, or another program that runs fdpool.
     #[track_caller]
     pub fn of(command: &mut Command) -> Self {
         let pool = Self(Process::start(command));

@@ -126,7 +126,7 @@ impl Process {
         thaw(self.pid());
     }
 
-    /// Has it find what `action` does and then `signals` all at once.
+    /// Stops it, does `action`, sends `signals`, and lets it go on: it finds all of that at once.
     #[track_caller]
     pub fn at_once<T>(&self, signals: &[Signal], action: impl FnOnce() -> T) -> T {
         self.freeze();
@@ -136,7 +136,7 @@ impl Process {
         result
     }
 
-    /// Kills it, and waits for its end. What it has started may go on.
+    /// Sends KILL, and waits for its end. Its children may go on.
     #[track_caller]
     pub fn slay(&mut self) {
         self.signal(Signal::SIGKILL);
@@ -199,7 +199,7 @@ impl Process {
         (status, self.seen.join("\n"))
     }
 
-    /// Waits for its end with this status, whoever still has its standard error.
+    /// Expects this exit status. Other processes may still have its standard error.
     #[track_caller]
     pub fn expect_exit(&mut self, status: i32) {
         let ended = self.wait();
@@ -212,7 +212,7 @@ impl Process {
         assert_eq!(ended.signal(), Some(signal as i32), "{}", self.log());
     }
 
-    /// Waits for its end with this status, and for that of its standard error, which it returns.
+    /// Expects this exit status, and waits until nobody has its standard error, which it returns.
     #[track_caller]
     pub fn expect_end(&mut self, status: i32) -> String {
         let (ended, log) = self.finish();
@@ -220,13 +220,13 @@ impl Process {
         log
     }
 
-    /// Waits for an end that is no failure, and that it has never said anything.
+    /// Expects exit status 0 and an empty standard error.
     #[track_caller]
     pub fn expect_quiet_end(&mut self) {
         assert_eq!(self.expect_end(0), "");
     }
 
-    /// Ends it as a service manager does, which is to be no failure. Returns its standard error.
+    /// Sends TERM, and expects exit status 0. Returns all of its standard error.
     #[track_caller]
     pub fn stop(&mut self) -> String {
         self.term();
@@ -289,7 +289,7 @@ pub fn run(command: &mut Command) -> (Option<i32>, String, String) {
     (status.code(), reader.join().unwrap(), stderr)
 }
 
-/// What ends a [`Command`]'s chain of calls.
+/// `command.start()` for `Process::start(&mut command)`.
 pub trait Start {
     fn start(&mut self) -> Process;
 }
