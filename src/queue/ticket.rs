@@ -316,6 +316,16 @@ mod tests {
         }
 
         #[test]
+        fn a_changed_ticket_is_none_or_what_it_says(at in 0..LENGTH, to in 0..LENGTH, byte: u8) {
+            let mut line = sample().encode().into_bytes();
+            line.remove(at);
+            line.insert(to, byte);
+            if let Some(ticket) = Ticket::parse(&line) {
+                prop_assert_eq!(ticket.encode().into_bytes(), line);
+            }
+        }
+
+        #[test]
         fn a_reader_takes_tickets_one_by_one(uids in vec(any::<u32>(), 0..5), rest in vec(any::<u8>(), 0..94)) {
             let lines: Vec<_> = uids
                 .iter()
