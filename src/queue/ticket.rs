@@ -233,6 +233,9 @@ pub fn read(mut pipe: impl Read) -> Result<Option<Ticket>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn sample() -> Ticket {
@@ -267,23 +270,18 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_takes_one_ticket_and_leaves_the_next() {
-        let two = [sample().encode(), sample().encode()].concat();
-        let mut rest = two.as_bytes();
-        assert_eq!(read(&mut rest).unwrap(), Some(sample()));
-        assert_eq!(rest.len(), LENGTH);
-        assert_eq!(read(&mut rest).unwrap(), Some(sample()));
-        assert_eq!(read(&mut rest).unwrap(), None);
-        assert!(read(&two.as_bytes()[..LENGTH - 1]).is_err());
+    fn a_reader_fails_on_what_is_no_whole_ticket() {
+        let line = sample().encode();
+        assert!(read(&line.as_bytes()[..LENGTH - 1]).is_err());
         assert!(read(&b"GET / HTTP/1.1\r\n"[..]).is_err());
     }
 
-    proptest::proptest! {
+    proptest! {
         #[test]
-        fn nothing_crashes_it(line: Vec<u8>) {
-            assert_eq!(Ticket::parse(&line), None);
-            let _ = read(&line[..]);
-            let _ = shown(&line);
+        fn any_bytes_are_no_ticket(bytes in vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(Ticket::parse(&bytes), None);
+            prop_assert!(matches!(read(&bytes[..]), Ok(None) | Err(_)));
+            let _ = shown(&bytes);
         }
 
         #[test]
@@ -291,6 +289,55 @@ mod tests {
             let ticket = Ticket { door: Token(door), uid, token: Token(token) };
             assert_eq!(Ticket::parse(ticket.encode().as_bytes()), Some(ticket));
             assert_eq!(shown(&show(Token(token))), Some(Token(token)));
+        }
+
+        #[test]
+        fn likely_lines_are_tickets_only_if_they_are_what_a_ticket_is(
+            door in "[0-9a-f]{31,33}", uid in "[0-9]{9,11}", token in "[0-9a-fA-F]{32}", end in "\n?",
+        ) {
+            let line = format!("fdtools-ticket 1 {door} {uid} {token}{end}");
+            let good = door.len() == 32
+                && uid.len() == 10
+                && uid.parse::<u32>().is_ok()
+                && !token.bytes().any(|byte| byte.is_ascii_uppercase())
+                && end == "\n";
+            match Ticket::parse(line.as_bytes()) {
+                Some(ticket) => {
+                    prop_assert!(good);
+                    prop_assert_eq!(ticket.encode(), line);
+                }
+                None => prop_assert!(!good),
+            }
+        }
+
+        #[test]
+        fn a_changed_ticket_is_none_or_what_it_says(at in 0..LENGTH, to in 0..LENGTH, byte: u8) {
+            let mut line = sample().encode().into_bytes();
+            line.remove(at);
+            line.insert(to, byte);
+            if let Some(ticket) = Ticket::parse(&line) {
+                prop_assert_eq!(ticket.encode().into_bytes(), line);
+            }
+        }
+
+        #[test]
+        fn a_reader_takes_tickets_one_by_one(uids in vec(any::<u32>(), 0..5), rest in vec(any::<u8>(), 0..94)) {
+            let lines: Vec<_> = uids
+                .iter()
+                .map(|uid| format!("fdtools-ticket 1 {:032x} {uid:010} {:032x}\n", 1, 2))
+                .collect();
+            let all = [lines.concat().as_bytes(), &rest].concat();
+            let mut pipe = &all[..];
+            for line in &lines {
+                let ticket = read(&mut pipe).unwrap().unwrap();
+                prop_assert_eq!(&ticket.encode(), line);
+            }
+            prop_assert_eq!(pipe, &rest[..]);
+            match read(&mut pipe) {
+                Ok(None) => prop_assert!(rest.is_empty()),
+                Ok(Some(_)) => prop_assert!(false, "{rest:?} is a ticket"),
+                Err(_) => {}
+            }
         }
     }
 }

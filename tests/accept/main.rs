@@ -1,0 +1,17 @@
+//! fdaccept: who may come, where it listens, what it passes on, and who runs it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod addresses;
+mod inherited_listeners;
+mod limits;
+mod privileges;
+mod proxy_protocol;
+mod queue_limit;
+mod readiness;
+mod sandbox;
+mod short_of_descriptors;
+mod stopping;
+mod supervision;

@@ -1,0 +1,13 @@
+//! The programs as others see them: other programs, shells, README and --help.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod existing_programs;
+mod forking;
+mod haproxy;
+mod interoperation;
+mod layers;
+mod readme;
+mod shells;
+mod usage;

@@ -1,0 +1,1031 @@
+//! Every line that README.md and docs/cookbook.md give to paste is run here, for real, under every
+//! shell that is installed.
+//!
+//! Each test below names the lines that it runs, word for word, and what a client then gets. A line of
+//! these pages that no test knows is a failure, and so is a line that no page has. Nothing must run
+//! on anybody's real ports. So before a line is run every port in it becomes 0 (any free port), and
+//! fdaccept says which port it got; lines whose ports are in files, too, run unchanged in a network
+//! namespace of their own. Paths need no such change: the lines use relative names, and each test runs
+//! in a directory of its own, which has the files that the pages show.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::*;
+
+/// Whose lines are run here, from the directory of the package.
+const PAGES: &[&str] = &["README.md", "docs/cookbook.md"];
+
+/// Whose links are followed besides.
+const OTHER_PAGES: &[&str] = &[
+    "CONTRIBUTING.md",
+    "contrib/README.md",
+    "docs/performance.md",
+];
+
+/// Lines that build the project, or need what they installed: `.ci/run` runs them.
+const RUN_BY_CI: &[&str] = &[
+    "cargo install --locked --path . && fdaccept 8888 | fdpool 4 -- cat",
+    "telnet localhost 8888",
+    "cargo test",
+];
+
+/// The ports that the pages use.
+const PORTS: &[&str] = &["8888", "8443", "9418", "2222", "80"];
+
+/// A file that a page shows: its name is before the code block, as in "`hello.py`:".
+struct File {
+    name: String,
+    language: String,
+    text: String,
+}
+
+/// The code blocks of the pages.
+#[derive(Default)]
+struct Blocks {
+    /// Lines to paste, of blocks of sh.
+    lines: Vec<String>,
+    files: Vec<File>,
+}
+
+impl Blocks {
+    fn read() -> Self {
+        let mut blocks = Self::default();
+        for page in PAGES {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+            blocks.add(&std::fs::read_to_string(path).unwrap(), page);
+        }
+        blocks
+    }
+
+    /// The files that these lines name, and the files that such a file names.
+    fn files_for(&self, lines: &[&str]) -> Vec<&File> {
+        let mut texts = lines.to_vec();
+        let mut found: Vec<&File> = Vec::new();
+        while let Some(text) = texts.pop() {
+            for file in self.files.iter().filter(|file| uses(text, &file.name)) {
+                if found.iter().all(|known| known.name != file.name) {
+                    found.push(file);
+                    texts.push(&file.text);
+                }
+            }
+        }
+        found
+    }
+
+    fn add(&mut self, page: &str, name: &str) {
+        let mut lines = page.lines();
+        let mut before = "";
+        while let Some(line) = lines.next() {
+            let Some(language) = line.strip_prefix("```") else {
+                if !line.is_empty() {
+                    before = line;
+                }
+                continue;
+            };
+            let mut inside = Vec::new();
+            loop {
+                match lines.next() {
+                    Some("```") => break,
+                    Some(line) => inside.push(line.to_owned()),
+                    None => panic!("{name}: a code block is not closed"),
+                }
+            }
+            match language {
+                "sh" => self.lines.extend(inside),
+                // A drawing.
+                "text" => {}
+                language => self.files.push(File {
+                    name: named_by(before)
+                        .unwrap_or_else(|| panic!("{name}: whose is {inside:?}?")),
+                    language: language.to_owned(),
+                    text: inside.join("\n") + "\n",
+                }),
+            }
+        }
+    }
+}
+
+/// Whether a line, or a file, names this file as a word of its own.
+fn uses(text: &str, file: &str) -> bool {
+    text.split_whitespace().any(|word| word == file)
+}
+
+/// The name at the end of the line before a file: "Perl. `hello.pl`:".
+fn named_by(line: &str) -> Option<String> {
+    let (_, name) = line.strip_suffix("`:")?.rsplit_once('`')?;
+    Some(name.to_owned())
+}
+
+/// `sh`, and every other shell that is installed.
+fn shells() -> Vec<&'static str> {
+    let others = ["dash", "bash", "zsh", "ksh93", "busybox"];
+    let others = others.into_iter().filter(|name| peer(name).is_some());
+    let with_words = |name| match name {
+        "busybox" => "busybox sh",
+        name => name,
+    };
+    std::iter::once("sh")
+        .chain(others.map(with_words))
+        .collect()
+}
+
+/// A test for some of the lines. All lines together make `RUN_HERE`.
+macro_rules! readme {
+    ($($(#[$attribute:meta])* fn $name:ident($terminal:ident: [$($line:literal),+]) $body:block)+) => {
+        const RUN_HERE: &[&str] = &[$($($line),+),+];
+        $(
+            $(#[$attribute])*
+            #[test]
+            fn $name() {
+                for shell in shells() {
+                    let mut $terminal = Terminal::new(shell, &[$($line),+]);
+                    // Each shell its own, also where one is skipped.
+                    #[allow(clippy::redundant_closure_call)]
+                    (|| $body)();
+                }
+            }
+        )+
+    };
+}
+
+readme! {
+    fn a_shell_script_greets_its_client(terminal: [
+        r#"fdaccept 8888 | fdpool 4 -- sh -c 'read -r name; echo "hello $name, you come from $TCPREMOTEIP"'"#
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "you\n"), "hello you, you come from 127.0.0.1\n");
+    }
+
+    fn this_machine_alone_is_served(terminal: ["fdaccept 127.0.0.1:8888 | fdpool 4 -- cat"]) {
+        let process = terminal.run(0);
+        let address = process.listening();
+        assert!(address.starts_with("127.0.0.1:"), "{address}");
+        let (_, port) = address.rsplit_once(':').unwrap();
+        assert_eq!(ask(port.parse().unwrap(), "from here"), "from here");
+    }
+
+    fn handlers_in_python_hold_a_dialogue(terminal: ["fdaccept 8888 | fdpool 4 -- python3 hello.py"]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        assert_dialogue(terminal.run(0).port());
+    }
+
+    fn handlers_in_perl_hold_a_dialogue(terminal: ["fdaccept 8888 | fdpool 4 -- perl hello.pl"]) {
+        if peer("perl").is_none() {
+            return;
+        }
+        assert_dialogue(terminal.run(0).port());
+    }
+
+    fn handlers_in_go_hold_a_dialogue(terminal: [
+        "go build -o hello hello.go && fdaccept 8888 | fdpool 4 -- ./hello"
+    ]) {
+        if peer("go").is_none() {
+            return;
+        }
+        assert_dialogue(terminal.run(0).port());
+    }
+
+    fn handlers_in_node_hold_a_dialogue(terminal: ["fdaccept 8888 | fdpool 4 -- node hello.js"]) {
+        if peer("node").is_none() {
+            return;
+        }
+        assert_dialogue(terminal.run(0).port());
+    }
+
+    fn a_client_gets_standard_error_where_it_is_sent_there(terminal: [
+        "fdaccept 8888 | fdpool 4 -- sh -c 'exec ls ./nothing 2>&1'"
+    ]) {
+        let answer = ask(terminal.run(0).port(), "");
+        assert!(answer.contains("./nothing"), "{answer}");
+    }
+
+    fn variables_of_other_programs_are_made_of_ours(terminal: [
+        "fdaccept 8888 | fdpool 4 -- sh -c 'SOCAT_PEERADDR=$TCPREMOTEIP SOCAT_PEERPORT=$TCPREMOTEPORT exec printenv SOCAT_PEERADDR'",
+        "fdaccept 8888 | fdpool 4 -- sh -c 'NCAT_REMOTE_ADDR=$TCPREMOTEIP NCAT_REMOTE_PORT=$TCPREMOTEPORT exec printenv NCAT_REMOTE_ADDR'"
+    ]) {
+        for index in 0..2 {
+            let port = terminal.run(index).port();
+            assert_eq!(ask(port, ""), "127.0.0.1\n");
+        }
+    }
+
+    fn stunnel_encrypts_behind_the_pool(terminal: [
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=localhost -keyout server.pem -out server.pem",
+        "fdaccept 8443 | fdpool 4 -- stunnel inetd.conf"
+    ]) {
+        let peers = ["openssl", "stunnel", "python3"];
+        if peers.iter().any(|name| peer(name).is_none()) {
+            return;
+        }
+        terminal.finish(0);
+        let port = terminal.run(1).port();
+        let answer = terminal.ask_over_tls("127.0.0.7", port);
+        assert_eq!(answer, "who are you?\nhello you, you come from 127.0.0.7\n");
+    }
+
+    fn stunnel_and_haproxy_in_front_encrypt_and_say_who_the_client_is(terminal: [
+        "fdaccept --proxy-protocol any --proxy-from 127.0.0.1 127.0.0.1:8888 | fdpool 4 -- python3 hello.py",
+        "stunnel front.conf",
+        "haproxy -f front.cfg"
+    ]) {
+        let peers = ["openssl", "stunnel", "haproxy", "python3", "unshare", "ip"];
+        if !root() || peers.iter().any(|name| peer(name).is_none()) {
+            return;
+        }
+        terminal.isolate();
+        let certificate = RUN_HERE.iter().find(|line| line.starts_with("openssl req")).unwrap();
+        assert!(terminal.run_text(certificate).wait().success());
+        terminal.run(0).port();
+        for index in [1, 2] {
+            terminal.run(index);
+            let asked = |from| {
+                let answer = terminal.ask_over_tls(from, 8443);
+                (!answer.is_empty()).then_some(answer)
+            };
+            let answer = eventually("an answer over TLS", || asked("127.0.0.7"));
+            assert_eq!(answer, "who are you?\nhello you, you come from 127.0.0.7\n");
+            let front = terminal.processes.pop().unwrap();
+            assert_eq!(terminal.processes.len(), 2);
+            drop(front);
+        }
+    }
+
+    fn a_listener_of_systemd_is_used(terminal: [
+        "systemd-socket-activate -l 8888 fdaccept -- fdpool 4 -- cat"
+    ]) {
+        let peers = ["systemd-socket-activate", "nc", "unshare", "ip"];
+        if !root() || peers.iter().any(|name| peer(name).is_none()) {
+            return;
+        }
+        terminal.isolate();
+        // The first client starts fdaccept.
+        terminal.run(0).line("Listening on");
+        let mut client = terminal.command("nc");
+        client.args(["-N", "127.0.0.1", "8888"]);
+        client.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut client = Process::start(&mut client);
+        let mut request = client.child().stdin.take().unwrap();
+        request.write_all(b"of systemd").unwrap();
+        drop(request);
+        let mut answer = String::new();
+        client.child().stdout.take().unwrap().read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "of systemd");
+    }
+
+    fn fdaccept_is_the_first_process_of_a_container(terminal: [
+        "unshare --fork --kill-child --pid --mount-proc fdaccept 8888 -- fdpool 4 -- cat"
+    ]) {
+        if !root() || peer("unshare").is_none() {
+            return;
+        }
+        let process = terminal.run(0);
+        let port = process.port();
+        assert_eq!(ask(port, "contained"), "contained");
+        let fdaccept = descendant(process.pid(), "fdaccept");
+        assert_eq!(pid_inside(fdaccept), "1");
+        kill(fdaccept, Signal::SIGTERM).unwrap();
+        assert!(process.wait().success());
+    }
+
+    fn a_pool_in_a_container_without_a_network_serves(terminal: [
+        "fdaccept --bind ./echo.queue 8888",
+        "unshare --map-root-user --net --fork --kill-child --pid --mount-proc fdpool --connect ./echo.queue 4 -- cat"
+    ]) {
+        if !root() || peer("unshare").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        let pool = terminal.run(1);
+        assert_eq!(ask(port, "contained"), "contained");
+        let fdpool = descendant(pool.pid(), "fdpool");
+        assert_eq!(pid_inside(fdpool), "1");
+        let network = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        assert_ne!(network(&fdpool.to_string()), network("self"));
+    }
+
+    fn one_line_has_a_queue_with_a_name(terminal: [
+        "fdaccept --bind ./echo.queue 8888 & fdpool --connect ./echo.queue 4 -- cat"
+    ]) {
+        let process = terminal.run(0);
+        let port = process.port();
+        assert_eq!(ask(port, "first pool"), "first pool");
+        // fdaccept stays where the pool is ended.
+        let pool = descendant(process.pid(), "fdpool");
+        kill(pool, Signal::SIGTERM).unwrap();
+        until("the end of the pool", || !is_alive(pool));
+        let client = std::thread::spawn(move || ask(port, "second pool"));
+        terminal.run_text("fdpool --connect ./echo.queue 4 -- cat");
+        assert_eq!(client.join().unwrap(), "second pool");
+    }
+
+    fn a_pool_ends_that_has_nothing_to_do(terminal: [
+        "fdaccept 8888 | fdpool --exit-idle 60 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "not idle"), "not idle");
+        let line = terminal.lines[0].replace("8888", "0").replace("60", "0.1");
+        let idle = terminal.run_text(&line);
+        idle.line("nothing was served for");
+        assert!(idle.wait().success());
+    }
+
+    fn a_python_worker_forks_for_each_connection(terminal: [
+        "fdaccept 8888 | fdpool --worker 1 -- python3 examples/forking.py 16"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run(0).port();
+        let answers = [ask(port, "you\n"), ask(port, "you\n")];
+        let served = |answer: &String| {
+            let words: Vec<_> = answer.trim_end().split([' ', '\n']).map(str::to_owned).collect();
+            assert_eq!((words[3].as_str(), words[5].as_str(), words[8].as_str()), ("hello", "process", "worker"), "{answer}");
+            (words[6].clone(), words[9].clone())
+        };
+        let [(first, worker), (second, same)] = answers.each_ref().map(served);
+        assert_eq!(worker, same);
+        assert_ne!(first, second);
+    }
+
+    fn busybox_httpd_serves_a_file(terminal: [
+        "fdaccept 8888 | fdpool 16 -- busybox httpd -i -h ."
+    ]) {
+        if peer("busybox").is_none() {
+            return;
+        }
+        std::fs::write(terminal.dir().join("page"), "of text").unwrap();
+        let port = terminal.run(0).port();
+        let answer = ask(port, "GET /page HTTP/1.0\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1"), "{answer}");
+        assert!(answer.contains(" 200 ") && answer.ends_with("\r\n\r\nof text"), "{answer}");
+    }
+
+    fn git_daemon_serves_a_clone(terminal: [
+        r#"fdaccept 9418 | fdpool 8 -- git daemon --inetd --export-all --base-path="$PWD" "$PWD""#
+    ]) {
+        if peer("git").is_none() {
+            return;
+        }
+        let repository = terminal.dir().join("project");
+        git(terminal.dir(), &["init", "-q", "project"]);
+        let commit = ["commit", "-q", "--allow-empty", "-m", "seen through fdpool"];
+        git(&repository, &commit);
+        let port = terminal.run(0).port();
+        git(terminal.dir(), &["clone", "-q", &format!("git://127.0.0.1:{port}/project"), "copy"]);
+        let log = git(&terminal.dir().join("copy"), &["log", "--format=%s"]);
+        assert_eq!(log, "seen through fdpool\n");
+    }
+
+    fn sshd_says_who_it_is(terminal: ["fdaccept 2222 | fdpool 8 -- /usr/sbin/sshd -i"]) {
+        if !root() || peer("sshd").is_none() {
+            return;
+        }
+        // The service makes this directory when it is started, and it may never have been.
+        std::fs::create_dir_all("/run/sshd").unwrap();
+        let port = terminal.run(0).port();
+        assert!(first_line(&connect(port)).starts_with("SSH-2.0-"));
+    }
+
+    fn a_port_and_a_unix_socket_feed_one_pool(terminal: [
+        "fdaccept 127.0.0.1:8888 ./echo.sock | fdpool 4 -- cat"
+    ]) {
+        let process = terminal.run(0);
+        let port = process.port();
+        process.line("listening on ./echo.sock");
+        assert_eq!(ask(port, "over TCP"), "over TCP");
+        let mut client = connect_unix(terminal.dir().join("echo.sock"));
+        client.write_all(b"over a path").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "over a path");
+    }
+
+    fn fdrecv_serves_one_connection_and_ends(terminal: ["fdaccept 8888 | fdrecv -- cat"]) {
+        let process = terminal.run(0);
+        let port = process.port();
+        assert_eq!(ask(port, "one"), "one");
+        assert!(process.wait().success());
+    }
+
+    fn a_loop_of_fdrecv_serves_one_after_another(terminal: [
+        "fdaccept 8888 | while fdrecv -- cat || [ $? -ne 69 ]; do :; done"
+    ]) {
+        let port = terminal.run(0).port();
+        for round in ["one", "two", "three"] {
+            assert_eq!(ask(port, round), round);
+        }
+    }
+
+    fn two_pools_on_one_pipe_share_the_connections(terminal: [
+        "fdaccept 8888 | { fdpool 2 -- sh -c 'echo one' <&3 3<&- & exec fdpool 2 -- sh -c 'echo two' 3<&-; } 3<&0"
+    ]) {
+        let port = terminal.run(0).port();
+        let mut seen = BTreeSet::new();
+        until("an answer from each pool", || {
+            seen.insert(ask(port, ""));
+            seen.len() >= 2
+        });
+        assert!(seen.iter().eq(["one\n", "two\n"]), "{seen:?}");
+    }
+
+    fn a_pool_finds_the_queue_by_its_name(terminal: [
+        "fdaccept --bind ./echo.queue 8888",
+        "fdpool --connect ./echo.queue 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        terminal.run(1);
+        assert_eq!(ask(port, "by name"), "by name");
+    }
+
+    fn python_workers_serve_in_a_pool(terminal: [
+        "fdaccept 8888 | fdpool --worker 4 -- python3 examples/worker.py"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "by a worker"), "by a worker");
+    }
+
+    fn shell_scripts_are_workers(terminal: [
+        "fdaccept 8888 | fdpool --worker 4 -- sh -c 'while fdrecv -- cat || [ $? -ne 69 ]; do :; done'"
+    ]) {
+        let port = terminal.run(0).port();
+        for round in ["one", "two", "three"] {
+            assert_eq!(ask(port, round), round);
+        }
+    }
+
+    fn workers_say_that_they_are_ready_and_are_exchanged(terminal: [
+        "fdaccept --bind ./echo.queue 8888",
+        "fdpool --connect ./echo.queue --worker --ready-fd 3 4 -- sh -c 'echo >&3; exec python3 examples/worker.py'"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run(0).port();
+        let pool = terminal.run(1);
+        assert_eq!(ask(port, "old"), "old");
+        kill(descendant(pool.pid(), "fdpool"), Signal::SIGHUP).unwrap();
+        pool.line("reload: done");
+        assert_eq!(ask(port, "new"), "new");
+    }
+
+    fn a_python_worker_finds_the_queue_by_its_name(terminal: [
+        "python3 examples/worker.py ./echo.queue"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run_text("fdaccept --bind ./echo.queue 0").port();
+        terminal.run(0);
+        assert!(!ask(port, "hello\n").is_empty());
+    }
+
+    fn an_acceptor_finds_the_consumer_by_its_name(terminal: [
+        "fdpool --bind ./echo.inbox 4 -- cat",
+        "fdaccept --connect ./echo.inbox 8888"
+    ]) {
+        terminal.run(0);
+        let port = terminal.run(1).port();
+        assert_eq!(ask(port, "by name"), "by name");
+    }
+
+    fn fdaccept_starts_the_pool_itself(terminal: ["fdaccept 8888 -- fdpool 4 -- cat"]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "no shell"), "no shell");
+    }
+
+    fn a_listener_made_by_another_program_is_used(terminal: [
+        "s6-ipcserver-socketbinder ./echo.sock fdaccept fd:0 -- fdpool 4 -- cat"
+    ]) {
+        if peer("s6-ipcserver-socketbinder").is_none() {
+            return;
+        }
+        assert_eq!(terminal.run(0).listening(), "./echo.sock");
+        let mut client = connect_unix(terminal.dir().join("echo.sock"));
+        client.write_all(b"inherited").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "inherited");
+    }
+
+    fn a_program_for_activation_finds_its_connection_at_descriptor_3(terminal: [
+        "fdaccept 8888 | fdrecv --activate -- sh -c 'exec cat <&3 >&3'"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "activated"), "activated");
+    }
+
+    fn the_listener_alone_is_roots(terminal: [
+        r#"sudo "$(command -v fdaccept)" 80 | fdpool 4 -- cat"#
+    ]) {
+        if !root() || peer("sudo").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "as root"), "as root");
+    }
+
+    fn the_pool_runs_under_another_user(terminal: [
+        "fdaccept 80 | setpriv --reuid=nobody --regid=nogroup --clear-groups fdpool 4 -- cat"
+    ]) {
+        if !root() || peer("setpriv").is_none() {
+            return;
+        }
+        // Where this was built, nobody else may be allowed to look.
+        terminal.install_programs();
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "as nobody"), "as nobody");
+    }
+
+    fn a_pool_runs_behind_prlimit_and_nice(terminal: [
+        "fdaccept 8888 | prlimit --nofile=64 nice fdpool 4 -- cat"
+    ]) {
+        if peer("prlimit").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "limited"), "limited");
+    }
+
+    fn a_pool_runs_behind_s6_softlimit_and_env(terminal: [
+        r#"fdaccept 8888 | s6-softlimit -o 64 env -i PATH="$PATH" fdpool 4 -- cat"#
+    ]) {
+        if peer("s6-softlimit").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "limited"), "limited");
+    }
+
+    fn limits_let_connections_in(terminal: [
+        "fdaccept --max 100 --max-per-source 10 8888 | fdpool 200 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "one of few"), "one of few");
+    }
+
+    fn rules_let_some_in(terminal: [
+        "fdaccept --allow 127.0.0.0/8 --allow ::1 --deny 127.0.0.66 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "from here"), "from here");
+    }
+
+    fn who_is_too_many_is_told(terminal: [
+        "echo 'busy, try again' >busy && fdaccept --max 10 --when-full ./busy 8888 | fdpool 10 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let mut clients: Vec<_> = (0..10).map(|_| connect(port)).collect();
+        for client in &mut clients {
+            client.write_all(b"hello\n").unwrap();
+            assert_eq!(first_line(client), "hello\n");
+        }
+        assert_eq!(first_line(&connect(port)), "busy, try again\n");
+    }
+
+    fn dead_clients_are_looked_for(terminal: [
+        "fdaccept -o keepalive=60 -o nodelay 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "alive"), "alive");
+    }
+
+    fn each_connection_is_logged(terminal: ["fdaccept -v 8888 | fdpool -v 4 -- cat"]) {
+        let process = terminal.run(0);
+        let port = process.port();
+        assert_eq!(ask(port, "seen"), "seen");
+        let line = process.line("fdpool: pid ");
+        assert!(line.ends_with(" from 127.0.0.1"), "{line}");
+        let line = process.line("fdpool: end ");
+        assert!(line.ends_with(" status 0"), "{line}");
+    }
+
+    fn a_free_port_is_in_a_file(terminal: [
+        "fdaccept --port-file ./port 127.0.0.1:0 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let text = std::fs::read_to_string(terminal.dir().join("port")).unwrap();
+        assert_eq!(text, format!("{port}\n"));
+        assert_eq!(ask(port, "found"), "found");
+    }
+
+    fn a_rate_lets_connections_in(terminal: ["fdaccept --rate 50/1 8888 | fdpool 4 -- cat"]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "in time"), "in time");
+    }
+
+    fn a_short_queue_passes_connections(terminal: ["fdaccept --queue 10 8888 | fdpool 4 -- cat"]) {
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "one of ten"), "one of ten");
+    }
+
+    fn a_proxy_says_who_the_client_is(terminal: [
+        "fdaccept --proxy-protocol any --proxy-from 127.0.0.0/8 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let request = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nfrom far away";
+        assert_eq!(ask(port, request), "from far away");
+    }
+
+    fn nothing_stays_roots_but_the_port(terminal: [
+        "fdaccept --user nobody --sandbox 80 -- fdpool 4 -- cat"
+    ]) {
+        if !root() {
+            return;
+        }
+        // Where this was built, nobody else may be allowed to look.
+        terminal.install_programs();
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "as nobody"), "as nobody");
+    }
+
+    fn handlers_run_behind_prlimit_and_nice(terminal: [
+        "fdaccept 8888 | fdpool --timeout 60 4 -- prlimit --nofile=64 --cpu=10 nice cat"
+    ]) {
+        if peer("prlimit").is_none() {
+            return;
+        }
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "limited"), "limited");
+    }
+}
+
+#[test]
+fn every_line_of_the_pages_is_run_and_no_other() {
+    let blocks = Blocks::read();
+    let found: BTreeSet<_> = blocks.lines.iter().map(String::as_str).collect();
+    let known = BTreeSet::from_iter([RUN_BY_CI, RUN_HERE].concat());
+    let none = BTreeSet::new();
+    let difference = (&found - &known, &known - &found);
+    assert_eq!(difference, (none.clone(), none), "(not run, on no page)");
+    // A unit of systemd has a test below.
+    let used = blocks.files_for(RUN_HERE);
+    for file in &blocks.files {
+        let is_used = used.iter().any(|used| used.name == file.name);
+        let is_unit = file.name.ends_with(".service");
+        assert!(is_used || is_unit, "no line needs {}", file.name);
+    }
+}
+
+#[test]
+fn a_page_is_taken_apart() {
+    let page = "# Title\n\n```text\n-->\n```\n\nIt is `b`, in `a`:\n\n```ini\n[x]\n\ny\n```\n\n\
+        Paste:\n\n```sh\none\ntwo\n```\n";
+    let mut blocks = Blocks::default();
+    blocks.add(page, "page");
+    assert_eq!(blocks.lines, ["one", "two"]);
+    let [file] = &blocks.files[..] else {
+        panic!("{} files", blocks.files.len());
+    };
+    let file = (
+        file.name.as_str(),
+        file.language.as_str(),
+        file.text.as_str(),
+    );
+    assert_eq!(file, ("a", "ini", "[x]\n\ny\n"));
+}
+
+#[test]
+#[should_panic(expected = "a code block is not closed")]
+fn a_block_that_is_not_closed_is_a_failure() {
+    Blocks::default().add("```sh\none\n", "page");
+}
+
+#[test]
+#[should_panic(expected = "whose is")]
+fn a_file_without_a_name_is_a_failure() {
+    Blocks::default().add("A file:\n\n```ini\n[x]\n```\n", "page");
+}
+
+/// Where the links of a page lead: `[text](target)`.
+fn targets(page: &str) -> impl Iterator<Item = &str> {
+    let behind = page.split("](").skip(1);
+    behind.filter_map(|rest| Some(rest.split_once(')')?.0))
+}
+
+/// The name that a heading has in a link.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let mut count = 0;
+    for name in [PAGES, OTHER_PAGES].concat() {
+        let page = root.join(name);
+        let text = read(&page);
+        for target in targets(&text).filter(|target| !target.contains("://")) {
+            count += 1;
+            let (path, fragment) = target.split_once('#').unwrap_or((target, ""));
+            let file = match path {
+                "" => page.clone(),
+                path => page.parent().unwrap().join(path),
+            };
+            assert!(file.is_file(), "{name}: {target}");
+            if !fragment.is_empty() {
+                let there = read(&file);
+                let mut headings = there.lines().filter(|line| line.starts_with('#'));
+                assert!(
+                    headings.any(|line| anchor(line) == fragment),
+                    "{name}: {target}"
+                );
+            }
+        }
+    }
+    assert!(count > 20, "only {count} links");
+}
+
+#[test]
+fn the_map_of_the_house_names_what_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("CONTRIBUTING.md")).unwrap();
+    // What stands between backticks; a program has more words.
+    let quoted = text.split('`').skip(1).step_by(2);
+    let rooms = ["src/", "tests/", "man/", "docs/", "benches/", ".ci/"];
+    let paths = quoted.filter_map(|quoted| quoted.split_whitespace().next());
+    let paths: Vec<_> = paths
+        .filter(|path| rooms.iter().any(|room| path.starts_with(room)))
+        .collect();
+    assert!(paths.len() > 20, "{paths:?}");
+    for path in paths {
+        assert!(root.join(path).exists(), "{path}");
+    }
+}
+
+#[test]
+fn systemd_accepts_the_units() {
+    let Some(analyze) = peer("systemd-analyze") else {
+        return;
+    };
+    let blocks = Blocks::read();
+    let units = blocks
+        .files
+        .iter()
+        .filter(|file| file.name.ends_with(".service"));
+    let mut count = 0;
+    for unit in units {
+        count += 1;
+        let text = &unit.text;
+        assert_eq!(
+            (
+                unit.language.as_str(),
+                text.matches("/usr/local/bin/").count()
+            ),
+            ("ini", 2)
+        );
+        // The programs must be there: ours is where it was built, and the worker is any.
+        let text = text.replace("/usr/local/bin/worker", "/bin/cat");
+        let text = text.replace("/usr/local/bin", bin_dir().to_str().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(&unit.name);
+        std::fs::write(&file, text).unwrap();
+        let (status, stdout, stderr) = run(Command::new(&analyze).arg("verify").arg(&file));
+        let ours: Vec<_> = stderr
+            .lines()
+            .filter(|line| line.contains(&unit.name))
+            .collect();
+        assert_eq!((status, ours), (Some(0), Vec::new()), "{stdout}{stderr}");
+    }
+    assert_eq!(count, 1);
+}
+
+/// Somebody who pastes lines, each in a window of its own, all in one new directory.
+struct Terminal {
+    shell: &'static str,
+    lines: &'static [&'static str],
+    // Before the directory, so that they have ended when it is removed.
+    processes: Vec<Process>,
+    /// What holds a network namespace, and lives as long as that is used.
+    network: Option<Process>,
+    programs: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Terminal {
+    fn new(shell: &'static str, lines: &'static [&'static str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for file in Blocks::read().files_for(lines) {
+            std::fs::write(dir.path().join(&file.name), &file.text).unwrap();
+        }
+        Self {
+            shell,
+            lines,
+            processes: Vec::new(),
+            network: None,
+            programs: bin_dir(),
+            dir,
+        }
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs one of the lines of this test.
+    fn run(&mut self, index: usize) -> &mut Process {
+        let line = self.lines[index];
+        if self.network.is_some() {
+            self.run_text(line)
+        } else {
+            self.run_text(&with_free_ports(line))
+        }
+    }
+
+    /// Runs one of the lines to its end.
+    fn finish(&mut self, index: usize) {
+        let (status, log) = self.run(index).finish();
+        assert!(status.success(), "{log}");
+    }
+
+    /// Runs everything in a new network namespace from now on, with its ports as they are.
+    fn isolate(&mut self) {
+        let mut holder = Command::new("unshare");
+        let script = "ip link set lo up && echo up >&2 && exec cat";
+        holder.args(["--net", "sh", "-c", script]);
+        let mut holder = Process::start(holder.stdin(Stdio::piped()).stdout(Stdio::null()));
+        holder.line("up");
+        self.network = Some(holder);
+    }
+
+    /// A program in the directory of this terminal, and in its network namespace.
+    fn command(&self, program: &str) -> Command {
+        let mut command = match &self.network {
+            None => Command::new(program),
+            Some(holder) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/proc/{}/ns/net", holder.pid()));
+                command.arg(program);
+                command
+            }
+        };
+        command.current_dir(self.dir()).stdin(Stdio::null());
+        command
+    }
+
+    /// What a client gets over TLS that checks the certificate, connects from this address and sends
+    /// "you"; empty if there is nothing to get, as before the server is there.
+    fn ask_over_tls(&self, from: &str, port: u16) -> String {
+        let mut client = self.command("openssl");
+        client.args([
+            "s_client",
+            "-quiet",
+            "-verify_return_error",
+            "-CAfile",
+            "server.pem",
+        ]);
+        client.args(["-verify_hostname", "localhost", "-bind", from]);
+        client.arg("-connect").arg(format!("127.0.0.1:{port}"));
+        client.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut client = Process::start(&mut client);
+        let mut stdin = client.child().stdin.take().unwrap();
+        // It may have ended already.
+        let _ = stdin.write_all(b"you\n");
+        let mut answer = String::new();
+        let mut stdout = client.child().stdout.take().unwrap();
+        stdout.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn run_text(&mut self, line: &str) -> &mut Process {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::iter::once(self.programs.clone()).chain(std::env::split_paths(&path));
+        let mut words = self.shell.split(' ');
+        let mut shell = self.command(words.next().unwrap());
+        shell.args(words).args(["-c", line]);
+        shell.env("PATH", std::env::join_paths(dirs).unwrap());
+        // A handler that forgets to flush must not pass.
+        shell.env_remove("PYTHONUNBUFFERED");
+        shell.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go"));
+        shell.stdout(Stdio::null());
+        self.processes.push(Process::start(&mut shell));
+        self.processes.last_mut().unwrap()
+    }
+
+    /// Goes to the directory of README, as far as the lines need it.
+    fn link_examples(&self) {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        std::os::unix::fs::symlink(examples, self.dir().join("examples")).unwrap();
+    }
+
+    /// Copies the programs to where every user finds them. cp does it: a file that is open for
+    /// writing here may be so in a child of another test, and then cannot be executed.
+    fn install_programs(&mut self) {
+        let programs = self.dir().join("bin");
+        let script = "mkdir bin && cp \"$1/fdaccept\" \"$1/fdpool\" bin && chmod 755 . bin bin/*";
+        let mut copy = Command::new("sh");
+        copy.args(["-c", script, "sh"]).arg(&self.programs);
+        assert!(copy.current_dir(self.dir()).status().unwrap().success());
+        self.programs = programs;
+    }
+}
+
+/// The line with 0 in the place of each port.
+fn with_free_ports(line: &str) -> String {
+    let words = line.split(' ').map(|word| {
+        let (host, port) = word
+            .rsplit_once(':')
+            .map_or(("", word), |(host, port)| (&word[..=host.len()], port));
+        if PORTS.contains(&port) {
+            format!("{host}0")
+        } else {
+            word.to_owned()
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn only_ports_are_replaced() {
+    let line = "fdaccept 80 127.0.0.1:8888 ./80.sock | fdpool 8 -- x 8080";
+    let expected = "fdaccept 0 127.0.0.1:0 ./80.sock | fdpool 8 -- x 8080";
+    assert_eq!(with_free_ports(line), expected);
+}
+
+/// The first process of this name among a process and all below it: the shell of a line may have become
+/// the program, or be its parent.
+#[track_caller]
+fn descendant(pid: Pid, name: &str) -> Pid {
+    let is_named = |pid: &Pid| {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        comm.unwrap_or_default().trim_end() == name
+    };
+    let mut generation = vec![pid];
+    while !generation.is_empty() {
+        if let Some(found) = generation.iter().copied().find(is_named) {
+            return found;
+        }
+        generation = generation.into_iter().flat_map(children).collect();
+    }
+    panic!("no {name} below process {pid}");
+}
+
+/// The number that a process has in its own namespace.
+fn pid_inside(pid: Pid) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let numbers = status.lines().find(|line| line.starts_with("NSpid:"));
+    numbers
+        .unwrap()
+        .split_whitespace()
+        .last()
+        .unwrap()
+        .to_owned()
+}
+
+/// Expects a handler that asks before it hears anything, and then knows its client.
+#[track_caller]
+fn assert_dialogue(port: u16) {
+    let mut client = connect(port);
+    assert_eq!(first_line(&client), "who are you?\n");
+    client.write_all(b"you\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello you, you come from 127.0.0.1\n");
+}
+
+/// Sends `request`, and returns all of the answer.
+#[track_caller]
+fn ask(port: u16, request: &str) -> String {
+    String::from_utf8(exchange(port, request.as_bytes())).unwrap()
+}
+
+#[track_caller]
+fn first_line(client: &TcpStream) -> String {
+    let mut line = String::new();
+    BufReader::new(client).read_line(&mut line).unwrap();
+    line
+}
+
+/// Runs git without anybody's settings, and returns what it says.
+#[track_caller]
+fn git(dir: &Path, arguments: &[&str]) -> String {
+    let mut git = Command::new("git");
+    git.args(["-c", "user.name=x", "-c", "user.email=x@localhost"]);
+    git.args(arguments).current_dir(dir).stdin(Stdio::null());
+    git.env("GIT_CONFIG_GLOBAL", "/dev/null");
+    let (status, stdout, stderr) = run(&mut git);
+    assert_eq!(status, Some(0), "{arguments:?}: {stderr}");
+    stdout
+}

@@ -1,0 +1,10 @@
+//! fdpool and fdrecv: what handlers and workers find, and how pools start, change and end.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod handler;
+mod idle;
+mod pool;
+mod replacement;
+mod workers;

@@ -1,0 +1,24 @@
+//! Clients, senders and sockets that nobody should meet.
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Linger;
+
+use super::*;
+
+/// A TCP socket whose last close would block for an hour: it lingers and has unsent data. The
+/// other side, which is returned with it, does not read.
+pub fn lingering() -> (TcpStream, TcpStream) {
+    let (other, mut socket) = tcp_pair();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 65536]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    let hour = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 3600,
+    };
+    setsockopt(&socket, Linger, &hour).unwrap();
+    (socket, other)
+}
