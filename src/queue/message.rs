@@ -99,8 +99,9 @@ variables! {
     TCP_CONN_NUM = "TCPCONNNUM", Number;
 }
 
-/// The facts about the two ends of a Unix connection.
+/// The facts about the two ends of a Unix connection, none at first ([`UnixPeer::default`]).
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct UnixPeer<'a> {
     /// The client's uid, gid and pid (`SO_PEERCRED`).
     pub credentials: Option<(u32, u32, u32)>,
