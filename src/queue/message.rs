@@ -4,6 +4,7 @@
 //! It comes from outside: [`Info::decode`] keeps only the names of [`VARIABLES`], and of those
 //! only values that are what the name promises.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::Write;
@@ -48,17 +49,20 @@ impl Variable {
         self.name
     }
 
-    /// Whether `value` is what this name promises.
-    fn accepts(&self, value: &[u8]) -> bool {
-        match self.format {
+    /// `value` as it is written, if it is what this name promises. An address has one spelling: that
+    /// of RFC 5952, and an IPv4 address that is mapped into IPv6 is the IPv4 address.
+    fn spell<'a>(&self, value: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let is_valid = match self.format {
             Format::Protocol => value == b"TCP" || value == b"IPC",
             Format::Ip => {
-                std::str::from_utf8(value).is_ok_and(|text| text.parse::<IpAddr>().is_ok())
+                let address: IpAddr = std::str::from_utf8(value).ok()?.parse().ok()?;
+                return Some(Cow::Owned(address.to_canonical().to_string().into_bytes()));
             }
             Format::Port => digits::<u16>(value).is_some(),
             Format::Number => digits::<u32>(value).is_some(),
             Format::Path => !value.is_empty() && !value.iter().any(u8::is_ascii_control),
-        }
+        };
+        is_valid.then_some(Cow::Borrowed(value))
     }
 }
 
@@ -162,17 +166,24 @@ impl Info {
         info
     }
 
-    /// Gives `variable` a value. Returns false, and leaves it without one, if the value is not
+    /// Gives `variable` a value; an address is spelled as in RFC 5952. Returns false, and leaves it without one, if the value is not
     /// what the name promises, or if a message of [`MAX_PAYLOAD`] bytes has no room for it.
     pub fn set(&mut self, variable: Variable, value: impl AsRef<[u8]>) -> bool {
-        let value = value.as_ref();
         self.unset(variable);
+        self.add_if_valid(variable, value.as_ref())
+    }
+
+    /// Gives `variable`, which has no value, one if that is valid and there is room for it.
+    fn add_if_valid(&mut self, variable: Variable, value: &[u8]) -> bool {
+        let Some(value) = variable.spell(value) else {
+            return false;
+        };
         let length = self.lines.len() + variable.name.len() + value.len() + b"=\n".len();
-        let accepted = variable.accepts(value) && VERSION_LINE.len() + length <= MAX_PAYLOAD;
-        if accepted {
-            self.add_line(variable, |lines| lines.extend_from_slice(value));
+        let fits = VERSION_LINE.len() + length <= MAX_PAYLOAD;
+        if fits {
+            self.add_line(variable, |lines| lines.extend_from_slice(&value));
         }
-        accepted
+        fits
     }
 
     fn unset(&mut self, variable: Variable) {
@@ -275,9 +286,7 @@ impl Info {
                 Some(index) if seen[index] => return None,
                 Some(index) => {
                     seen[index] = true;
-                    if VARIABLES[index].accepts(value) {
-                        info.lines.extend_from_slice(line);
-                    }
+                    info.add_if_valid(VARIABLES[index], value);
                 }
                 None if name == b"FDTOOLS" || !seen_others.insert(name) => return None,
                 None => {}
@@ -345,6 +354,55 @@ mod tests {
     }
 
     #[test]
+    fn an_address_has_one_spelling() {
+        for (sent, spelled) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("::FFFF:c000:201", Some("192.0.2.1")),
+            ("0:0:0:0:0:0:0:1", Some("::1")),
+            ("2001:DB8::000a", Some("2001:db8::a")),
+            ("2001:db8::192.0.2.1", Some("2001:db8::c000:201")),
+            ("1:2:3::5:6:7:8", Some("1:2:3:0:5:6:7:8")),
+            ("192.0.2.01", None),
+            ("192.0.2", None),
+            ("0xc0000201", None),
+            ("2001:db8::0000a", None),
+            ("[::1]", None),
+            ("fe80::1%eth0", None),
+            ("fe80::1%1", None),
+        ] {
+            let spelled = spelled.map(str::as_bytes);
+            let decoded = decode(format!("TCPREMOTEIP={sent}\n").as_bytes()).unwrap();
+            assert_eq!(decoded.get(TCP_REMOTE_IP), spelled, "{sent}");
+            let mut info = Info::new();
+            assert_eq!(info.set(REMOTE_ADDR, sent), spelled.is_some(), "{sent}");
+            assert_eq!(info.get(REMOTE_ADDR), spelled, "{sent}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_gets_longer_than_its_message_allows_is_left_out() {
+        let path = vec![b'x'; MAX_PAYLOAD - VERSION_LINE.len() - "IPCLOCALPATH=\n".len() - 27];
+        let lines = [
+            b"IPCLOCALPATH=",
+            &path[..],
+            b"\nTCPREMOTEIP=1:2:3::5:6:7:8\n",
+        ]
+        .concat();
+        assert_eq!(VERSION_LINE.len() + lines.len(), MAX_PAYLOAD);
+        let info = decode(&lines).unwrap();
+        assert_eq!(info.get(IPC_LOCAL_PATH), Some(&path[..]));
+        assert_eq!(info.get(TCP_REMOTE_IP), None);
+    }
+
+    #[test]
+    fn numbers_keep_their_leading_zeros() {
+        let info = decode(b"TCPREMOTEPORT=00080\nREMOTE_PORT=0\n").unwrap();
+        assert_eq!(info.get(TCP_REMOTE_PORT), Some(&b"00080"[..]));
+        assert_eq!(info.get(REMOTE_PORT), Some(&b"0"[..]));
+    }
+
+    #[test]
     fn a_name_that_comes_twice_voids_the_payload() {
         assert_eq!(decode(b"TCPREMOTEPORT=1\nTCPREMOTEPORT=1\n"), None);
         assert_eq!(decode(b"FDTOOLS=1\n"), None);
@@ -407,7 +465,7 @@ mod tests {
         fn no_payload_crashes_it_or_brings_in_a_bad_value(lines: Vec<u8>) {
             if let Some(info) = decode(&lines) {
                 for (variable, value) in info.variables() {
-                    assert!(variable.accepts(value));
+                    assert_eq!(variable.spell(value).as_deref(), Some(value));
                 }
                 assert_eq!(Info::decode(&info.encode()), Some(info));
             }
@@ -417,7 +475,7 @@ mod tests {
         fn likely_names_with_any_value_are_checked(index in 0..VARIABLES.len(), value: Vec<u8>) {
             let mut info = Info::new();
             let accepted = info.set(VARIABLES[index], &value);
-            assert_eq!(accepted, VARIABLES[index].accepts(&value));
+            assert_eq!(accepted, VARIABLES[index].spell(&value).is_some());
             assert_eq!(Info::decode(&info.encode()), Some(info));
         }
     }
