@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The smallest worker: takes one connection after another and echoes what it says.
+"""A worker: takes one connection after another and echoes what it says.
 
     worker.py               for  fdpool 4 --worker -- worker.py: the queue is standard input
     worker.py PATH          for  fdaccept --bind PATH ADDRESS

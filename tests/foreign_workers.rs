@@ -247,6 +247,8 @@ fn it_ends_with_the_queue(worker: &[PathBuf]) {
         send(&queue, b"", &[]).unwrap();
         client(&queue, BARE)
     });
+    // What the other side leaves unread is an error of the next receive, and not the end.
+    send(&read_end, b"unread", &[]).unwrap();
     drop(queue);
     waiting.into_iter().for_each(assert_is_served);
     assert_ends_quietly(&mut worker);
@@ -431,11 +433,16 @@ fn full_connection() -> (TcpStream, TcpStream) {
 
 // O_NONBLOCK.
 
-fn a_queue_that_is_non_blocking_is_waited_for(worker: &[PathBuf]) {
-    let (queue, read_end) = socket_pair(SockType::SeqPacket);
+/// Makes a queue non-blocking for all that share it.
+fn make_nonblocking(read_end: impl AsFd) {
     let flags = fcntl(&read_end, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     let flags = flags.unwrap() | OFlag::O_NONBLOCK;
     fcntl(&read_end, FcntlArg::F_SETFL(flags)).unwrap();
+}
+
+fn a_queue_that_is_non_blocking_is_waited_for(worker: &[PathBuf]) {
+    let (queue, read_end) = socket_pair(SockType::SeqPacket);
+    make_nonblocking(&read_end);
     let mut two = [(); 2].map(|()| start(worker, &read_end));
     // Each has one.
     let clients = [(); 2].map(|()| client(&queue, BARE));
@@ -461,4 +468,79 @@ fn a_queue_that_is_non_blocking_is_waited_for(worker: &[PathBuf]) {
     assert_is_served(client(&queue, BARE));
     drop(queue);
     assert_ends_quietly(&mut two[1]);
+}
+
+// The examples of the page itself.
+
+/// The example in fdtools(7) behind the line that begins with `introduction`.
+fn example_of_the_page(introduction: &str) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/fdtools.7");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, rest) = page.split_once(&format!("\n{introduction}")).unwrap();
+    let (_, rest) = rest.split_once("\n.Bd -literal -offset indent\n").unwrap();
+    let (text, _) = rest.split_once("\n.Ed\n").unwrap();
+    text.replace("\\e", "\\")
+}
+
+#[test]
+fn the_worker_of_the_page_serves_and_takes_no_error_for_the_end() {
+    let Some(python) = support::python() else {
+        return;
+    };
+    let text = example_of_the_page("A worker in Python,");
+    let (queue, read_end) = socket_pair(SockType::SeqPacket);
+    make_nonblocking(&read_end);
+    let mut worker = start(&[python, "-c".into(), text.into()], &read_end);
+    let before = {
+        assert_is_served(client(&queue, BARE));
+        count(&worker)
+    };
+    for payload in [BARE, b"", b"junk"] {
+        send(&queue, b"none", &[]).unwrap();
+        assert_is_served(client(&queue, payload));
+    }
+    assert!(count(&worker) <= before);
+    let waiting = client(&queue, BARE);
+    send(&read_end, b"unread", &[]).unwrap();
+    drop(queue);
+    assert_is_served(waiting);
+    assert_ends_quietly(&mut worker);
+}
+
+#[test]
+fn the_sender_of_the_page_tells_of_its_clients() {
+    let Some(python) = support::python() else {
+        return;
+    };
+    let text = example_of_the_page("A sender in Python,");
+    // Any port, which it says.
+    let text = text.replace("8888", "0").replace(
+        "\nqueue = ",
+        "\nimport sys\nprint('listening on 127.0.0.1:%d' % listener.getsockname()[1], \
+         file=sys.stderr)\nqueue = ",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let answer = "read line && echo $line $PROTO $TCPREMOTEIP $TCPREMOTEPORT";
+    let mut pool = program("fdpool");
+    pool.args(["--bind", "./echo.queue", "2", "sh", "-c", answer]);
+    let mut pool = Process::start(pool.current_dir(&folder));
+    let name = folder.path().join("echo.queue");
+    until("the name", || name.exists());
+    let mut sender = Command::new(python);
+    let mut sender = Process::start(sender.args(["-c", &text]).current_dir(&folder));
+    let port = sender.port();
+    for _ in 0..5 {
+        let mut client = connect(port);
+        let remote = client.local_addr().unwrap().port();
+        client.write_all(b"hello\n").unwrap();
+        let mut told = String::new();
+        client.read_to_string(&mut told).unwrap();
+        assert_eq!(told, format!("hello TCP 127.0.0.1 {remote}\n"));
+    }
+    // A pool that has gone is its end.
+    stop(&mut pool);
+    drop(connect(port));
+    let (status, log) = sender.finish();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("ConnectionRefusedError"), "{log}");
 }
