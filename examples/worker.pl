@@ -3,19 +3,36 @@
 #
 #     fdaccept 8888 | fdpool 4 --worker perl worker.pl
 #
-# fdtools(7) has the rules that it keeps. Perl has no recvmsg of its own: Socket::MsgHdr brings it
-# (libsocket-msghdr-perl in Debian).
+# fdtools(7) has the rules that it keeps. Perl has no recvmsg, and Socket::MsgHdr does not tell of
+# MSG_CTRUNC; so this calls the kernel, with structures as they are on 64-bit machines.
 use strict;
 use warnings;
-use Errno qw(EAGAIN ECONNRESET EINTR);
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
 use IO::Poll qw(POLLHUP POLLIN);
 use POSIX qw(:signal_h);
 use Socket qw(MSG_CTRUNC MSG_DONTWAIT SCM_RIGHTS SOL_SOCKET SO_LINGER);
-use Socket::MsgHdr;
 require 'syscall.ph';
 
-use constant { MSG_CMSG_CLOEXEC => 0x40000000, POLLRDHUP => 0x2000, FIONREAD => 0x541B, MOST => 253 };
+use constant { MSG_CMSG_CLOEXEC => 0x40000000, POLLRDHUP => 0x2000, FIONREAD => 0x541B };
+
+# Receives one message: its payload, its flags and its descriptors; nothing if there is an error.
+sub receive {
+    vec(my $payload = '', 4095, 8) = 0;
+    vec(my $control = '', 2047, 8) = 0;
+    my $iov     = pack('P Q', $payload, 4096);
+    my $message = pack('x16 P Q P Q x8', $iov, 1, $control, 2048);
+    my $length  = syscall(SYS_recvmsg(), 0, $message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    return if $length < 0;
+    my ($end, $flags) = unpack('x40 Q l', $message);
+    my ($at, @descriptors) = (0);
+    while ($at < $end) {
+        my ($size, $level, $type) = unpack("x$at Q l l", $control);
+        my $data = substr($control, $at + 16, $size - 16);
+        push @descriptors, unpack('l*', $data) if $level == SOL_SOCKET && $type == SCM_RIGHTS;
+        $at += $size + 7 & ~7;
+    }
+    return (substr($payload, 0, $length), $flags, @descriptors);
+}
 
 sub echo {
     my ($client) = @_;
@@ -49,24 +66,19 @@ while (1) {
     my @spare = map { POSIX::dup(0) // die "no free descriptors: $!\n" } 1 .. 2;
     POSIX::close($_) for @spare;
 
-    my $message = Socket::MsgHdr->new(buflen => 4096, controllen => 2048);
-    if (!defined recvmsg(*STDIN, $message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)) {
+    my ($payload, $flags, @descriptors) = receive();
+    if (!defined $payload) {
         next if $!{EAGAIN} || $!{EINTR} || $!{ECONNRESET};    # another worker was faster, or no end
         die "cannot receive a connection: $!\n";
     }
-
-    my (@control, @descriptors) = $message->cmsghdr;
-    while (my ($level, $type, $data) = splice @control, 0, 3) {
-        push @descriptors, unpack('i*', $data) if $level == SOL_SOCKET && $type == SCM_RIGHTS;
-    }
     # Each is closed when its handle goes.
     my @handles = map { open(my $handle, '+<&=', $_); $handle } @descriptors;
-    my $is_payload = $message->buf =~ /\AFDTOOLS=1\n/;
-    if ($message->flags & MSG_CTRUNC) {
+    my $is_payload = $payload =~ /\AFDTOOLS=1\n/;
+    if ($flags & MSG_CTRUNC) {
         # Not a connection.
     } elsif (@handles == 1 || (@handles == 2 && $is_payload && -p $handles[1])) {
         echo($handles[0]);
-    } elsif (!@handles && $message->buf eq '' && $poll->events(*STDIN) & (POLLHUP | POLLRDHUP)) {
+    } elsif (!@handles && $payload eq '' && $poll->events(*STDIN) & (POLLHUP | POLLRDHUP)) {
         ioctl(STDIN, FIONREAD, my $waiting = pack('i', 0));
         last if unpack('i', $waiting) == 0;
     }

@@ -21,6 +21,7 @@ use nix::libc::linger;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockType, setsockopt, sockopt};
 use rustix::io::ioctl_fionread;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::*;
 
 /// The payload that says nothing of a connection.
@@ -97,13 +98,7 @@ fn go() -> Option<Vec<PathBuf>> {
 }
 
 fn perl() -> Option<Vec<PathBuf>> {
-    let perl = peer("perl")?;
-    let (status, ..) = run(Command::new(&perl).args(["-MSocket::MsgHdr", "-e", "1"]));
-    if status != Some(0) {
-        skip("Socket::MsgHdr (libsocket-msghdr-perl) is not installed");
-        return None;
-    }
-    Some(vec![perl, source("worker.pl")])
+    Some(vec![peer("perl")?, source("worker.pl")])
 }
 
 fn python() -> Option<Vec<PathBuf>> {
@@ -378,10 +373,14 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
         for other in [null.as_fd(), folder.as_fd(), pipe_end.as_fd()] {
             send(&queue, BARE, &[other]).unwrap();
         }
-        // One that reads nothing, and whose closing would block.
+        // With connections whose closing would block: of one that came, and of one that the kernel
+        // has to close if there was no room for it.
         let (unread, server) = full_connection();
+        let (unread_too, other) = full_connection();
         send(&queue, b"junk", &[server.as_fd(), null.as_fd()]).unwrap();
-        drop(server);
+        let behind = [null.as_fd(), null.as_fd(), other.as_fd()];
+        send(&queue, b"junk", &behind).unwrap();
+        drop((server, other));
         // Junk beside a connection is no reason not to serve it.
         for payload in [
             &b""[..],
@@ -401,11 +400,37 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
         send(&queue, BARE, &[server.as_fd()]).unwrap();
         drop(server);
         assert_is_served(client(&queue, BARE));
-        drop(unread);
+        drop((unread, unread_too));
         until("as many descriptors as before", || count(&worker) == before);
         assert!(worker.is_running(), "{round}");
     }
+
+    // What came whole looks like a connection and its lease; a third one found no number.
+    let before = leave_two_numbers(worker.pid());
+    let (mut client, server) = pair();
+    let three = [server.as_fd(), pipe_end.as_fd(), null.as_fd()];
+    send(&queue, BARE, &three).unwrap();
+    drop(server);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    prlimit(
+        Pid::from_raw(worker.pid().as_raw()),
+        Resource::Nofile,
+        before,
+    )
+    .unwrap();
     stop(&mut worker);
+}
+
+/// Lowers the limit of a process that waits, so that it has two numbers left for descriptors. Returns
+/// what the limit was.
+fn leave_two_numbers(worker: nix::unistd::Pid) -> Rlimit {
+    let used: Vec<_> = descriptors(worker).iter().map(|(fd, _)| *fd).collect();
+    let mut free = (0..).filter(|fd| !used.contains(fd));
+    let limit = Rlimit {
+        current: free.nth(2).map(|fd| fd as u64),
+        maximum: Some(64),
+    };
+    prlimit(Pid::from_raw(worker.as_raw()), Resource::Nofile, limit).unwrap()
 }
 
 /// A connection that has as much on its way as it can have, of which the client reads nothing, and
@@ -456,7 +481,8 @@ fn a_queue_that_is_non_blocking_is_waited_for(worker: &[PathBuf]) {
         assert!(used < Duration::from_millis(100), "{used:?}");
     }
     // A connection that is non-blocking, with a client that takes its time.
-    for _ in 0..10 {
+    // Now and then both workers see a message that one of them gets.
+    for _ in 0..200 {
         let (client, server) = pair();
         server.set_nonblocking(true).unwrap();
         send(&queue, BARE, &[server.as_fd()]).unwrap();

@@ -166,8 +166,9 @@ impl Info {
         info
     }
 
-    /// Gives `variable` a value; an address is spelled as in RFC 5952. Returns false, and leaves it without one, if the value is not
-    /// what the name promises, or if a message of [`MAX_PAYLOAD`] bytes has no room for it.
+    /// Gives `variable` a value; an address is spelled as in RFC 5952. Returns false, and leaves it
+    /// without one, if the value is not what the name promises, or if a message of [`MAX_PAYLOAD`]
+    /// bytes has no room for it.
     pub fn set(&mut self, variable: Variable, value: impl AsRef<[u8]>) -> bool {
         self.unset(variable);
         self.add_if_valid(variable, value.as_ref())
