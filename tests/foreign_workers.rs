@@ -378,7 +378,7 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
         let (unread, server) = full_connection();
         let (unread_too, other) = full_connection();
         send(&queue, b"junk", &[server.as_fd(), null.as_fd()]).unwrap();
-        let behind = [null.as_fd(), null.as_fd(), other.as_fd()];
+        let behind = [&[null.as_fd(); 20][..], &[other.as_fd()]].concat();
         send(&queue, b"junk", &behind).unwrap();
         drop((server, other));
         // Junk beside a connection is no reason not to serve it.
