@@ -7,7 +7,7 @@
 require "fiddle"
 require "socket"
 
-POLLIN, POLLHUP, POLLRDHUP, FIONREAD = 0x1, 0x10, 0x2000, 0x541B
+POLLHUP, POLLRDHUP, FIONREAD = 0x10, 0x2000, 0x541B
 QUEUE = Socket.for_fd(0)
 POLL = Fiddle::Function.new(
   Fiddle::Handle::DEFAULT["poll"], [Fiddle::TYPE_VOIDP, Fiddle::TYPE_LONG, Fiddle::TYPE_INT], Fiddle::TYPE_INT
