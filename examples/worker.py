@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The smallest worker: takes one connection after another and echoes what it says.
+"""A worker: takes one connection after another and echoes what it says.
 
     worker.py               for  fdpool 4 --worker -- worker.py: the queue is standard input
     worker.py PATH          for  fdaccept --bind PATH ADDRESS
@@ -8,20 +8,36 @@
 PATH may be @name, in the abstract namespace. fdtools(7) has what is left out here: who may be on
 the other side of an @name, and what the message says of the client.
 """
-import os, select, signal, socket, stat, sys, threading
+import errno, fcntl, os, select, signal, socket, stat, sys, termios, threading
 
 
-def echo(connection):
-    client = socket.socket(fileno=connection)
-    try:
-        while data := client.recv(65536):
-            client.sendall(data)
-    finally:
-        client.detach()
+def echo(client):
+    os.set_blocking(client, True)
+    while data := os.read(client, 65536):
+        while data:
+            data = data[os.write(client, data):]
 
 
 def is_pipe(descriptor):
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+
+
+def other_side_is_gone(queue):
+    ready = select.poll()
+    ready.register(queue, select.POLLRDHUP)
+    return bool(ready.poll(0))
+
+
+def nothing_waits(queue):
+    return fcntl.ioctl(queue, termios.FIONREAD, bytes(4)) == bytes(4)
+
+
+def close(descriptor):
+    try:  # closing a stranger's socket could block
+        with socket.socket(fileno=descriptor) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+    except OSError:
+        os.close(descriptor)  # not a socket
 
 
 name = sys.argv[-1]
@@ -58,26 +74,35 @@ def break_off():
 
 threading.Thread(target=break_off, daemon=True).start()
 
-end = select.poll()
-end.register(queue, select.POLLRDHUP)
+readable = select.poll()
+readable.register(queue, select.POLLIN)
 while True:
+    for spare in os.dup(null), os.dup(null):
+        os.close(spare)  # two numbers are free, for a connection and its lease
     try:
-        payload, descriptors, flags, _ = socket.recv_fds(queue, 4096, 2)
+        payload, descriptors, flags, _ = socket.recv_fds(queue, 4096, 253, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         continue  # not the end
-    except OSError:
-        break  # told to stop
-    if descriptors:
+    except BlockingIOError:
+        readable.poll()  # somebody else has made the queue non-blocking
+        continue
+    except OSError as error:
+        if error.errno == errno.ENOTSOCK:
+            break  # told to stop
+        raise
+    if flags & socket.MSG_CTRUNC:
+        pass  # it has lost a descriptor
+    elif len(descriptors) == 1 or (
+        # A pipe beside it is its lease, which is kept open while it is served.
+        len(descriptors) == 2 and payload.startswith(b"FDTOOLS=1\n") and is_pipe(descriptors[1])
+    ):
         try:
-            # A pipe beside it is its lease, which is kept open while it is served.
-            lease = descriptors[1:]
-            if not flags & socket.MSG_CTRUNC and all(map(is_pipe, lease)):
-                echo(descriptors[0])
+            echo(descriptors[0])
         except OSError:
             pass  # the client has gone, which is no reason to end
-        for descriptor in descriptors:
-            os.close(descriptor)
-    elif not payload and end.poll(0):
-        break  # an empty message is the end only if the other side has hung up
+    elif not descriptors and not payload and other_side_is_gone(queue) and nothing_waits(queue):
+        break
+    for descriptor in descriptors:
+        close(descriptor)
 if sys.argv[1:2] == ["--bind"] and not name.startswith("@"):
     os.unlink(name)

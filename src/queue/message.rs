@@ -4,6 +4,7 @@
 //! from outside: [`Info::decode`] keeps only names from [`VARIABLES`], with values that are valid
 //! for the name.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::Write;
@@ -48,17 +49,23 @@ impl Variable {
         self.name
     }
 
-    /// Whether `value` is valid for this variable.
-    fn accepts(&self, value: &[u8]) -> bool {
-        match self.format {
+    /// `value` as a message spells it, if it is valid for this variable. An address has one spelling:
+    /// that of RFC 5952. An IPv4 address that is mapped into IPv6 is the IPv4 address.
+    fn spell<'a>(&self, value: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let is_valid = match self.format {
             Format::Protocol => value == b"TCP" || value == b"IPC",
             Format::Ip => {
-                std::str::from_utf8(value).is_ok_and(|text| text.parse::<IpAddr>().is_ok())
+                return match std::str::from_utf8(value).ok()?.parse().ok()? {
+                    // Only this spelling parses.
+                    IpAddr::V4(_) => Some(Cow::Borrowed(value)),
+                    ip => Some(Cow::Owned(ip.to_canonical().to_string().into_bytes())),
+                };
             }
             Format::Port => digits::<u16>(value).is_some(),
             Format::Number => digits::<u32>(value).is_some(),
             Format::Path => !value.is_empty() && !value.iter().any(u8::is_ascii_control),
-        }
+        };
+        is_valid.then_some(Cow::Borrowed(value))
     }
 }
 
@@ -162,17 +169,25 @@ impl Info {
         info
     }
 
-    /// Sets the value of `variable`. Returns false, and leaves the variable without a value, if the
-    /// value is not valid for it, or if a message of [`MAX_PAYLOAD`] bytes has no room.
+    /// Sets the value of `variable`; an address is spelled as in RFC 5952. Returns false, and leaves
+    /// the variable without a value, if the value is not valid for it, or if a message of
+    /// [`MAX_PAYLOAD`] bytes has no room.
     pub fn set(&mut self, variable: Variable, value: impl AsRef<[u8]>) -> bool {
-        let value = value.as_ref();
         self.unset(variable);
+        self.add_if_valid(variable, value.as_ref())
+    }
+
+    /// Gives `variable`, which has no value, one if that is valid and there is room for it.
+    fn add_if_valid(&mut self, variable: Variable, value: &[u8]) -> bool {
+        let Some(value) = variable.spell(value) else {
+            return false;
+        };
         let length = self.lines.len() + variable.name.len() + value.len() + b"=\n".len();
-        let accepted = variable.accepts(value) && VERSION_LINE.len() + length <= MAX_PAYLOAD;
-        if accepted {
-            self.add_line(variable, |lines| lines.extend_from_slice(value));
+        let fits = VERSION_LINE.len() + length <= MAX_PAYLOAD;
+        if fits {
+            self.add_line(variable, |lines| lines.extend_from_slice(&value));
         }
-        accepted
+        fits
     }
 
     fn unset(&mut self, variable: Variable) {
@@ -274,9 +289,7 @@ impl Info {
                 Some(index) if seen[index] => return None,
                 Some(index) => {
                     seen[index] = true;
-                    if VARIABLES[index].accepts(value) {
-                        info.lines.extend_from_slice(line);
-                    }
+                    info.add_if_valid(VARIABLES[index], value);
                 }
                 None if name == b"FDTOOLS" || !seen_others.insert(name) => return None,
                 None => {}
@@ -346,6 +359,55 @@ mod tests {
             let info = decode(format!("{line}\n").as_bytes()).unwrap();
             assert_eq!(info, Info::new(), "{line}");
         }
+    }
+
+    #[test]
+    fn an_address_has_one_spelling() {
+        for (sent, spelled) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("::FFFF:c000:201", Some("192.0.2.1")),
+            ("0:0:0:0:0:0:0:1", Some("::1")),
+            ("2001:DB8::000a", Some("2001:db8::a")),
+            ("2001:db8::192.0.2.1", Some("2001:db8::c000:201")),
+            ("1:2:3::5:6:7:8", Some("1:2:3:0:5:6:7:8")),
+            ("192.0.2.01", None),
+            ("192.0.2", None),
+            ("0xc0000201", None),
+            ("2001:db8::0000a", None),
+            ("[::1]", None),
+            ("fe80::1%eth0", None),
+            ("fe80::1%1", None),
+        ] {
+            let spelled = spelled.map(str::as_bytes);
+            let decoded = decode(format!("TCPREMOTEIP={sent}\n").as_bytes()).unwrap();
+            assert_eq!(decoded.get(TCP_REMOTE_IP), spelled, "{sent}");
+            let mut info = Info::new();
+            assert_eq!(info.set(REMOTE_ADDR, sent), spelled.is_some(), "{sent}");
+            assert_eq!(info.get(REMOTE_ADDR), spelled, "{sent}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_gets_longer_than_its_message_allows_is_left_out() {
+        let path = vec![b'x'; MAX_PAYLOAD - VERSION_LINE.len() - "IPCLOCALPATH=\n".len() - 27];
+        let lines = [
+            b"IPCLOCALPATH=",
+            &path[..],
+            b"\nTCPREMOTEIP=1:2:3::5:6:7:8\n",
+        ]
+        .concat();
+        assert_eq!(VERSION_LINE.len() + lines.len(), MAX_PAYLOAD);
+        let info = decode(&lines).unwrap();
+        assert_eq!(info.get(IPC_LOCAL_PATH), Some(&path[..]));
+        assert_eq!(info.get(TCP_REMOTE_IP), None);
+    }
+
+    #[test]
+    fn numbers_keep_their_leading_zeros() {
+        let info = decode(b"TCPREMOTEPORT=00080\nREMOTE_PORT=0\n").unwrap();
+        assert_eq!(info.get(TCP_REMOTE_PORT), Some(&b"00080"[..]));
+        assert_eq!(info.get(REMOTE_PORT), Some(&b"0"[..]));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod support;
 
 mod existing_programs;
+mod foreign_workers;
 mod forking;
 mod haproxy;
 mod interoperation;

@@ -1,0 +1,101 @@
+/* A worker: takes one connection after another and echoes what it says.
+ *
+ *     cc -o worker worker.c && fdaccept 8888 | fdpool 4 --worker ./worker
+ *
+ * fdtools(7) has the rules that it keeps. */
+#define _GNU_SOURCE
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { QUEUE = STDIN_FILENO, MOST = 253 };
+
+static void echo(int client)
+{
+    char data[65536];
+    ssize_t length;
+
+    fcntl(client, F_SETFL, fcntl(client, F_GETFL) & ~O_NONBLOCK);
+    while ((length = read(client, data, sizeof data)) > 0)
+        for (ssize_t sent, at = 0; at < length; at += sent)
+            if ((sent = write(client, data + at, length - at)) < 0)
+                return; /* the client has gone */
+}
+
+static int is_pipe(int descriptor)
+{
+    struct stat status;
+    return fstat(descriptor, &status) == 0 && S_ISFIFO(status.st_mode);
+}
+
+int main(void)
+{
+    /* TERM, INT and HUP are read from a descriptor, so that they come between two connections. */
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGINT);
+    sigaddset(&stop, SIGHUP);
+    sigprocmask(SIG_BLOCK, &stop, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    int told = signalfd(-1, &stop, SFD_CLOEXEC);
+    if (told < 0)
+        err(1, "cannot make a descriptor of signals");
+
+    for (;;) {
+        struct pollfd ready[] = {{told, POLLIN, 0}, {QUEUE, POLLIN | POLLRDHUP, 0}};
+        if (poll(ready, 2, -1) < 0 && errno != EINTR)
+            err(1, "cannot wait");
+        if (ready[0].revents)
+            return 0;
+
+        /* The kernel drops what finds no free number: there must be two. */
+        int spare = dup(QUEUE), second = dup(QUEUE);
+        if (spare < 0 || second < 0)
+            err(1, "no free descriptors");
+        close(spare);
+        close(second);
+
+        char payload[4096];
+        _Alignas(struct cmsghdr)
+        char control[CMSG_SPACE(MOST * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+        struct iovec iov = {payload, sizeof payload};
+        struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1,
+            .msg_control = control, .msg_controllen = sizeof control};
+        ssize_t length = recvmsg(QUEUE, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (length < 0) {
+            if (errno == EAGAIN || errno == EINTR || errno == ECONNRESET)
+                continue; /* another worker was faster, or no end */
+            err(1, "cannot receive a connection");
+        }
+
+        int descriptors[MOST], count = 0, waiting = 0;
+        struct cmsghdr *part = CMSG_FIRSTHDR(&message);
+        for (; part; part = CMSG_NXTHDR(&message, part))
+            if (part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS) {
+                count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+                memcpy(descriptors, CMSG_DATA(part), count * sizeof(int));
+            }
+        int is_payload = length >= 10 && memcmp(payload, "FDTOOLS=1\n", 10) == 0;
+        if (message.msg_flags & MSG_CTRUNC)
+            ; /* not a connection */
+        else if (count == 1 || (count == 2 && is_payload && is_pipe(descriptors[1])))
+            echo(descriptors[0]);
+        else if (count == 0 && length == 0 && ready[1].revents & (POLLHUP | POLLRDHUP)
+                 && ioctl(QUEUE, FIONREAD, &waiting) == 0 && waiting == 0)
+            return 0;
+        for (int i = 0; i < count; i++) {
+            struct linger off = {0, 0}; /* of a stranger's socket, whose closing could block */
+            setsockopt(descriptors[i], SOL_SOCKET, SO_LINGER, &off, sizeof off);
+            close(descriptors[i]);
+        }
+    }
+}

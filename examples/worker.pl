@@ -1,0 +1,87 @@
+#!/usr/bin/perl
+# A worker: takes one connection after another and echoes what it says.
+#
+#     fdaccept 8888 | fdpool 4 --worker perl worker.pl
+#
+# fdtools(7) has the rules that it keeps. Perl has no recvmsg, and Socket::MsgHdr does not tell of
+# MSG_CTRUNC; so this calls the kernel, with structures as they are on 64-bit machines.
+use strict;
+use warnings;
+use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
+use IO::Poll qw(POLLHUP POLLIN);
+use POSIX qw(:signal_h);
+use Socket qw(MSG_CTRUNC MSG_DONTWAIT SCM_RIGHTS SOL_SOCKET SO_LINGER);
+require 'syscall.ph';
+
+use constant { MSG_CMSG_CLOEXEC => 0x40000000, POLLRDHUP => 0x2000, FIONREAD => 0x541B };
+
+# Receives one message: its payload, its flags and its descriptors; nothing if there is an error.
+sub receive {
+    vec(my $payload = '', 4095, 8) = 0;
+    vec(my $control = '', 2047, 8) = 0;
+    my $iov     = pack('P Q', $payload, 4096);
+    my $message = pack('x16 P Q P Q x8', $iov, 1, $control, 2048);
+    my $length  = syscall(SYS_recvmsg(), 0, $message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    return if $length < 0;
+    my ($end, $flags) = unpack('x40 Q l', $message);
+    my ($at, @descriptors) = (0);
+    while ($at < $end) {
+        my ($size, $level, $type) = unpack("x$at Q l l", $control);
+        my $data = substr($control, $at + 16, $size - 16);
+        push @descriptors, unpack('l*', $data) if $level == SOL_SOCKET && $type == SCM_RIGHTS;
+        $at += $size + 7 & ~7;
+    }
+    return (substr($payload, 0, $length), $flags, @descriptors);
+}
+
+sub echo {
+    my ($client) = @_;
+    fcntl($client, F_SETFL, fcntl($client, F_GETFL, 0) & ~O_NONBLOCK);
+    while (sysread($client, my $data, 65536)) {
+        while (length $data) {
+            my $sent = syswrite($client, $data) // return;    # the client has gone
+            substr($data, 0, $sent) = '';
+        }
+    }
+}
+
+# TERM, INT and HUP are read from a descriptor. A handler in %SIG would run between two operations:
+# that of a signal which comes just before a wait runs after it.
+my @stop = (SIGTERM, SIGINT, SIGHUP);
+my $mask = 0;
+$mask |= 1 << ($_ - 1) for @stop;
+sigprocmask(SIG_BLOCK, POSIX::SigSet->new(@stop));
+$SIG{PIPE} = 'IGNORE';
+my $told = syscall(SYS_signalfd4(), -1, pack('Q', $mask), 8, 02000000);    # SFD_CLOEXEC
+open(my $stop, '<&=', $told) or die "cannot make a descriptor of signals: $!\n";
+
+my $poll = IO::Poll->new;
+$poll->mask($stop, POLLIN);
+$poll->mask(*STDIN, POLLIN | POLLRDHUP);
+while (1) {
+    $poll->poll >= 0 or $!{EINTR} or die "cannot wait: $!\n";
+    last if $poll->events($stop);
+
+    # The kernel drops what finds no free number: there must be two.
+    my @spare = map { POSIX::dup(0) // die "no free descriptors: $!\n" } 1 .. 2;
+    POSIX::close($_) for @spare;
+
+    my ($payload, $flags, @descriptors) = receive();
+    if (!defined $payload) {
+        next if $!{EAGAIN} || $!{EINTR} || $!{ECONNRESET};    # another worker was faster, or no end
+        die "cannot receive a connection: $!\n";
+    }
+    # Each is closed when its handle goes.
+    my @handles = map { open(my $handle, '+<&=', $_); $handle } @descriptors;
+    my $is_payload = $payload =~ /\AFDTOOLS=1\n/;
+    if ($flags & MSG_CTRUNC) {
+        # Not a connection.
+    } elsif (@handles == 1 || (@handles == 2 && $is_payload && -p $handles[1])) {
+        echo($handles[0]);
+    } elsif (!@handles && $payload eq '' && $poll->events(*STDIN) & (POLLHUP | POLLRDHUP)) {
+        ioctl(STDIN, FIONREAD, my $waiting = pack('i', 0));
+        last if unpack('i', $waiting) == 0;
+    }
+    # Closing a stranger's socket could block.
+    setsockopt($_, SOL_SOCKET, SO_LINGER, pack('ii', 0, 0)) for @handles;
+}
