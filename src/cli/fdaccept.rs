@@ -253,3 +253,20 @@ impl Arguments {
         Err(usage(format!("no ADDRESS given, and {problem}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Arguments;
+    use crate::cli::common::tests::{refuses_values, refuses_what_all_refuse};
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let rest = &["0"];
+        refuses_what_all_refuse::<Arguments>(rest);
+        let backlogs = ["x", "-1", "4294967296", ""];
+        refuses_values::<Arguments>("--backlog", &backlogs, rest, "'--backlog <N>'");
+        let seconds = ["x", "-1", "1s", "nan", ""];
+        refuses_values::<Arguments>("--grace", &seconds, rest, "not a number of seconds");
+        refuses_values::<Arguments>("-o", &["foo"], rest, "known are nodelay");
+    }
+}

@@ -139,3 +139,22 @@ fn parse_ready_fd(text: &str) -> Result<RawFd, String> {
         number => Ok(number),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Arguments;
+    use crate::cli::common::tests::{refuses, refuses_values, refuses_what_all_refuse};
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let rest = &["4", "cat"];
+        refuses_what_all_refuse::<Arguments>(rest);
+        let seconds = ["x", "-1", "1s", "nan", ""];
+        for option in ["--grace", "--timeout"] {
+            refuses_values::<Arguments>(option, &seconds, rest, "not a number of seconds");
+        }
+        for size in ["0", "65537", "x", "", "4.5", "99999999999999999999"] {
+            refuses::<Arguments>(&[size, "cat"], "not a number from 1 to 65536");
+        }
+    }
+}
