@@ -11,7 +11,6 @@ use crate::support::*;
 struct Pipeline {
     acceptor: Acceptor,
     consumer: Process,
-    port: u16,
 }
 
 impl Pipeline {
@@ -19,11 +18,7 @@ impl Pipeline {
     fn start(mut consumer: Command) -> Self {
         let mut acceptor = Fdaccept::piped().start();
         let consumer = consumer.stdin(acceptor.take_pipe()).start();
-        Self {
-            port: acceptor.port,
-            acceptor,
-            consumer,
-        }
+        Self { acceptor, consumer }
     }
 
     #[track_caller]
@@ -90,9 +85,9 @@ fn a_shell_script_serves_as_a_handler() {
     let handler = executable(names.file("handler"), text);
     for consumer in CONSUMERS {
         let pipeline = Pipeline::start(consumer(&Command::new(&handler)));
-        let answer = exchange(pipeline.port, b"one\ntwo\n");
+        let answer = exchange(pipeline.acceptor.port, b"one\ntwo\n");
         assert_eq!(answer, b"you said one\nyou said two\n");
-        let answer = exchange(pipeline.port, b"one\nquit\n");
+        let answer = exchange(pipeline.acceptor.port, b"one\nquit\n");
         assert_eq!(answer, b"you said one\nbye\n");
         pipeline.stop();
     }
@@ -109,7 +104,7 @@ fn busybox_httpd_serves_curl() {
     httpd.arg(names.directory.path());
     for consumer in CONSUMERS {
         let pipeline = Pipeline::start(consumer(&httpd));
-        let url = format!("http://127.0.0.1:{}/numbers", pipeline.port);
+        let url = format!("http://127.0.0.1:{}/numbers", pipeline.acceptor.port);
         let curl = |more: &str, url: &str| {
             let options = format!("--silent --show-error --noproxy * {more} {url}");
             client(&mut command(&curl, &options))
@@ -154,7 +149,7 @@ fn git_daemon_serves_git_clone() {
     let mut daemon = git("daemon --inetd --export-all --log-destination=none");
     daemon.arg(format!("--base-path={}", names.text("")));
     let pipeline = Pipeline::start(isolated(pool(&daemon)));
-    let url = format!("git://127.0.0.1:{}/original", pipeline.port);
+    let url = format!("git://127.0.0.1:{}/original", pipeline.acceptor.port);
     for name in ["one", "two", "three"] {
         let copy = names.file(name);
         client(git(&format!("clone --quiet {url}")).arg(&copy));
@@ -201,7 +196,12 @@ fn sshd_serves_ssh() {
         );
         command
             .args(["-o", &format!("UserKnownHostsFile={}", names.text("known"))])
-            .args(["-i", &names.text("user"), "-p", &pipeline.port.to_string()])
+            .args([
+                "-i",
+                &names.text("user"),
+                "-p",
+                &pipeline.acceptor.port.to_string(),
+            ])
             .args(["root@127.0.0.1", text]);
         command
     };
@@ -211,7 +211,7 @@ fn sshd_serves_ssh() {
     let connection = client(&mut ssh("echo $SSH_CONNECTION"));
     let fields: Vec<_> = connection.split_whitespace().collect();
     assert_eq!(fields[0], "127.0.0.1");
-    assert_eq!(fields[3], pipeline.port.to_string());
+    assert_eq!(fields[3], pipeline.acceptor.port.to_string());
     assert_eq!(run(&mut ssh("exit 7")).0, Some(7));
     pipeline.stop();
 }
@@ -238,7 +238,7 @@ fn an_rsync_daemon_serves_rsync() {
     daemon.arg(format!("--config={}", names.text("configuration")));
     for (number, consumer) in CONSUMERS.into_iter().enumerate() {
         let pipeline = Pipeline::start(consumer(&daemon));
-        let url = format!("rsync://127.0.0.1:{}/original/", pipeline.port);
+        let url = format!("rsync://127.0.0.1:{}/original/", pipeline.acceptor.port);
         let copy = names.file(&format!("copy-{number}"));
         client(command(&rsync, "--archive").arg(&url).arg(&copy));
         for file in ["numbers", "deeper/more"] {

@@ -1,6 +1,7 @@
 //! A real HAProxy in front of 2 machines with an fdaccept each, of which 1 goes and comes back. The
 //! machines are network namespaces.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,11 +43,12 @@ for number in itertools.count():
 ";
 
 /// Runs `ip` with these words. The error is what it says.
-fn run_ip(ip: &Path, words: &[&str]) -> Result<(), String> {
-    let (status, _, log) = run(Command::new(ip).args(words).stdin(Stdio::null()));
+fn run_ip(ip: &Path, words: &str) -> Result<(), String> {
+    let mut command = Command::new(ip);
+    let (status, _, log) = run(command.args(words.split(' ')).stdin(Stdio::null()));
     match status {
         Some(0) => Ok(()),
-        _ => Err(format!("ip {words:?}: {log}")),
+        _ => Err(format!("ip {words}: {log}")),
     }
 }
 
@@ -58,14 +60,14 @@ struct Namespace {
 
 impl Namespace {
     fn new(ip: &Path, name: &str) -> Result<Self, String> {
-        run_ip(ip, &["netns", "add", name])?;
+        run_ip(ip, &format!("netns add {name}"))?;
         let (ip, name) = (ip.to_owned(), name.to_owned());
         Ok(Self { ip, name })
     }
 
     /// Runs `ip` within it.
-    fn ip(&self, words: &[&str]) -> Result<(), String> {
-        run_ip(&self.ip, &[&["-n", &self.name], words].concat())
+    fn ip(&self, words: &str) -> Result<(), String> {
+        run_ip(&self.ip, &format!("-n {} {words}", self.name))
     }
 
     /// A command that runs within it and keeps its process id.
@@ -79,7 +81,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = run_ip(&self.ip, &["netns", "del", &self.name]);
+        let _ = run_ip(&self.ip, &format!("netns del {}", self.name));
     }
 }
 
@@ -87,7 +89,6 @@ impl Drop for Namespace {
 struct Machine {
     fdaccept: Process,
     _namespace: Namespace,
-    side: char,
 }
 
 impl Machine {
@@ -96,46 +97,26 @@ impl Machine {
         let name = front.name.replace("front", &side.to_string());
         let namespace = Namespace::new(&front.ip, &name).unwrap();
         let net = net(side);
-        let (here, there) = (format!("to-{side}"), format!("{net}.2"));
-        let wire = ["type", "veth", "peer", "name", "front", "netns", &name];
-        front
-            .ip(&[&["link", "add", &here], &wire[..]].concat())
-            .unwrap();
-        for (end, interface, address) in [
-            (front, here.as_str(), format!("{net}.1/24")),
-            (&namespace, "front", format!("{there}/24")),
-        ] {
-            end.ip(&["addr", "add", &address, "dev", interface])
-                .unwrap();
-            end.ip(&["link", "set", interface, "up"]).unwrap();
+        let here = format!("to-{side}");
+        let wire = format!("link add {here} type veth peer name front netns {name}");
+        front.ip(&wire).unwrap();
+        for (end, interface, host) in [(front, here.as_str(), 1), (&namespace, "front", 2)] {
+            let address = format!("addr add {net}.{host}/24 dev {interface}");
+            end.ip(&address).unwrap();
+            end.ip(&format!("link set {interface} up")).unwrap();
         }
         let handler = format!("echo {side} $TCPREMOTEIP $TCPLOCALIP:$TCPLOCALPORT");
         let mut fdaccept = namespace
             .command(bin_dir().join("fdaccept"))
             .args(["--proxy-protocol", version, "--proxy-from"])
-            .args([format!("{net}.1"), format!("{there}:{PORT}")])
+            .args([format!("{net}.1"), format!("{net}.2:{PORT}")])
             .args(["--", "fdpool", "4", "--", "sh", "-c", &handler])
             .start();
         fdaccept.listening();
         Self {
             fdaccept,
             _namespace: namespace,
-            side,
         }
-    }
-
-    /// Ends its fdaccept with `signal`, and removes the machine.
-    #[track_caller]
-    fn take_away(mut self, front: &Namespace, signal: Signal) {
-        self.fdaccept.signal(signal);
-        let (status, log) = self.fdaccept.finish();
-        assert!(status.success() || signal == Signal::SIGKILL, "{log}");
-        let interface = format!("to-{}", self.side);
-        drop(self);
-        // The kernel removes the wire some time after the namespace.
-        until("the end of the wire", || {
-            front.ip(&["link", "show", &interface]).is_err()
-        });
     }
 }
 
@@ -150,7 +131,7 @@ struct Farm {
     /// How many clients were looked at.
     seen: usize,
     haproxy: Process,
-    machines: Vec<Machine>,
+    machines: BTreeMap<char, Machine>,
     _names: Names,
     front: Namespace,
 }
@@ -173,8 +154,9 @@ impl Farm {
             skip("nothing can be run in a network of its own");
             return None;
         }
-        front.ip(&["link", "set", "lo", "up"]).unwrap();
-        let machines = ['a', 'b'].map(|side| Machine::start(&front, side, version));
+        front.ip("link set lo up").unwrap();
+        let machine = |side| (side, Machine::start(&front, side, version));
+        let machines = ['a', 'b'].map(machine).into();
         let names = Names::new();
         let file = names.file("haproxy.cfg");
         std::fs::write(&file, configuration(option)).unwrap();
@@ -186,7 +168,7 @@ impl Farm {
                 .start(),
             clients: front.command(&python).args(["-c", CLIENTS]).start(),
             seen: 0,
-            machines: machines.into(),
+            machines,
             _names: names,
             front,
         })
@@ -222,10 +204,14 @@ impl Farm {
     /// Removes a machine, and expects that the other one goes on answering clients.
     #[track_caller]
     fn lose(&mut self, side: char, signal: Signal) {
-        let is_it = |machine: &Machine| machine.side == side;
-        let place = self.machines.iter().position(is_it).unwrap();
-        let machine = self.machines.remove(place);
-        machine.take_away(&self.front, signal);
+        let mut machine = self.machines.remove(&side).unwrap();
+        machine.fdaccept.signal(signal);
+        let (status, log) = machine.fdaccept.finish();
+        assert!(status.success() || signal == Signal::SIGKILL, "{log}");
+        drop(machine);
+        // The kernel removes the wire some time after the namespace.
+        let wire = format!("link show to-{side}");
+        until("the end of the wire", || self.front.ip(&wire).is_err());
         let mut answers = self.answers();
         answers.extend((0..MANY).map(|_| self.answer()));
         let lost = answers.iter().filter(|answer| answer.is_none()).count();
@@ -289,7 +275,7 @@ fn assert_survives(option: &str, version: &str) {
     ] {
         farm.lose(gone, signal);
         let machine = Machine::start(&farm.front, gone, version);
-        farm.machines.push(machine);
+        farm.machines.insert(gone, machine);
         farm.until_answered_by(gone);
         farm.until_answered_by(other);
     }

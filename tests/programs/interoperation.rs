@@ -253,9 +253,10 @@ print(client.getsockname()[1], listener.getsockname()[1])
 print(client.makefile().read(), end="")
 "#;
 
-/// Runs [`SENDER`]. Returns the client's port, the server's, and the answer.
+/// Runs [`SENDER`] once the name is bound. Returns the client's port, the server's, and the answer.
 #[track_caller]
 fn send_to(name: &str, payload: &str, python: &Path) -> (u16, u16, String) {
+    until_owned(name);
     let mut command = Command::new(python);
     command.args(["-c", SENDER, name, payload]);
     let (status, output, log) = run(command.stdin(Stdio::null()));
@@ -272,7 +273,6 @@ fn python_senders_send_to_fdpool_all_at_once() {
     let names = Names::new();
     for name in [names.path(), names.abstract_name()] {
         let mut pool = Pool::bound_at(&name).slots(2, sh_c(TELL)).start();
-        until_owned(&name);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -292,7 +292,6 @@ fn a_python_sender_sends_to_fdrecv() {
     for name in [names.path(), names.abstract_name()] {
         let mut handler = program("fdrecv");
         let mut handler = handler.args(["--bind", &name, "--", "cat"]).start();
-        until_owned(&name);
         assert_eq!(send_to(&name, r"FDTOOLS=1\n", &python).2, "hello\n");
         handler.expect_end(0);
     }
@@ -308,7 +307,6 @@ fn what_a_python_sender_says_of_a_connection_reaches_the_handler() {
         .args(["--bind", &name, "--"])
         .args(sh_c(TELL))
         .start();
-    until_owned(&name);
     let payload = r"FDTOOLS=1\nPROTO=TCP\nTCPREMOTEIP=192.0.2.7\nTCPREMOTEPORT=7\nTCPLOCALIP=::1\nTCPLOCALPORT=8\n";
     let answer = send_to(&name, payload, &python).2;
     assert_eq!(answer, "TCP 192.0.2.7 7 ::1 8 192.0.2.7 7\n");
@@ -321,7 +319,6 @@ fn assert_is_a_bare_connection(payload: &str) {
     let Some(python) = python() else { return };
     let names = Names::new();
     let mut pool = Pool::bound_at(&names.path()).slots(1, sh_c(TELL)).start();
-    until_owned(&names.path());
     let (remote, local, answer) = send_to(&names.path(), payload, &python);
     assert_eq!(answer, told(remote, local));
     pool.stop();
