@@ -5,18 +5,14 @@
 //! 60 seconds, or as many as FDTOOLS_SOAK says. FDTOOLS_SOAK_SEED changes the order of attacks.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
 use crate::{ALLOWANCE, ask, memory, setting};
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_to, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 
 const CLIENTS: u64 = 200;
@@ -216,16 +212,12 @@ impl Site {
     }
 
     fn connect_from(&self, address: Ipv4Addr) -> Option<TcpStream> {
-        let (family, flags) = (AddressFamily::Inet, SockFlag::SOCK_CLOEXEC);
-        let socket = socket(family, SockType::Stream, flags, None).ok()?;
-        let own = SockaddrIn::from(SocketAddrV4::new(address, 0));
-        bind(socket.as_raw_fd(), &own).ok()?;
+        let socket = try_connect_from(address, (GOOD, self.port).into()).ok()?;
         // Attackers do not wait for ever.
-        let patience = nix::sys::time::TimeVal::new(2, 0);
-        setsockopt(&socket, sockopt::SendTimeout, &patience).ok()?;
-        let to = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 1), self.port);
-        connect_to(socket.as_raw_fd(), &SockaddrIn::from(to)).ok()?;
-        Some(TcpStream::from(socket))
+        socket
+            .set_write_timeout(Some(Duration::from_secs(2)))
+            .ok()?;
+        Some(socket)
     }
 
     /// Asks as one should, and gets the answer.

@@ -130,21 +130,18 @@ fn commands(kind: Kind) -> Vec<PoolCommand> {
 
 /// Builds the example: `cargo test` does so, `cargo test --test` does not.
 fn build_worker() {
-    let bin_dir = bin_dir();
-    let profile = match bin_dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") => "dev",
-        Some(other) => other,
-        None => return,
-    };
-    let is_built = bin_dir.join("examples/worker").is_file();
+    let directory = bin_dir();
+    let profile = directory.file_name().unwrap().to_str().unwrap();
+    let profile = profile.replace("debug", "dev");
+    let is_built = directory.join("examples/worker").is_file();
     if let Some(cargo) = std::env::var_os("CARGO").filter(|_| !is_built) {
+        let words = format!("build --offline --example worker --profile {profile} --target-dir");
         let mut build = Command::new(cargo);
-        let example = "build --offline --example worker --profile";
-        build.args(example.split(' ')).arg(profile);
-        build.arg("--target-dir").arg(bin_dir.parent().unwrap());
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build
+            .args(words.split(' '))
+            .arg(directory.parent().unwrap());
         // A build that failed is noticed where the worker is needed.
-        let _ = build.status();
+        let _ = build.current_dir(env!("CARGO_MANIFEST_DIR")).status();
     }
 }
 
@@ -736,11 +733,8 @@ fn start_acceptor(load: &Load, log: &Path) -> Process {
     let name = load.names.path();
     // A file, which takes every line at once.
     let _ = std::fs::remove_file(log);
-    let text = "exec fdaccept -v --bind \"$1\" \"$2\" 2>>\"$3\"";
-    let mut command = sh(text);
-    command
-        .args(["sh", &name, &load.server().to_string()])
-        .arg(log);
+    let mut command = sh("exec fdaccept -v --bind \"$0\" \"$1\" 2>>\"$2\"");
+    command.args([&name, &load.server().to_string()]).arg(log);
     let mut process = command.env(MARK, &name).start();
     let line = eventually("fdaccept to listen", || {
         let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -783,9 +777,8 @@ fn age(pid: Pid) -> Duration {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let (uptime, stat) = (read("/proc/uptime"), read(&format!("/proc/{pid}/stat")));
     let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
-    let since = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.split(' ').nth(19))
-        .map_or(uptime, |ticks| ticks.parse::<f64>().unwrap() / 100.0);
-    Duration::from_secs_f64((uptime - since).max(0.0))
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+    // USER_HZ is 100 on every Linux.
+    let start = fields.and_then(|fields| fields.split(' ').nth(19)?.parse::<f64>().ok());
+    Duration::from_secs_f64((uptime - start.map_or(uptime, |ticks| ticks / 100.0)).max(0.0))
 }
