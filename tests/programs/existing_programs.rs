@@ -224,11 +224,9 @@ fn an_rsync_daemon_serves_rsync() {
     for file in ["numbers", "deeper/more"] {
         fs::write(names.file("original").join(file), long_text()).unwrap();
     }
-    // As root, an rsync daemon becomes nobody, who may not read root's files.
-    let user = match nix::unistd::geteuid().is_root() {
-        true => "uid = 0\ngid = 0\n",
-        false => "",
-    };
+    // As root, an rsync daemon becomes nobody, and nobody may not read root's files.
+    let is_root = nix::unistd::geteuid().is_root();
+    let user = if is_root { "uid = 0\ngid = 0\n" } else { "" };
     let configuration = format!(
         "use chroot = no\nlog file = /dev/null\n[original]\npath = {}\nread only = yes\n{user}",
         names.text("original"),

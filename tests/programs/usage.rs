@@ -144,7 +144,7 @@ fn only_one_sink_or_source_can_be_given() {
     assert!(names.is_empty());
 }
 
-/// Descriptors that carry no connections, what they are called, and the other side of one of them.
+/// Descriptors that carry no connections, with their names, and the TCP connection's other side.
 fn no_queues() -> ([(OwnedFd, &'static str); 5], TcpStream) {
     let open = |path: &str| File::options().read(true).write(true).open(path).unwrap();
     let (tcp, other) = tcp_pair();

@@ -355,7 +355,7 @@ mod tests {
     fn bad_spellings_say_what_is_wrong() {
         let bad = [
             ("", "write a port (8888), ADDRESS:PORT or a path"),
-            ("::1", "[::1]:PORT"),
+            ("::1", "write [::1]:PORT"),
             ("fe80::1:2:8888", "brackets"),
             ("::1:8888", "write [::1]:8888, or [::1:8888]:PORT"),
             ("::1:8888%eth0", "write [::1]:8888%eth0"),
