@@ -177,9 +177,8 @@ impl Farm {
     /// The next client's answer; see [`answered`].
     #[track_caller]
     fn answer(&mut self) -> Option<char> {
-        let line = self.clients.line("127.1.");
         self.seen += 1;
-        answered(&line)
+        answered(&self.clients.line("127.1."))
     }
 
     /// The answers of all clients that have ended meanwhile.

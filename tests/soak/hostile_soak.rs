@@ -22,7 +22,7 @@ const DENIED: Ipv4Addr = Ipv4Addr::new(127, 66, 0, 1);
 /// The address of the well-behaved client.
 const GOOD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const MAX_PER_SOURCE: u64 = 4;
-/// More than all of them together can have.
+/// More than all clients together may have.
 const MAX: u64 = 100;
 /// No answer takes as long, on a busy machine either.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -147,7 +147,7 @@ impl Site {
         let Some(mut socket) = self.connect_from(address) else {
             return;
         };
-        // Half of them send half a header, also where fdaccept expects none.
+        // Half of the attackers send half a header, also where fdaccept expects none.
         let header = header(address, random.below(65536) as u16, random.below(2) == 0);
         let length = match random.below(2) {
             0 => random.below(header.len() as u64) as usize,

@@ -205,12 +205,11 @@ impl Load {
         }
     }
 
-    /// The server's address.
     fn server(&self) -> SocketAddrV4 {
         *self.server.lock().unwrap()
     }
 
-    /// Some 4 million different ones.
+    /// One of 4 million addresses.
     fn next_client(&self) -> Ipv4Addr {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let [_, high, middle, low] = number.to_be_bytes();
@@ -274,7 +273,7 @@ impl Load {
 
 /// What has happened so far.
 #[derive(Debug, Default)]
-#[allow(dead_code)] // some of it is only printed
+#[allow(dead_code)] // some fields are only printed
 struct Record {
     served: usize,
     actions: BTreeMap<Action, usize>,
@@ -593,7 +592,7 @@ impl<'a> Site<'a> {
         });
     }
 
-    /// Waits until there is the pool alone, as large as it is to be, with nothing to do.
+    /// Waits until only fdaccept and a whole, idle pool are left.
     #[track_caller]
     fn until_quiet(&mut self) {
         self.until("fdaccept to be back", |site| !site.restarting);
@@ -660,7 +659,7 @@ impl<'a> Site<'a> {
         self.record.unaccepted += others.len();
     }
 
-    /// Everything that was started here, directly or not, and has not ended.
+    /// Every running process that was started here, directly or not.
     fn processes(&self) -> Vec<Pid> {
         processes_with(MARK, &self.load.names.path())
     }
@@ -728,7 +727,7 @@ impl Drop for Site<'_> {
     }
 }
 
-/// Starts fdaccept, which says in `log` whom it accepts, and waits until it listens.
+/// Starts fdaccept, which logs accepted clients in `log`, and waits until it listens.
 fn start_acceptor(load: &Load, log: &Path) -> Process {
     let name = load.names.path();
     // A file, which takes every line at once.
