@@ -88,8 +88,12 @@ impl LogArguments {
 /// # Errors
 /// The problem, if the command line is not valid for the program.
 pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
+    parse_from(std::env::args_os())
+}
+
+fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<T> {
     let command = T::command().disable_help_subcommand(true);
-    let matches = command.try_get_matches();
+    let matches = command.try_get_matches_from(words);
     let parsed = matches.and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
     parsed.or_else(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
@@ -109,8 +113,57 @@ fn in_one_line(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    /// Expects that a command line of these words is refused, in the words `expected` among others.
+    #[track_caller]
+    pub fn refuses<T: Parser>(words: &[impl AsRef<OsStr>], expected: &str) {
+        let words = words.iter().map(|word| word.as_ref().to_owned());
+        let words: Vec<_> = ["program".into()].into_iter().chain(words).collect();
+        let problem = parse_from::<T>(words.clone()).err().unwrap().to_string();
+        assert!(problem.contains(expected), "{words:?}: {problem}");
+        assert!(!problem.contains('\n'), "{problem:?}");
+    }
+
+    /// Expects that each of these values of an option is refused, and a value that is not UTF-8.
+    #[track_caller]
+    pub fn refuses_values<T: Parser>(option: &str, values: &[&str], rest: &[&str], expected: &str) {
+        for value in values {
+            let option = format!("{option}={value}");
+            refuses::<T>(&[&[option.as_str()], rest].concat(), expected);
+        }
+        let odd = [OsStr::new(option), OsStr::from_bytes(b"\xff\xfe")];
+        let rest = rest.iter().map(OsStr::new);
+        refuses::<T>(&odd.into_iter().chain(rest).collect::<Vec<_>>(), "");
+    }
+
+    /// Expects that a program refuses wrong values of the options that all programs have. `rest`
+    /// is what its command line needs.
+    #[track_caller]
+    pub fn refuses_what_all_refuse<T: Parser>(rest: &[&str]) {
+        let [bind, connect] = [["--bind", "one"], ["--connect", "other"]];
+        let queue_fd = ["--queue-fd", "0"];
+        for (one, other) in [(bind, connect), (bind, queue_fd), (connect, queue_fd)] {
+            for both in [[one, other].concat(), [other, one].concat()] {
+                refuses::<T>(&[&both, rest].concat(), "cannot be used with");
+            }
+        }
+        for both in [["-v", "-q"], ["--quiet", "--verbose"]] {
+            refuses::<T>(&[&both, rest].concat(), "cannot be used with");
+        }
+        for option in ["--bind", "--connect", "--queue-fd", "--mode", "--allow-uid"] {
+            refuses::<T>(&[option], "a value is required");
+        }
+        let expected = "octal number from 0 to 777";
+        refuses_values::<T>("--mode", &["888", "-1", ""], rest, expected);
+        let expected = "not the number of a descriptor";
+        refuses_values::<T>("--queue-fd", &["x", "-1", ""], rest, expected);
+        let uids = ["x", "-1", "root", ""];
+        refuses_values::<T>("--allow-uid", &uids, rest, "'--allow-uid <UID>'");
+    }
 
     #[test]
     fn a_usage_error_is_one_line() {

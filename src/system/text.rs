@@ -99,8 +99,10 @@ mod tests {
             Ok(Duration::from_secs(1_000_000_000))
         );
         assert!(parse_timeout("0").is_err());
-        for bad in ["", "-1", "1s", "nan"] {
-            assert!(parse_seconds(bad).is_err(), "{bad}");
+        for bad in ["", "-1", "1s", "nan", "x"] {
+            let error = Err("not a number of seconds".to_owned());
+            assert_eq!(parse_seconds(bad), error, "{bad}");
+            assert_eq!(parse_timeout(bad), error, "{bad}");
         }
     }
 
@@ -108,7 +110,8 @@ mod tests {
     fn descriptors_are_numbers() {
         assert_eq!(parse_descriptor("7"), Ok(7));
         for bad in ["", "-1", "+7", "x", "99999999999"] {
-            assert!(parse_descriptor(bad).is_err(), "{bad}");
+            let error = Err("not the number of a descriptor".to_owned());
+            assert_eq!(parse_descriptor(bad), error, "{bad}");
         }
     }
 
@@ -117,8 +120,10 @@ mod tests {
         for (text, mode) in [("0", 0), ("660", 0o660), ("0777", 0o777)] {
             assert_eq!(parse_mode(text), Ok(mode));
         }
-        for bad in ["", "8", "-1", "+7", "1000", "0o7", " 7", "777777777777777"] {
-            assert!(parse_mode(bad).is_err(), "{bad}");
+        let bad = "8,888,-1,+7,1000,1777,0o7,0x1ff, 7,rw,777777777777777,";
+        for bad in bad.split(',') {
+            let error = parse_mode(bad).unwrap_err();
+            assert!(error.contains("octal number from 0 to 777"), "{bad}");
         }
     }
 

@@ -1,22 +1,18 @@
 //! Programs that speak the format without fdtools: workers, senders and receivers in Python, and
 //! messages as other tools send them.
 
-use std::io::{Read, Write, pipe};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use crate::support::*;
+use fdtools::queue::{Sender, name::Name, send, trust::Trust};
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockType;
 
-const ADDRESS: &str = "127.0.0.1:0";
-
-/// A handler that reads a line and tells what it was told of its connection.
+/// A handler that reads a line and tells the variables of its connection.
 const TELL: &str = "read line && \
     echo $PROTO $TCPREMOTEIP $TCPREMOTEPORT $TCPLOCALIP $TCPLOCALPORT $REMOTE_ADDR $REMOTE_PORT";
 
@@ -25,41 +21,24 @@ fn told(remote: u16, local: u16) -> String {
     format!("TCP 127.0.0.1 {remote} 127.0.0.1 {local} 127.0.0.1 {remote}\n")
 }
 
+/// `--connect NAME`
+fn fdaccept_to(name: &str) -> Acceptor {
+    Fdaccept::plain().args(["--connect", name]).start()
+}
+
+/// Waits until somebody has bound a name.
 #[track_caller]
-fn read_all(mut from: impl Read) -> String {
-    let mut text = String::new();
-    from.read_to_string(&mut text).unwrap();
-    text
-}
-
-#[track_caller]
-fn stop(process: &mut Process) {
-    process.signal(Signal::SIGTERM);
-    assert_ends_well(process);
-}
-
-#[track_caller]
-fn assert_ends_well(process: &mut Process) {
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(0), "{log}");
-}
-
-fn fdaccept(arguments: &[&str]) -> Process {
-    Process::start(program("fdaccept").args(arguments))
-}
-
-/// A connection over TCP: the client, its server side, and the ports of the two.
-fn tcp_connection() -> (TcpStream, TcpStream, u16, u16) {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let local = listener.local_addr().unwrap().port();
-    let client = connect(local);
-    let remote = client.local_addr().unwrap().port();
-    (client, listener.accept().unwrap().0, remote, local)
+fn until_owned(name: &str) {
+    let name = Name::parse(name.as_ref()).unwrap();
+    let trust = Trust::us_and(&[]);
+    until("the owner of the name", || {
+        Sender::connect(&name, &trust).is_ok()
+    });
 }
 
 // The workers of examples/.
 
-/// The examples that can be run here: the command line of each.
+/// The command lines of the examples that can be run here.
 fn workers() -> Vec<Vec<PathBuf>> {
     let python = python_worker().map(Vec::from);
     let rust = rust_worker().map(|compiled| vec![compiled]);
@@ -69,61 +48,49 @@ fn workers() -> Vec<Vec<PathBuf>> {
 fn start_worker(worker: &[PathBuf], arguments: &[&str]) -> Process {
     let mut command = Command::new(&worker[0]);
     command.args(&worker[1..]).args(arguments);
-    Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).start()
 }
 
 /// Expects that a worker ends well, and has printed nothing.
 #[track_caller]
-fn assert_ends_quietly(worker: &mut Process) {
-    let (status, log) = worker.finish();
-    assert_eq!((status.code(), log.as_str()), (Some(0), ""));
-    assert_eq!(read_all(worker.child().stdout.take().unwrap()), "");
+fn expect_nothing_printed(mut worker: Process) {
+    worker.expect_quiet_end();
+    let stdout = worker.child().stdout.take().unwrap();
+    assert_eq!(std::io::read_to_string(stdout).unwrap(), "");
 }
 
 #[track_caller]
-fn assert_echoes(port: u16) {
+fn assert_echoes(acceptor: &Acceptor) {
     for request in ["one", "two"] {
-        assert_eq!(exchange(port, request.as_bytes()), request.as_bytes());
+        acceptor.client().expect_echo(request);
     }
-}
-
-/// Expects that the connection is being served: a line comes back.
-#[track_caller]
-fn assert_answers(mut client: &TcpStream) {
-    client.write_all(b"hello\n").unwrap();
-    assert_eq!(read_line(client), "hello");
 }
 
 #[test]
 fn a_worker_takes_connections_from_the_queue_of_a_name() {
     let names = Names::new();
     for worker in workers() {
-        for name in [&names.path(), &names.abstract_name()] {
-            let mut acceptor = fdaccept(&["--bind", name, ADDRESS]);
-            let port = acceptor.port();
-            let mut worker = start_worker(&worker, &[name]);
-            assert_echoes(port);
-            // The end of the queue is its own.
-            stop(&mut acceptor);
-            assert_ends_quietly(&mut worker);
+        for name in [names.path(), names.abstract_name()] {
+            let mut acceptor = Fdaccept::bound_at(&name).start();
+            let worker = start_worker(&worker, &[&name]);
+            assert_echoes(&acceptor);
+            // The queue ends, and the worker with it.
+            acceptor.stop();
+            expect_nothing_printed(worker);
         }
     }
 }
 
 #[test]
 fn two_workers_share_the_queue_of_a_name() {
-    let names = Names::new();
-    let name = &names.path();
     for worker in workers() {
-        let mut acceptor = fdaccept(&["--bind", name, ADDRESS]);
-        let port = acceptor.port();
-        let mut two = [(); 2].map(|()| start_worker(&worker, &[name]));
-        let clients = [connect(port), connect(port)];
-        clients.iter().for_each(|client| assert_answers(client));
+        let mut acceptor = Fdaccept::bound().start();
+        let two = [(); 2].map(|()| start_worker(&worker, &[acceptor.name()]));
+        let clients = [acceptor.client(), acceptor.client()];
+        clients.iter().for_each(Client::expect_served);
         drop(clients);
-        stop(&mut acceptor);
-        two.iter_mut()
-            .for_each(|worker| assert_ends_quietly(worker));
+        acceptor.stop();
+        two.into_iter().for_each(expect_nothing_printed);
     }
 }
 
@@ -131,156 +98,115 @@ fn two_workers_share_the_queue_of_a_name() {
 fn a_worker_takes_connections_at_a_name_of_its_own() {
     let names = Names::new();
     for worker in workers() {
-        for name in [&names.path(), &names.abstract_name()] {
-            let mut worker = start_worker(&worker, &["--bind", name]);
-            let mut acceptor = fdaccept(&["--connect", name, ADDRESS]);
-            assert_echoes(acceptor.port());
-            stop(&mut acceptor);
+        for name in [names.path(), names.abstract_name()] {
+            let mut worker = start_worker(&worker, &["--bind", &name]);
+            let mut acceptor = fdaccept_to(&name);
+            assert_echoes(&acceptor);
+            acceptor.stop();
             assert!(worker.is_running());
-            worker.signal(Signal::SIGTERM);
-            assert_ends_quietly(&mut worker);
-            assert!(!Path::new(name).exists());
+            worker.term();
+            expect_nothing_printed(worker);
+            assert!(!Path::new(&name).exists());
         }
     }
 }
 
 #[test]
 fn a_worker_that_is_told_to_stop_finishes_its_connection_and_takes_no_other() {
-    let names = Names::new();
-    let name = &names.path();
     for worker in workers() {
-        let mut acceptor = fdaccept(&["--bind", name, ADDRESS]);
-        let port = acceptor.port();
-        let mut first = start_worker(&worker, &[name]);
-        let client = connect(port);
-        assert_answers(&client);
-        let waiting = connect(port);
-        // The queue is given up a moment after the signal was sent.
-        let sockets = || {
-            let open = descriptors(first.pid());
-            open.iter()
-                .filter(|(_, what)| what.starts_with("socket:"))
-                .count()
-        };
-        let before = sockets();
-        first.signal(Signal::SIGTERM);
-        until("the queue is given up", || sockets() < before);
-        assert_answers(&client);
+        let mut acceptor = Fdaccept::bound().start();
+        let first = start_worker(&worker, &[acceptor.name()]);
+        let client = acceptor.client();
+        client.expect_served();
+        let waiting = acceptor.client();
+        let open = || sockets(first.pid()).len();
+        let before = open();
+        first.term();
+        until("the worker to give up the queue", || open() < before);
+        client.expect_served();
         drop(client);
-        assert_ends_quietly(&mut first);
-        // What it did not take is there for the next one.
-        let mut second = start_worker(&worker, &[name]);
-        assert_answers(&waiting);
+        expect_nothing_printed(first);
+        // The waiting client is left to the next worker.
+        let second = start_worker(&worker, &[acceptor.name()]);
+        waiting.expect_served();
         drop(waiting);
-        stop(&mut acceptor);
-        assert_ends_quietly(&mut second);
+        acceptor.stop();
+        expect_nothing_printed(second);
     }
 }
 
 #[test]
 fn a_worker_that_waits_for_a_connection_stops_at_once() {
-    let names = Names::new();
-    let name = &names.path();
     for worker in workers() {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
-            let mut acceptor = fdaccept(&["--bind", name, ADDRESS]);
-            let port = acceptor.port();
-            let mut worker = start_worker(&worker, &[name]);
-            assert_echoes(port);
+            let mut acceptor = Fdaccept::bound().start();
+            let worker = start_worker(&worker, &[acceptor.name()]);
+            assert_echoes(&acceptor);
             worker.signal(signal);
-            assert_ends_quietly(&mut worker);
-            stop(&mut acceptor);
+            expect_nothing_printed(worker);
+            acceptor.stop();
         }
     }
 }
 
 #[test]
 fn workers_that_stop_amid_the_work_lose_no_connection() {
-    let names = Names::new();
-    let name = &names.path();
     for worker in workers() {
-        let mut acceptor = fdaccept(&["--bind", name, ADDRESS]);
-        let port = acceptor.port();
-        let mut pool = program("fdpool");
-        let mut pool = Process::start(pool.args(["--once", "--connect", name, "1", "--", "cat"]));
-        for round in 0..5 {
-            let mut worker = start_worker(&worker, &[name]);
-            let is_stopped = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                for number in 0..2 {
-                    let is_stopped = &is_stopped;
-                    scope.spawn(move || {
-                        let deadline = Instant::now() + DEADLINE;
-                        while !is_stopped.load(Ordering::SeqCst) && Instant::now() < deadline {
-                            let request = format!("{round} {number}").into_bytes();
-                            assert_eq!(exchange(port, &request), request);
-                        }
-                    });
-                }
-                // It has the queue, and is told to leave it amid the work.
+        let mut acceptor = Fdaccept::bound().start();
+        let once = Pool::on(&acceptor).args(["--once"]);
+        let mut pool = once.slots(1, ["cat"]).start();
+        under_load(acceptor.port, 0, |_| {
+            for _ in 0..5 {
+                let worker = start_worker(&worker, &[acceptor.name()]);
                 until("a worker with a queue", || minds_term(&worker));
-                worker.signal(Signal::SIGTERM);
-                worker.wait();
-                is_stopped.store(true, Ordering::SeqCst);
-            });
-            assert_ends_quietly(&mut worker);
-        }
-        stop(&mut acceptor);
-        assert_ends_well(&mut pool);
+                worker.term();
+                expect_nothing_printed(worker);
+            }
+        });
+        acceptor.stop();
+        pool.expect_end(0);
     }
 }
 
-/// Whether a worker catches TERM, or waits for it, which it does once it has its queue. Before it
-/// is the worker it may have more signals blocked, also as a shell that starts another program.
+/// Whether a worker catches TERM, or waits for it, as it does once it has its queue. A process
+/// that is about to become the worker may have all signals blocked: then CHLD is blocked, too.
 fn minds_term(worker: &Process) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid()));
-    let status = status.unwrap_or_default();
-    let has = |set: &str, signal: Signal| {
-        let set = status.lines().find_map(|line| line.strip_prefix(set));
-        let set = u64::from_str_radix(set.unwrap_or("0").trim(), 16).unwrap();
-        set & (1 << (signal as u32 - 1)) != 0
+    let set = |name| {
+        let field = try_status_field(worker.pid(), name).unwrap_or("0".into());
+        u64::from_str_radix(&field, 16).unwrap()
     };
-    let waits = has("SigBlk:", Signal::SIGTERM) && !has("SigBlk:", Signal::SIGCHLD);
-    waits || has("SigCgt:", Signal::SIGTERM)
+    let [term, chld] = [Signal::SIGTERM, Signal::SIGCHLD].map(|signal| 1 << (signal as u32 - 1));
+    set("SigBlk") & (term | chld) == term || set("SigCgt") & term != 0
 }
 
 #[test]
 fn a_worker_closes_what_is_no_connection_and_goes_on() {
     let names = Names::new();
-    let name = &names.path();
+    let name = names.path();
     for worker in workers() {
-        let mut worker = start_worker(&worker, &["--bind", name]);
-        until("the name", || Path::new(name).exists());
+        let worker = start_worker(&worker, &["--bind", &name]);
         let sender = UnixDatagram::unbound().unwrap();
-        until("the worker", || sender.connect(name).is_ok());
+        until("the worker", || sender.connect(&name).is_ok());
         let serve = || {
-            let (mut client, server, ..) = tcp_connection();
-            fdtools::queue::send(&sender, b"\0", &[server.as_fd()]).unwrap();
+            let (client, server) = tcp_pair();
+            send(&sender, b"\0", &[server.as_fd()]).unwrap();
             drop(server);
-            client.write_all(b"hello").unwrap();
-            client.shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(read_all(client), "hello");
+            Client(client).expect_echo("hello");
+            // What else a worker has open comes and goes.
+            assert_eq!(sockets(worker.pid()).len(), 1);
         };
         serve();
-        // What else a worker has open comes and goes.
-        let sockets = |pid| {
-            let open = descriptors(pid).into_iter();
-            open.filter(|(_, what)| what.starts_with("socket:")).count()
-        };
-        let pid = worker.pid();
-        assert_eq!(sockets(pid), 1);
-        let (mut client, server, ..) = tcp_connection();
+        let (client, server) = tcp_pair();
         let two = [server.as_fd(), server.as_fd()];
-        fdtools::queue::send(&sender, b"two", &two).unwrap();
-        fdtools::queue::send(&sender, b"none", &[]).unwrap();
-        fdtools::queue::send(&sender, b"", &[]).unwrap();
+        send(&sender, b"two", &two).unwrap();
+        send(&sender, b"none", &[]).unwrap();
+        send(&sender, b"", &[]).unwrap();
         drop(server);
-        // The last copy is closed, so this is the end.
-        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        // The connection ends when the worker has closed both copies.
+        assert_eq!(Client(client).rest(), "");
         serve();
-        assert_eq!(sockets(pid), 1);
-        worker.signal(Signal::SIGTERM);
-        assert_ends_quietly(&mut worker);
+        worker.term();
+        expect_nothing_printed(worker);
     }
 }
 
@@ -294,25 +220,23 @@ fn the_smallest_sender_feeds_fdpool() {
     let names = Names::new();
     let name = names.path();
     let answer = "read line && echo \"$line from $TCPREMOTEPORT\"";
-    let mut pool = program("fdpool");
-    pool.args(["--bind", &name, "2", "--", "sh", "-c", answer]);
-    let mut pool = Process::start(&mut pool);
-    until("the name", || Path::new(&name).exists());
-    let mut sender = Process::start(Command::new(sender).args(["0", &name]));
+    let mut pool = Pool::bound_at(&name).slots(2, sh_c(answer)).start();
+    until_owned(&name);
+    let mut sender = Command::new(sender).args(["0", &name]).start();
     let port = sender.port();
     for _ in 0..20 {
-        let mut client = connect(port);
-        let remote = client.local_addr().unwrap().port();
-        client.write_all(b"hello\n").unwrap();
-        assert_eq!(read_all(client), format!("hello from {remote}\n"));
+        let client = Client::connect(port);
+        let remote = client.local_port();
+        client.send("hello\n");
+        assert_eq!(client.rest(), format!("hello from {remote}\n"));
     }
-    sender.signal(Signal::SIGTERM);
+    sender.term();
     sender.wait();
-    stop(&mut pool);
+    pool.stop();
 }
 
 /// Connects to itself, sends the server side of that connection to a name in one message with a
-/// payload, and prints the two ports and what the client then gets.
+/// payload, and prints both ports and the client's answer.
 const SENDER: &str = r#"
 import socket, sys
 name, payload = sys.argv[1], sys.argv[2].encode().decode("unicode_escape").encode("latin1")
@@ -329,110 +253,75 @@ print(client.getsockname()[1], listener.getsockname()[1])
 print(client.makefile().read(), end="")
 "#;
 
-fn sender(python: &Path, name: &str, payload: &str) -> Command {
+/// Runs [`SENDER`] once the name is bound. Returns the client's port, the server's, and the answer.
+#[track_caller]
+fn send_to(name: &str, payload: &str, python: &Path) -> (u16, u16, String) {
+    until_owned(name);
     let mut command = Command::new(python);
     command.args(["-c", SENDER, name, payload]);
-    command.stdin(Stdio::null());
-    command
-}
-
-/// Splits what a sender prints into the client's port, the server's, and the answer.
-#[track_caller]
-fn sent(output: &str) -> (u16, u16, String) {
+    let (status, output, log) = run(command.stdin(Stdio::null()));
+    assert_eq!(status, Some(0), "{log}");
     let (ports, answer) = output.split_once('\n').unwrap();
     let (remote, local) = ports.split_once(' ').unwrap();
-    (
-        remote.parse().unwrap(),
-        local.parse().unwrap(),
-        answer.to_owned(),
-    )
-}
-
-/// Waits until somebody has bound a name.
-#[track_caller]
-fn await_owner(name: &str) {
-    let name = fdtools::queue::name::Name::parse(name.as_ref()).unwrap();
-    let trust = fdtools::queue::trust::Trust::us_and(&[]);
-    until("the owner of the name", || {
-        fdtools::queue::Sender::connect(&name, &trust).is_ok()
-    });
+    let port = |text: &str| text.parse().unwrap();
+    (port(remote), port(local), answer.to_owned())
 }
 
 #[test]
 fn python_senders_send_to_fdpool_all_at_once() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut pool = program("fdpool");
-        let mut pool = Process::start(pool.args(["--bind", name, "2", "--", "sh", "-c", TELL]));
-        await_owner(name);
+    for name in [names.path(), names.abstract_name()] {
+        let mut pool = Pool::bound_at(&name).slots(2, sh_c(TELL)).start();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let (status, output, log) = run(&mut sender(&python, name, r"FDTOOLS=1\n"));
-                    assert_eq!(status, Some(0), "{log}");
-                    let (remote, local, answer) = sent(&output);
+                    let (remote, local, answer) = send_to(&name, r"FDTOOLS=1\n", &python);
                     assert_eq!(answer, told(remote, local));
                 });
             }
         });
-        stop(&mut pool);
+        pool.stop();
     }
 }
 
 #[test]
 fn a_python_sender_sends_to_fdrecv() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
+    for name in [names.path(), names.abstract_name()] {
         let mut handler = program("fdrecv");
-        let mut handler = Process::start(handler.args(["--bind", name, "--", "cat"]));
-        await_owner(name);
-        let (status, output, log) = run(&mut sender(&python, name, r"FDTOOLS=1\n"));
-        assert_eq!(status, Some(0), "{log}");
-        assert_eq!(sent(&output).2, "hello\n");
-        assert_ends_well(&mut handler);
+        let mut handler = handler.args(["--bind", &name, "--", "cat"]).start();
+        assert_eq!(send_to(&name, r"FDTOOLS=1\n", &python).2, "hello\n");
+        handler.expect_end(0);
     }
 }
 
 #[test]
 fn what_a_python_sender_says_of_a_connection_reaches_the_handler() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    let name = &names.path();
+    let name = names.path();
     let mut handler = program("fdrecv");
-    let mut handler = Process::start(handler.args(["--bind", name, "--", "sh", "-c", TELL]));
-    await_owner(name);
+    let mut handler = handler
+        .args(["--bind", &name, "--"])
+        .args(sh_c(TELL))
+        .start();
     let payload = r"FDTOOLS=1\nPROTO=TCP\nTCPREMOTEIP=192.0.2.7\nTCPREMOTEPORT=7\nTCPLOCALIP=::1\nTCPLOCALPORT=8\n";
-    let (status, output, log) = run(&mut sender(&python, name, payload));
-    assert_eq!(status, Some(0), "{log}");
-    assert_eq!(sent(&output).2, "TCP 192.0.2.7 7 ::1 8 192.0.2.7 7\n");
-    assert_ends_well(&mut handler);
+    let answer = send_to(&name, payload, &python).2;
+    assert_eq!(answer, "TCP 192.0.2.7 7 ::1 8 192.0.2.7 7\n");
+    handler.expect_end(0);
 }
 
-/// A message that says nothing which fdtools understands: the handler is told what the descriptor
-/// itself says.
+/// Expects that a handler is told what the socket itself says, whatever the payload says.
 #[track_caller]
 fn assert_is_a_bare_connection(payload: &str) {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    let name = &names.path();
-    let mut pool = program("fdpool");
-    let mut pool = Process::start(pool.args(["--bind", name, "1", "--", "sh", "-c", TELL]));
-    await_owner(name);
-    let (status, output, log) = run(&mut sender(&python, name, payload));
-    assert_eq!(status, Some(0), "{log}");
-    let (remote, local, answer) = sent(&output);
+    let mut pool = Pool::bound_at(&names.path()).slots(1, sh_c(TELL)).start();
+    let (remote, local, answer) = send_to(&names.path(), payload, &python);
     assert_eq!(answer, told(remote, local));
-    stop(&mut pool);
+    pool.stop();
 }
 
 #[test]
@@ -449,7 +338,6 @@ fn a_message_of_nc_is_a_bare_connection() {
 
 #[test]
 fn a_message_of_the_tcl_original_is_a_bare_connection() {
-    // What it says is not believed: the descriptor knows better.
     assert_is_a_bare_connection(r"192.0.2.7 4711\x00");
 }
 
@@ -463,25 +351,25 @@ fn messages_of_other_tools_on_a_stream_socket_are_one_connection_each() {
         b"192.0.2.8 4712\0",
     ];
     for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (write_end, read_end) = socket_pair(kind);
-        let connections = payloads.map(|payload| {
-            let (mut client, server, remote, local) = tcp_connection();
-            client.write_all(b"hello\n").unwrap();
-            fdtools::queue::send(&write_end, payload, &[server.as_fd()]).unwrap();
-            (client, remote, local)
+        let mut queue = Queue::of(kind);
+        let clients = payloads.map(|payload| {
+            let (client, server) = tcp_pair();
+            send(queue.write_end(), payload, &[server.as_fd()]).unwrap();
+            let client = Client(client);
+            client.send("hello\n");
+            client
         });
-        drop(write_end);
-        let mut pool = program("fdpool");
-        pool.args(["2", "--", "sh", "-c", TELL]);
-        let mut pool = Process::start(pool.stdin(read_end));
-        for (client, remote, local) in connections {
-            assert_eq!(read_all(client), told(remote, local));
+        queue.close();
+        let mut pool = Pool::on(&queue).slots(2, sh_c(TELL)).start();
+        for client in clients {
+            let expected = told(client.local_port(), client.peer_port());
+            assert_eq!(client.rest(), expected);
         }
-        assert_ends_well(&mut pool);
+        pool.expect_end(0);
     }
 }
 
-/// Whether the installed nc is the one of OpenBSD, which can pass a connection on.
+/// OpenBSD's nc, which can pass a connection on.
 fn nc_that_passes() -> Option<PathBuf> {
     let nc = peer("nc")?;
     let (_, output, log) = run(Command::new(&nc).arg("-h").stdin(Stdio::null()));
@@ -494,31 +382,29 @@ fn nc_that_passes() -> Option<PathBuf> {
 
 #[test]
 fn the_real_nc_passes_its_connection_to_fdrecv() {
-    let Some(nc) = nc_that_passes() else {
-        return;
-    };
+    let Some(nc) = nc_that_passes() else { return };
     let listener = TcpListener::bind(ADDRESS).unwrap();
     let local = listener.local_addr().unwrap().port();
     let (write_end, read_end) = socket_pair(SockType::Stream);
     let mut handler = program("fdrecv");
-    handler.args(["--", "sh", "-c", TELL]);
-    let mut handler = Process::start(handler.stdin(read_end));
+    let mut handler = handler.arg("--").args(sh_c(TELL)).stdin(read_end).start();
     let mut nc = Command::new(nc);
     nc.args(["-F", "127.0.0.1", &local.to_string()]);
-    let mut nc = Process::start(nc.stdin(Stdio::null()).stdout(write_end));
-    let (mut server, peer) = listener.accept().unwrap();
-    server.write_all(b"hello\n").unwrap();
+    let mut nc = nc.stdin(Stdio::null()).stdout(write_end).start();
+    let (server, peer) = listener.accept().unwrap();
     server.set_read_timeout(Some(DEADLINE)).unwrap();
-    // Here it is nc's end that is passed on and served.
-    assert_eq!(read_all(server), told(local, peer.port()));
-    assert_ends_well(&mut nc);
-    assert_ends_well(&mut handler);
+    let server = Client(server);
+    server.send("hello\n");
+    // nc passes on its own end, so that end is served.
+    assert_eq!(server.rest(), told(local, peer.port()));
+    nc.expect_end(0);
+    handler.expect_end(0);
 }
 
 // Receivers in Python.
 
-/// Gets its side of a queue in one of the ways there are, takes one connection from it, and
-/// answers the client when the payload is exactly what it should be.
+/// Gets a queue in one of 4 ways, takes one connection from it, and answers the client if the
+/// payload is exactly what it should be.
 const RECEIVER: &str = r#"
 import os, re, socket, struct, sys
 
@@ -579,112 +465,90 @@ assert sorted(lines) == sorted(expected), (payload, expected)
 client.sendall(b"as it should be\n")
 "#;
 
-/// A receiver, on this standard input.
 fn receiver(python: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(python);
-    command.arg("-c").arg(RECEIVER).args(arguments);
+    command.args(["-c", RECEIVER]).args(arguments);
     command.stdin(Stdio::null());
     command
 }
 
 #[track_caller]
-fn assert_received(port: u16, receiver: &mut Process) {
-    let client = connect(port);
-    assert_ends_well(receiver);
-    assert_eq!(read_all(client), "as it should be\n");
+fn assert_received(client: Client, receiver: &mut Process) {
+    receiver.expect_end(0);
+    assert_eq!(client.rest(), "as it should be\n");
 }
 
 #[test]
 fn fdaccept_sends_to_a_python_receiver_through_a_socket_on_standard_output() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     // A stream socket is what ssh's ProxyUseFdpass gives.
     for kind in [SockType::Stream, SockType::SeqPacket, SockType::Datagram] {
         let (write_end, read_end) = socket_pair(kind);
-        let mut acceptor = Process::start(program("fdaccept").arg(ADDRESS).stdout(write_end));
-        let mut receiver =
-            Process::start(receiver(&python, &["inherited"]).stdin(Stdio::from(read_end)));
-        assert_received(acceptor.port(), &mut receiver);
+        let acceptor = Fdaccept::plain().stdout(write_end).start();
+        let mut receiver = receiver(&python, &["inherited"]).stdin(read_end).start();
+        assert_received(acceptor.client(), &mut receiver);
     }
 }
 
 #[test]
 fn fdaccept_sends_to_a_python_receiver_in_a_chain() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
-    let mut chain = program("fdaccept");
-    chain.args([ADDRESS, "--"]).arg(python);
-    let mut chain = Process::start(chain.args(["-c", RECEIVER, "inherited"]));
-    let port = chain.port();
-    assert_received(port, &mut chain);
+    let Some(python) = python() else { return };
+    let python = python.to_str().unwrap();
+    let mut chain = Fdaccept::chain([python, "-c", RECEIVER, "inherited"]).start();
+    assert_received(chain.client(), &mut chain);
 }
 
 #[test]
 fn fdaccept_gives_its_queue_to_a_python_receiver_for_a_ticket() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
-    let (reader, writer) = pipe().unwrap();
-    let mut acceptor = Process::start(program("fdaccept").arg(ADDRESS).stdout(writer));
-    let mut receiver = Process::start(receiver(&python, &["ticket"]).stdin(reader));
-    assert_received(acceptor.port(), &mut receiver);
-    assert_ends_well(&mut acceptor);
+    let Some(python) = python() else { return };
+    let mut acceptor = Fdaccept::piped().start();
+    let mut receiver = receiver(&python, &["ticket"])
+        .stdin(acceptor.take_pipe())
+        .start();
+    assert_received(acceptor.client(), &mut receiver);
+    acceptor.expect_end(0);
 }
 
 #[test]
 fn fdaccept_gives_its_queue_to_a_python_receiver_at_its_name() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut acceptor = fdaccept(&["--bind", name, ADDRESS]);
-        let port = acceptor.port();
-        let mut receiver = Process::start(&mut receiver(&python, &["connect", name]));
-        assert_received(port, &mut receiver);
-        stop(&mut acceptor);
+    for name in [names.path(), names.abstract_name()] {
+        let mut acceptor = Fdaccept::bound_at(&name).start();
+        let mut receiver = receiver(&python, &["connect", &name]).start();
+        assert_received(acceptor.client(), &mut receiver);
+        acceptor.stop();
     }
 }
 
 #[test]
 fn fdaccept_sends_to_the_name_of_a_python_receiver() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut receiver = Process::start(&mut receiver(&python, &["bind", name]));
-        let mut acceptor = fdaccept(&["--connect", name, ADDRESS]);
-        assert_received(acceptor.port(), &mut receiver);
-        stop(&mut acceptor);
+    for name in [names.path(), names.abstract_name()] {
+        let mut receiver = receiver(&python, &["bind", &name]).start();
+        let mut acceptor = fdaccept_to(&name);
+        assert_received(acceptor.client(), &mut receiver);
+        acceptor.stop();
     }
 }
 
 #[test]
 fn fdaccept_tells_a_python_receiver_who_is_at_a_unix_socket() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let names = Names::new();
-    let name = &names.path();
-    let listener = &names.directory.path().join("listener");
-    let mut acceptor = program("fdaccept");
-    let mut acceptor = Process::start(acceptor.args(["--bind", name]).arg(listener));
-    acceptor.listening();
-    let mut receiver = Process::start(&mut receiver(&python, &["connect", name]));
-    let client = connect_unix(listener);
-    assert_ends_well(&mut receiver);
-    assert_eq!(read_all(client), "as it should be\n");
-    stop(&mut acceptor);
+    let listener = names.file("listener");
+    let mut acceptor = Fdaccept::bound_in(names).listen(&listener).start();
+    let mut receiver = receiver(&python, &["connect", acceptor.name()]).start();
+    let client = Client::connect_unix(listener);
+    receiver.expect_end(0);
+    assert_eq!(client.rest(), "as it should be\n");
+    acceptor.stop();
 }
 
 #[test]
 fn fdaccept_sends_to_a_receiver_that_reads_one_byte_as_flingfd_does() {
-    let Some(python) = peer("python3") else {
-        return;
-    };
+    let Some(python) = python() else { return };
     let text = r#"
 import socket, sys
 queue = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -695,14 +559,13 @@ for _ in range(2):
     socket.socket(fileno=fds[0]).sendall(b"hello\n")
 "#;
     let names = Names::new();
-    let name = &names.path();
     let mut receiver = Command::new(python);
-    let mut receiver = Process::start(receiver.args(["-c", text, name]).stdin(Stdio::null()));
-    let mut acceptor = fdaccept(&["--connect", name, ADDRESS]);
-    let port = acceptor.port();
+    receiver.args(["-c", text, &names.path()]);
+    let mut receiver = receiver.stdin(Stdio::null()).start();
+    let mut acceptor = fdaccept_to(&names.path());
     for _ in 0..2 {
-        assert_eq!(read_line(&connect(port)), "hello");
+        assert_eq!(acceptor.client().line(), "hello");
     }
-    assert_ends_well(&mut receiver);
-    stop(&mut acceptor);
+    receiver.expect_end(0);
+    acceptor.stop();
 }

@@ -1,17 +1,13 @@
-//! The pipelines of the manual, under every shell that is there: each serves real clients, and
-//! ends cleanly when fdaccept is told to.
-
-use std::io::Write;
+//! The pipelines of the manual, under every installed shell: each serves real clients, and ends
+//! cleanly when fdaccept is told to.
 
 use crate::support::*;
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
-/// fdaccept as the first program of a pipeline, which says under which process id it runs.
+/// fdaccept as the first program of a pipeline. It tells its process id.
 const FDACCEPT: &str = "sh -c 'echo fdaccept has pid $$ >&2; exec fdaccept 127.0.0.1:0'";
 
-/// A running pipeline.
 struct Pipeline {
     shell: Process,
     fdaccept: Pid,
@@ -19,10 +15,10 @@ struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts what follows `fdaccept` in a pipeline.
+    /// `fdaccept REST`
     #[track_caller]
     fn start(shell: &str, rest: &str) -> Self {
-        let mut shell = Process::start(&mut script(shell, &format!("{FDACCEPT} {rest}")));
+        let mut shell = script(shell, &format!("{FDACCEPT} {rest}")).start();
         let line = shell.line("has pid ");
         let pid = line.rsplit_once(' ').unwrap().1.parse().unwrap();
         Self {
@@ -32,60 +28,44 @@ impl Pipeline {
         }
     }
 
+    fn client(&self) -> Client {
+        Client::connect(self.port)
+    }
+
+    /// Several clients at once. Each gets its own bytes back.
+    #[track_caller]
+    fn expect_echoes(&self) {
+        Crowd::connect(self.port, 6).expect_served();
+    }
+
     /// Stops fdaccept, and expects that everything ends with it, with these last words.
     #[track_caller]
     fn stop(mut self, last_words: &[&str]) {
         kill(self.fdaccept, Signal::SIGTERM).unwrap();
-        let (status, log) = self.shell.finish();
-        assert_eq!(status.code(), Some(0), "{log}");
-        // Before that were the two with the process id and the port.
+        let log = self.shell.expect_end(0);
+        // The first two tell the process id and the port.
         assert_eq!(&besides_counters(&log)[2..], last_words, "{log}");
         let group = self.shell.pid();
         until("the end of the pipeline", || !group_is_alive(group));
     }
 }
 
-/// Whether a process of the group still runs: one of the background, too, and no zombie.
+/// Whether a process of the group still runs, in the background or not. Zombies do not count.
 fn group_is_alive(group: Pid) -> bool {
-    if nix::sys::signal::killpg(group, None) == Err(Errno::ESRCH) {
-        return false;
-    }
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let mut stats = processes.filter_map(|entry| {
-        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-        // The state, the parent and the group follow the name.
-        let fields = stat.rsplit_once(") ")?.1.to_owned();
-        let fields: Vec<_> = fields.split(' ').map(str::to_owned).collect();
-        Some((fields[0].clone(), fields[2].parse::<i32>().ok()?))
-    });
-    stats.any(|(state, its_group)| its_group == group.as_raw() && state != "Z")
-}
-
-/// Several clients at once, each of which gets its own bytes back.
-#[track_caller]
-fn assert_echoes(port: u16) {
-    std::thread::scope(|scope| {
-        for number in 0..6 {
-            scope.spawn(move || {
-                let request = format!("request {number}").into_bytes();
-                assert_eq!(exchange(port, &request), request);
-            });
-        }
-    });
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.map(Pid::from_raw)
+        .any(|pid| getpgid(Some(pid)) == Ok(group) && is_alive(pid))
 }
 
 /// `fdaccept 8888 | fdpool 4 -- cat`
 #[track_caller]
 fn a_pool_of_four(shell: &str) {
     let pipeline = Pipeline::start(shell, "| fdpool 4 -- cat");
-    // Four at once.
-    let clients = [(); 4].map(|()| connect(pipeline.port));
-    for mut client in &clients {
-        client.write_all(b"hello\n").unwrap();
-        assert_eq!(read_line(client), "hello");
-    }
+    let clients = [(); 4].map(|()| pipeline.client());
+    clients.iter().for_each(Client::expect_served);
     drop(clients);
-    assert_echoes(pipeline.port);
+    pipeline.expect_echoes();
     pipeline.stop(&[]);
 }
 
@@ -94,16 +74,12 @@ fn a_pool_of_four(shell: &str) {
 fn one_after_another(shell: &str) {
     let rest = "| fdpool 1 -- sh -c 'echo hello; exec cat'";
     let pipeline = Pipeline::start(shell, rest);
-    let first = connect(pipeline.port);
-    let second = connect(pipeline.port);
-    assert_eq!(read_line(&first), "hello");
-    // The second has to wait for the first.
-    second.set_nonblocking(true).unwrap();
-    let nothing = second.peek(&mut [0]).unwrap_err();
-    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
-    second.set_nonblocking(false).unwrap();
+    let first = pipeline.client();
+    let second = pipeline.client();
+    assert_eq!(first.line(), "hello");
+    second.expect_waiting();
     drop(first);
-    assert_eq!(read_line(&second), "hello");
+    assert_eq!(second.line(), "hello");
     drop(second);
     pipeline.stop(&[]);
 }
@@ -113,7 +89,7 @@ fn one_after_another(shell: &str) {
 fn a_loop_of_fdrecv(shell: &str) {
     let rest = "| while fdrecv -- cat || [ $? -ne 69 ]; do :; done";
     let pipeline = Pipeline::start(shell, rest);
-    assert_echoes(pipeline.port);
+    pipeline.expect_echoes();
     pipeline.stop(&["fdrecv: the queue is closed"]);
 }
 
@@ -123,7 +99,7 @@ fn a_loop_of_fdrecv_goes_on_after_a_failure(shell: &str) {
     let rest = "| while fdrecv -- sh -c 'echo hello; exit 3' || [ $? -ne 69 ]; do :; done";
     let pipeline = Pipeline::start(shell, rest);
     for _ in 0..3 {
-        assert_eq!(read_line(&connect(pipeline.port)), "hello");
+        assert_eq!(pipeline.client().line(), "hello");
     }
     pipeline.stop(&["fdrecv: the queue is closed"]);
 }
@@ -131,55 +107,48 @@ fn a_loop_of_fdrecv_goes_on_after_a_failure(shell: &str) {
 /// `fdaccept 8888 | { fdpool 2 -- a <&3 3<&- & exec fdpool 2 -- b 3<&-; } 3<&0`
 #[track_caller]
 fn two_pools_on_one_pipe(shell: &str) {
-    let handler = |name| format!("sh -c 'echo {name}; exec cat'");
-    let (a, b) = (handler("a"), handler("b"));
+    let [a, b] = ["a", "b"].map(|name| format!("sh -c 'echo {name}; exec cat'"));
     let rest = format!("| {{ fdpool 2 -- {a} <&3 3<&- & exec fdpool 2 -- {b} 3<&-; }} 3<&0");
     let pipeline = Pipeline::start(shell, &rest);
-    // Two have room for four: if all four are served at once, each serves two.
-    let clients = [(); 4].map(|()| connect(pipeline.port));
-    let mut names = clients.each_ref().map(read_line);
+    // All 4 are served at once, so each pool serves 2.
+    let clients = [(); 4].map(|()| pipeline.client());
+    let mut names = clients.each_ref().map(Client::line);
     names.sort();
     assert_eq!(names, ["a", "a", "b", "b"]);
     drop(clients);
     pipeline.stop(&[]);
 }
 
-/// The same tests for each shell; `$program` is what has to be installed for it, if anything.
+/// The same tests for each shell. The first word is its program.
 macro_rules! shells {
-    ($($module:ident: $shell:literal $(, $program:literal)?;)*) => {$(
+    ($($module:ident: $shell:literal;)*) => {$(
+        shells!{@$module $shell
+            a_pool_of_four_serves_four_at_once: a_pool_of_four;
+            a_pool_of_one_serves_one_after_another: one_after_another;
+            a_loop_of_fdrecv_serves_until_the_queue_is_closed: a_loop_of_fdrecv;
+            a_loop_of_fdrecv_outlives_a_handler_that_fails: a_loop_of_fdrecv_goes_on_after_a_failure;
+            two_pools_share_one_pipe: two_pools_on_one_pipe;
+        }
+    )*};
+    (@$module:ident $shell:literal $($name:ident: $check:ident;)*) => {
         mod $module {
             use super::*;
 
-            shells!{@tests $shell $(, $program)?;
-                a_pool_of_four_serves_four_at_once = a_pool_of_four;
-                a_pool_of_one_serves_one_after_another = one_after_another;
-                a_loop_of_fdrecv_serves_until_the_queue_is_closed = a_loop_of_fdrecv;
-                a_loop_of_fdrecv_outlives_a_handler_that_fails = a_loop_of_fdrecv_goes_on_after_a_failure;
-                two_pools_share_one_pipe = two_pools_on_one_pipe;
-            }
+            $(#[test]
+            fn $name() {
+                if peer($shell.split(' ').next().unwrap()).is_some() {
+                    $check($shell);
+                }
+            })*
         }
-    )*};
-    (@tests $shell:literal, $program:literal; $($name:ident = $check:ident;)*) => {$(
-        #[test]
-        fn $name() {
-            if peer($program).is_some() {
-                $check($shell);
-            }
-        }
-    )*};
-    (@tests $shell:literal; $($name:ident = $check:ident;)*) => {$(
-        #[test]
-        fn $name() {
-            $check($shell);
-        }
-    )*};
+    };
 }
 
 shells! {
     under_sh: "sh";
-    under_dash: "dash", "dash";
-    under_bash: "bash", "bash";
-    under_zsh: "zsh", "zsh";
-    under_ksh93: "ksh93", "ksh93";
-    under_busybox_sh: "busybox sh", "busybox";
+    under_dash: "dash";
+    under_bash: "bash";
+    under_zsh: "zsh";
+    under_ksh93: "ksh93";
+    under_busybox_sh: "busybox sh";
 }

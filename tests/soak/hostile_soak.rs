@@ -2,36 +2,29 @@
 //! many loopback addresses, while a well-behaved one keeps getting its answers. At the end fdaccept has
 //! the descriptors and the memory that it had at the start, and each connection is accounted for.
 //!
-//! 60 seconds, or as many as FDTOOLS_SOAK says; FDTOOLS_SOAK_SEED is for another order of things.
+//! 60 seconds, or as many as FDTOOLS_SOAK says. FDTOOLS_SOAK_SEED changes the order of attacks.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
-use nix::libc;
-use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_to, setsockopt, socket,
-    sockopt,
-};
+use crate::{ALLOWANCE, ask, memory, setting};
 use nix::unistd::Pid;
+use rustix::net::sockopt::set_socket_linger;
 
 const CLIENTS: u64 = 200;
-/// Where they come from: more of them than any of these may have connections.
+/// How many addresses attackers have: more than any of these may have connections.
 const ADDRESSES: u64 = 20;
-/// From there nobody may connect.
+/// Nobody may connect from this address.
 const DENIED: Ipv4Addr = Ipv4Addr::new(127, 66, 0, 1);
-/// Where the well-behaved one comes from.
+/// The address of the well-behaved client.
 const GOOD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const MAX_PER_SOURCE: u64 = 4;
-/// More than all of them together can have.
+/// More than all clients together may have.
 const MAX: u64 = 100;
-/// What memory may differ by, in kB: a few pages of heap that it has not used before.
-const ALLOWANCE: u64 = 256;
-/// No answer takes as long, on a machine that others use as well.
+/// No answer takes as long, on a busy machine either.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c";
@@ -43,55 +36,50 @@ fn who_keeps_to_the_rules_is_served_among_200_who_do_not() {
 
 #[test]
 fn so_it_is_behind_a_proxy_and_in_a_sandbox() {
-    let user = if nix::unistd::geteuid().is_root() {
-        "--user nobody"
-    } else {
-        ""
-    };
+    let is_root = nix::unistd::geteuid().is_root();
+    let user = if is_root { "--user nobody" } else { "" };
     let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 3";
     soak(&format!("{proxy} --sandbox {user}"), true);
 }
 
 fn soak(options: &str, proxied: bool) {
-    let number = |name: &str| {
-        let text = std::env::var(name).ok()?;
-        Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
-    };
-    let seconds = number("FDTOOLS_SOAK").unwrap_or(60);
-    let seed = number("FDTOOLS_SOAK_SEED").unwrap_or(1);
-    // Copied, since another user may not be allowed to look where this was built.
-    let directory = tempfile::tempdir().unwrap();
-    let text = format!(
-        "exec fdaccept --max {MAX} --max-per-source {MAX_PER_SOURCE} --queue 50 --deny 127.66.0.0/16 \
-         --deny 192.0.2.66 {options} 127.0.0.1:0 127.1.1.1:0 -- ./fdpool --timeout 1 {MAX} -- cat"
+    let seconds = setting("FDTOOLS_SOAK").unwrap_or(60);
+    let seed = setting("FDTOOLS_SOAK_SEED").unwrap_or(1);
+    // nobody may have no access to the build directory.
+    let directory = open_dir();
+    copy_of("fdpool", directory.path());
+    let options = format!(
+        "--max {MAX} --max-per-source {MAX_PER_SOURCE} --queue 50 --deny 127.66.0.0/16 \
+         --deny 192.0.2.66 {options}"
     );
-    let pool = directory.path().join("fdpool");
-    std::fs::copy(bin_dir().join("fdpool"), pool).unwrap();
-    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(directory.path(), everybody).unwrap();
-    let mut process = Process::start(script("sh", &text).current_dir(directory.path()));
-    let port = process.port();
+    let pool = format!("./fdpool --timeout 1 {MAX} -- cat");
+    let mut acceptor = Fdaccept::chain(pool.split(' '))
+        .args(options.split_whitespace())
+        .listen(ADDRESS)
+        .listen("127.1.1.1:0")
+        .dir(&directory)
+        .start();
 
     let site = Site {
-        port,
+        port: acceptor.port,
         proxied,
         is_over: AtomicBool::new(false),
         attacks: AtomicU64::new(0),
     };
-    let pid = process.pid();
+    let pid = acceptor.pid();
     let pipes_before = pipes(&open_files(pid));
     site.ask_as_well_behaved(0);
-    // Both ends of the next lease are what stays.
+    // Both ends of the next lease stay.
     let start = eventually("the first client is forgotten", || {
         let open = open_files(pid);
         (pipes(&open) == pipes_before + 2).then_some(open)
     });
-    // What heap it needs once and for all it has after some clients of every kind.
-    for what in 0..KINDS {
-        site.attack(what, &mut Random(seed + what));
+    // Clients of every kind, so that fdaccept has all the heap that it needs once.
+    for kind in 0..KINDS {
+        site.attack(kind, &mut Random(seed + kind));
     }
     until("these are forgotten", || open_files(pid) == start);
-    let memory = anonymous(pid);
+    let memory_before = memory(pid);
 
     let (mut answers, mut slowest) = (0, Duration::ZERO);
     std::thread::scope(|scope| {
@@ -107,8 +95,7 @@ fn soak(options: &str, proxied: bool) {
             let thread = std::thread::Builder::new().stack_size(128 * 1024);
             thread.spawn_scoped(scope, attacker).unwrap();
         }
-        // Also where an answer does not come.
-        let _over = Over(&site.is_over);
+        let _ends = Ends(&site.is_over);
         let end = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < end {
             let asked = Instant::now();
@@ -120,17 +107,12 @@ fn soak(options: &str, proxied: bool) {
     let attacks = site.attacks.load(Ordering::Relaxed);
     eprintln!("{answers} answers, the slowest after {slowest:?}, among {attacks} attacks");
     until("all are forgotten", || open_files(pid) == start);
-    let now = anonymous(pid);
-    eprintln!("kB of memory: {memory} at the start, {now} at the end");
-    assert!(now <= memory + ALLOWANCE);
+    let now = memory(pid);
+    eprintln!("kB of memory: {memory_before} at the start, {now} at the end");
+    assert!(now > 0 && now <= memory_before + ALLOWANCE);
 
-    process.signal(Signal::SIGTERM);
-    let (status, log) = process.finish();
-    assert!(status.success(), "{status}: {log}");
-    let line = log
-        .lines()
-        .find(|line| line.contains(": accepted "))
-        .unwrap();
+    let log = acceptor.stop();
+    let line = log.lines().find(|line| is_counters(line)).unwrap();
     eprintln!("{line}");
     let count = |name: &str| -> u64 {
         let (_, rest) = line.split_once(&format!("{name} ")).unwrap();
@@ -151,20 +133,11 @@ struct Site {
     attacks: AtomicU64,
 }
 
-/// Tells the others that it is over.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// How many kinds of attacks there are.
 const KINDS: u64 = 9;
 
 impl Site {
-    /// One attack. That it fails is what it is for.
+    /// One attack, which may fail.
     fn attack(&self, kind: u64, random: &mut Random) {
         self.attacks.fetch_add(1, Ordering::Relaxed);
         let address = match random.below(20) {
@@ -174,7 +147,7 @@ impl Site {
         let Some(mut socket) = self.connect_from(address) else {
             return;
         };
-        // Half of them say half a header; there, too, where nobody expects one.
+        // Half of the attackers send half a header, also where fdaccept expects none.
         let header = header(address, random.below(65536) as u16, random.below(2) == 0);
         let length = match random.below(2) {
             0 => random.below(header.len() as u64) as usize,
@@ -184,39 +157,39 @@ impl Site {
         match kind {
             // Stalls.
             0 => random.pause(2_000_000),
-            // Resets, at once or after something was said.
+            // Resets, at once or after some bytes.
             1 => reset(&socket),
             2 => {
                 let _ = socket.write_all(b"something");
                 random.pause(10_000);
                 reset(&socket);
             }
-            // Says things and listens to nothing.
+            // Floods, and reads nothing.
             3 => {
                 let _ = socket.set_write_timeout(Some(Duration::from_millis(300)));
                 let _ = socket.write_all(&[b'x'; 1 << 20]);
             }
-            // Says nothing more, and waits for the end.
+            // Sends no more, and waits for the end.
             4 => {
                 let _ = socket.shutdown(Shutdown::Write);
                 let _ = socket.set_read_timeout(Some(Duration::from_secs(2)));
                 let _ = socket.read(&mut [0; 100]);
             }
-            // Comes with too many at once.
+            // Opens too many at once.
             5 => {
                 let count = 1 + random.below(20);
                 let more: Vec<_> = (0..count).map(|_| self.connect_from(address)).collect();
                 random.pause(500_000);
                 drop(more);
             }
-            // Says it a byte at a time.
+            // Sends the rest of the header a byte at a time.
             6 => {
                 for byte in &header[length..] {
                     let _ = socket.write_all(&[*byte]);
                     random.pause(20_000);
                 }
             }
-            // Speaks for whom nothing is allowed, or too much already.
+            // Speaks for a client that is denied, or that has too many already.
             7 => {
                 let of = Ipv4Addr::new(192, 0, 2, 66 + random.below(2) as u8);
                 let mut other = self.connect_from(address);
@@ -235,19 +208,10 @@ impl Site {
     }
 
     fn connect_from(&self, address: Ipv4Addr) -> Option<TcpStream> {
-        let family = AddressFamily::Inet;
-        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok()?;
-        bind(
-            socket.as_raw_fd(),
-            &SockaddrIn::from(SocketAddrV4::new(address, 0)),
-        )
-        .ok()?;
-        // An attacker's patience is limited, too.
-        let patience = nix::sys::time::TimeVal::new(2, 0);
-        setsockopt(&socket, sockopt::SendTimeout, &patience).ok()?;
-        let to = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 1), self.port);
-        connect_to(socket.as_raw_fd(), &SockaddrIn::from(to)).ok()?;
-        Some(TcpStream::from(socket))
+        let socket = try_connect_from(address, (GOOD, self.port).into()).ok()?;
+        // Attackers do not wait for ever.
+        let _ = socket.set_write_timeout(Some(Duration::from_secs(2)));
+        Some(socket)
     }
 
     /// Asks as one should, and gets the answer.
@@ -258,57 +222,37 @@ impl Site {
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         if self.proxied {
             let port = socket.local_addr().unwrap().port();
-            socket
-                .write_all(&header(GOOD, port, number.is_multiple_of(2)))
-                .unwrap();
+            let header = header(GOOD, port, number.is_multiple_of(2));
+            socket.write_all(&header).unwrap();
         }
         let request = format!("request {number}\n");
-        socket.write_all(request.as_bytes()).unwrap();
-        socket.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, request);
+        let answer = ask(&socket, request.as_bytes()).unwrap();
+        assert_eq!(answer, request.as_bytes());
     }
 }
 
 /// A header of either version that speaks for this client.
 fn header(address: Ipv4Addr, port: u16, is_text: bool) -> Vec<u8> {
     if is_text {
-        format!("PROXY TCP4 {address} 127.0.0.1 {port} 80\r\n").into_bytes()
-    } else {
-        {
-            let addresses = [address.octets(), [127, 0, 0, 1]].concat();
-            [V2, &addresses, &port.to_be_bytes(), &[0, 80]].concat()
-        }
+        return format!("PROXY TCP4 {address} 127.0.0.1 {port} 80\r\n").into_bytes();
     }
+    let addresses = [address.octets(), [127, 0, 0, 1]].concat();
+    [V2, &addresses, &port.to_be_bytes(), &[0, 80]].concat()
 }
 
 fn reset(socket: &TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    let _ = setsockopt(socket, sockopt::Linger, &linger);
+    let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
 
-/// What is open, but for numbers and inodes, which the next lease has others of.
+/// What is open, without numbers and inodes: the next lease has others.
 fn open_files(pid: Pid) -> Vec<String> {
+    let kind = |what: String| what.split('[').next().unwrap().to_owned();
     let open = descriptors(pid).into_iter();
-    let mut open: Vec<_> = open
-        .map(|(_, what)| what.split('[').next().unwrap().to_owned())
-        .collect();
+    let mut open: Vec<_> = open.map(|(_, what)| kind(what)).collect();
     open.sort();
     open
 }
 
 fn pipes(open: &[String]) -> usize {
     open.iter().filter(|what| *what == "pipe:").count()
-}
-
-/// Memory of its own, in kB.
-fn anonymous(pid: Pid) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let number = line.unwrap().split_whitespace().nth(1);
-    number.unwrap().parse().unwrap()
 }

@@ -264,9 +264,9 @@ pub fn try_connect_from(from: impl Into<IpAddr>, server: SocketAddr) -> std::io:
         IpAddr::V6(_) => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None).unwrap();
+    let socket = socket(family, SockType::Stream, flags, None)?;
     let address = SockaddrStorage::from(SocketAddr::new(from, 0));
-    bind(socket.as_raw_fd(), &address).unwrap();
+    bind(socket.as_raw_fd(), &address)?;
     connect_to(socket.as_raw_fd(), &SockaddrStorage::from(server))?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(DEADLINE)).unwrap();

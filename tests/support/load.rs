@@ -30,7 +30,7 @@ impl Tally {
 }
 
 /// Tells the clients to end, also where something fails.
-struct Ends<'a>(&'a AtomicBool);
+pub struct Ends<'a>(pub &'a AtomicBool);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
