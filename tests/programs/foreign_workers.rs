@@ -508,7 +508,7 @@ fn example_of_the_page(introduction: &str) -> String {
 
 #[test]
 fn the_worker_of_the_page_serves_and_takes_no_error_for_the_end() {
-    let Some(python) = python() else {
+    let Some(python) = crate::support::python() else {
         return;
     };
     let text = example_of_the_page("A worker in Python,");
@@ -533,7 +533,7 @@ fn the_worker_of_the_page_serves_and_takes_no_error_for_the_end() {
 
 #[test]
 fn the_sender_of_the_page_tells_of_its_clients() {
-    let Some(python) = python() else {
+    let Some(python) = crate::support::python() else {
         return;
     };
     let text = example_of_the_page("A sender in Python,");
