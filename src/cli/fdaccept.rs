@@ -254,17 +254,17 @@ impl AcceptArguments {
 
 #[cfg(test)]
 mod tests {
-    use super::Arguments;
+    use super::AcceptArguments;
     use crate::cli::common::tests::{refuses_values, refuses_what_all_refuse};
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
         let rest = &["0"];
-        refuses_what_all_refuse::<Arguments>(rest);
+        refuses_what_all_refuse::<AcceptArguments>(rest);
         let backlogs = ["x", "-1", "4294967296", ""];
-        refuses_values::<Arguments>("--backlog", &backlogs, rest, "'--backlog <N>'");
+        refuses_values::<AcceptArguments>("--backlog", &backlogs, rest, "'--backlog <N>'");
         let expected = "not a number of seconds";
-        refuses_values::<Arguments>("--grace", &["x", "-1", ""], rest, expected);
-        refuses_values::<Arguments>("-o", &["foo"], rest, "known are nodelay");
+        refuses_values::<AcceptArguments>("--grace", &["x", "-1", ""], rest, expected);
+        refuses_values::<AcceptArguments>("-o", &["foo"], rest, "known are nodelay");
     }
 }

@@ -143,19 +143,19 @@ fn parse_ready_fd(text: &str) -> Result<RawFd, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::Arguments;
+    use super::PoolArguments;
     use crate::cli::common::tests::{refuses, refuses_values, refuses_what_all_refuse};
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
         let rest = &["4", "cat"];
-        refuses_what_all_refuse::<Arguments>(rest);
+        refuses_what_all_refuse::<PoolArguments>(rest);
         let expected = "not a number of seconds";
         for option in ["--grace", "--timeout"] {
-            refuses_values::<Arguments>(option, &["x", "-1", ""], rest, expected);
+            refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
         for size in ["0", "65537", "x", "", "4.5", "99999999999999999999"] {
-            refuses::<Arguments>(&[size, "cat"], "not a number from 1 to 65536");
+            refuses::<PoolArguments>(&[size, "cat"], "not a number from 1 to 65536");
         }
     }
 }

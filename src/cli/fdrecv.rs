@@ -150,16 +150,16 @@ fn interrupted() -> Result<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::Arguments;
+    use super::RecvArguments;
     use crate::cli::common::tests::{refuses_values, refuses_what_all_refuse};
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
         let rest = &["cat"];
-        refuses_what_all_refuse::<Arguments>(rest);
+        refuses_what_all_refuse::<RecvArguments>(rest);
         let expected = "not a number of seconds";
-        refuses_values::<Arguments>("--timeout", &["x", "-1", ""], rest, expected);
+        refuses_values::<RecvArguments>("--timeout", &["x", "-1", ""], rest, expected);
         let expected = "not the number of a descriptor";
-        refuses_values::<Arguments>("--fd", &["x", "-1", ""], rest, expected);
+        refuses_values::<RecvArguments>("--fd", &["x", "-1", ""], rest, expected);
     }
 }
