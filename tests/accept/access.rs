@@ -137,26 +137,24 @@ fn every_client_is_judged_as_its_longest_prefix_says() {
 
 #[test]
 fn rules_hold_ipv6_clients() {
-    if has_ipv6() {
-        let at_ipv6 = |options| guarded().listen("[::1]:0").options(options).start();
-        resets(&at_ipv6("--deny ::1"), &["::1"]);
-        resets(&at_ipv6("--allow 2001:db8::/32"), &["::1"]);
-        resets(&at_ipv6("--allow 127.0.0.1"), &["::1"]);
-        serves(&at_ipv6("--allow ::/64"), &["::1"]);
-        serves(&at_ipv6("--deny ::/0 --allow ::1/128"), &["::1"]);
-    }
+    needs!(has_ipv6());
+    let at_ipv6 = |options| guarded().listen("[::1]:0").options(options).start();
+    resets(&at_ipv6("--deny ::1"), &["::1"]);
+    resets(&at_ipv6("--allow 2001:db8::/32"), &["::1"]);
+    resets(&at_ipv6("--allow 127.0.0.1"), &["::1"]);
+    serves(&at_ipv6("--allow ::/64"), &["::1"]);
+    serves(&at_ipv6("--deny ::/0 --allow ::1/128"), &["::1"]);
 }
 
 #[test]
 fn ipv4_rules_hold_ipv4_clients_of_a_listener_for_both_families() {
-    if has_ipv6() {
-        let acceptor = guarded().listen("0").options("--deny 127.0.0.9").start();
-        resets(&acceptor, &["127.0.0.9"]);
-        serves(&acceptor, &["127.0.0.8", "::1"]);
-        let acceptor = guarded().listen("0").options("--allow 127.0.0.9").start();
-        serves(&acceptor, &["127.0.0.9"]);
-        resets(&acceptor, &["127.0.0.8", "::1"]);
-    }
+    needs!(has_ipv6());
+    let acceptor = guarded().listen("0").options("--deny 127.0.0.9").start();
+    resets(&acceptor, &["127.0.0.9"]);
+    serves(&acceptor, &["127.0.0.8", "::1"]);
+    let acceptor = guarded().listen("0").options("--allow 127.0.0.9").start();
+    serves(&acceptor, &["127.0.0.9"]);
+    resets(&acceptor, &["127.0.0.8", "::1"]);
 }
 
 #[test]

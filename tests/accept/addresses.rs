@@ -140,12 +140,11 @@ fn another_address_of_the_loopback_network_is_served_alone() {
 
 #[test]
 fn an_ipv6_address_is_served() {
-    if has_ipv6() {
-        let acceptor = cats_at("[::1]:0");
-        let address = address_of(&acceptor);
-        assert!(address.is_ipv6() && address.ip().is_loopback());
-        echoes(address);
-    }
+    needs!(has_ipv6());
+    let acceptor = cats_at("[::1]:0");
+    let address = address_of(&acceptor);
+    assert!(address.is_ipv6() && address.ip().is_loopback());
+    echoes(address);
 }
 
 #[test]
@@ -337,9 +336,7 @@ fn an_address_of_another_machine_is_an_error() {
 
 #[test]
 fn a_port_without_permission_is_an_error() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let first_free = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     if first_free.is_ok_and(|port| port.trim().parse::<u32>().unwrap() <= 80) {
         return lacks("privileged port 80");
@@ -391,7 +388,7 @@ fn connect_without_waiting(path: &Path) -> nix::Result<OwnedFd> {
 
 #[test]
 fn the_backlog_is_the_kernels_maximum_by_default() {
-    let Some(ss) = peer("ss") else { return };
+    let ss = needs!(peer("ss"));
     let backlog = |options: &str| -> u32 {
         let acceptor = Fdaccept::cats().options(options).start();
         let filter = format!("sport = :{}", acceptor.port);
@@ -454,9 +451,7 @@ fn an_option_is_set_where_it_applies() {
 
 #[test]
 fn v6only_leaves_ipv4_to_others() {
-    if !has_ipv6() {
-        return;
-    }
+    needs!(has_ipv6());
     assert!(repeatedly(|| {
         let acceptor = Fdaccept::cats().options("-o v6only").listen("0").start();
         echoes((IPV6_LOOPBACK, acceptor.port));
@@ -510,9 +505,7 @@ fn a_unix_listener_has_the_mode_that_was_asked() {
 
 #[test]
 fn a_mode_keeps_others_out() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     for (option, may) in [("--mode=600", false), ("--mode=666", true)] {
         let acceptor = Fdaccept::cats().open().arg(option).listen("./s").start();
         // A shell cannot connect, but it can tell whether it may: connect(2) asks for writing.

@@ -84,8 +84,7 @@ fn a_unix_listener_is_served_and_keeps_its_path() {
     let mut acceptor = serve(listener, "echo hello");
     assert_eq!(acceptor.addresses, [path.to_str().unwrap()]);
     assert_eq!(Client::connect_unix(&path).rest(), "hello\n");
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
     assert!(path.exists(), "the path is another's");
 }
 
@@ -259,8 +258,7 @@ fn an_inherited_listener_stays_blocking() {
         acceptor.expect_echo();
         assert!(is_blocking(&listener));
     }
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
     assert!(is_blocking(&listener));
 }
 

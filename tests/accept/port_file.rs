@@ -234,9 +234,7 @@ fn a_directory_that_is_none_is_an_error() {
 
 #[test]
 fn a_directory_that_may_not_be_written_is_an_error() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let fdaccept = Fdaccept::by(NOBODY);
     let ports = fdaccept.names.text("ports");
     let name = Names::new().abstract_name();
@@ -277,9 +275,7 @@ fn the_mode_of_the_file_follows_the_umask() {
 
 #[test]
 fn with_another_user_the_file_is_written_before() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     // In a directory that is closed to others.
     let chain = Fdaccept::chain(["sleep", "1000"]).user(4_000_000_001);
     let acceptor = chain.options("--port-file ./ports").start();

@@ -96,9 +96,7 @@ fn setpriv() -> Option<String> {
 
 #[test]
 fn it_and_its_command_become_the_user_with_the_users_groups() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let Some(nobody) = User::from_name("nobody").unwrap() else {
         return skip("there is no user nobody");
     };
@@ -159,9 +157,7 @@ impl Accounts {
 
 #[test]
 fn names_and_numbers_and_groups_are_understood() {
-    let Some(accounts) = Accounts::with(GROUPS) else {
-        return;
-    };
+    let accounts = needs!(Accounts::with(GROUPS));
     for (user, uid, gid, groups) in [
         ("alice", 7001, 7001, &[7001, 7010, 7011][..]),
         ("7001", 7001, 7001, &[7001, 7010, 7011]),
@@ -187,9 +183,7 @@ fn a_user_may_be_in_many_groups() {
     for number in &numbers {
         groups.push_str(&format!("group{number}:x:{number}:bob,alice\n"));
     }
-    let Some(accounts) = Accounts::with(&groups) else {
-        return;
-    };
+    let accounts = needs!(Accounts::with(&groups));
     let expected = [&[7001, 7010, 7011][..], &numbers].concat();
     let expected = Identity::plain(7001, 7001, &expected);
     becomes(&accounts.words, "alice", &expected);
@@ -197,9 +191,7 @@ fn a_user_may_be_in_many_groups() {
 
 #[test]
 fn every_name_of_root_is_refused() {
-    let Some(accounts) = Accounts::with(GROUPS) else {
-        return;
-    };
+    let accounts = needs!(Accounts::with(GROUPS));
     for user in ["root", "toor", "0", "toor:his"] {
         let fdaccept = Fdaccept::behind(&accounts.words).args(["--user", user]);
         let log = fdaccept.words("true").fails(2);
@@ -214,9 +206,7 @@ const RAISED: &str = "+setuid,+setgid,+net_bind_service,+sys_admin,+dac_override
 
 #[test]
 fn nothing_is_left_of_groups_capabilities_and_secure_bits() {
-    let Some(setpriv) = setpriv() else {
-        return;
-    };
+    let setpriv = needs!(setpriv());
     let raised = format!("--inh-caps={RAISED} --ambient-caps={RAISED}");
     for before in [
         "--groups=0,5,7002,4000000009",
@@ -259,9 +249,7 @@ const WAYS_BACK: &str = "try() { setpriv \"$@\" true 2>/dev/null && echo came ba
 
 #[test]
 fn a_command_cannot_come_back() {
-    let Some(setpriv) = setpriv() else {
-        return;
-    };
+    let setpriv = needs!(setpriv());
     let root = [&setpriv, "--groups=0,5"];
     let kept = [&setpriv, "--securebits=+no_setuid_fixup", "--groups=0,5"];
     for before in [&root[..], &kept] {
@@ -275,9 +263,7 @@ fn a_command_cannot_come_back() {
 /// The same ways, so that one that is open is noticed.
 #[test]
 fn who_still_is_root_can_come_back() {
-    if setpriv().is_none() {
-        return;
-    }
+    needs!(setpriv());
     let mut acceptor = Fdaccept::chain(["sh", "-c", WAYS_BACK]).start();
     for way in ["--reuid=0", "--regid=0", "--groups=0", "--clear-groups"] {
         acceptor.line(&format!("came back by {way}"));
@@ -358,9 +344,7 @@ fn fails_and_accepts_nothing(dir: &TempDir, wrapper: &[&str], address: &[&str]) 
 
 #[test]
 fn who_has_no_privileges_fails_and_accepts_nothing() {
-    if setpriv().is_none() {
-        return;
-    }
+    needs!(setpriv());
     let lacks = |capability: &str| {
         let mut rest: Vec<_> = RAISED.split(',').collect();
         rest.retain(|other| *other != capability);
@@ -385,9 +369,7 @@ fn who_has_no_privileges_fails_and_accepts_nothing() {
 
 #[test]
 fn who_may_not_give_a_path_away_fails_and_leaves_none() {
-    if setpriv().is_none() {
-        return;
-    }
+    needs!(setpriv());
     let dir = open_dir();
     let log = fails_and_accepts_nothing(&dir, &[], &["./listener"]);
     let expected = format!("cannot give ./listener to uid {SOMEBODY}: Operation not permitted");
@@ -400,12 +382,9 @@ fn who_may_not_give_a_path_away_fails_and_leaves_none() {
 
 #[test]
 fn a_port_below_1024_is_bound_before() {
-    let (Some(unshare), Some(_)) = (peer("unshare"), peer("ip")) else {
-        return;
-    };
-    if !root() {
-        return;
-    }
+    let unshare = needs!(peer("unshare"));
+    needs!(peer("ip"));
+    needs!(root());
     let dir = open_dir();
     // A network where only root may bind the port.
     let text = "ip link set lo up && echo 1024 >/proc/sys/net/ipv4/ip_unprivileged_port_start \
@@ -447,9 +426,7 @@ fn whose(path: &Path) -> (u32, u32, u32) {
 
 #[test]
 fn the_paths_of_queues_and_listeners_belong_to_the_user() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     for (options, mode) in [("", 0o600), ("--mode 660", 0o660)] {
         let fdaccept = Fdaccept::bound().options("--user 4000000001:4000000005");
         let acceptor = fdaccept.options(options).listen("./listener").start();
@@ -489,9 +466,7 @@ fn is_served_by(acceptor: &Acceptor, uid: u32) {
 
 #[test]
 fn a_pool_of_that_user_has_the_queue_at_a_path_and_that_of_a_third_one_not() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let acceptor = acceptor_at("./queue");
     is_served_by(&acceptor, SOMEBODY);
     let log = pool(&acceptor, THIRD).expect_end(1);
@@ -503,9 +478,7 @@ fn a_pool_of_that_user_has_the_queue_at_a_path_and_that_of_a_third_one_not() {
 /// As where both are started at the same time, and looking up a host takes long.
 #[test]
 fn a_pool_of_that_user_need_not_wait_until_everything_is_bound() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let fdaccept = Fdaccept::bound_at("./queue").open().user(SOMEBODY);
     let fifo = fdaccept.names.text("fifo");
     nix::unistd::mkfifo(&*fifo, Mode::S_IRWXU).unwrap();
@@ -532,9 +505,7 @@ fn is_waiting(pid: Pid) -> bool {
 
 #[test]
 fn consumers_of_root_and_of_that_user_have_the_queue_at_an_abstract_name_and_no_third_ones() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let name = Names::new().abstract_name();
     let mut acceptor = acceptor_at(&name);
     is_served_by(&acceptor, SOMEBODY);
@@ -560,9 +531,7 @@ fn is_received_by(acceptor: &Acceptor, dir: &TempDir, uid: u32) {
 
 #[test]
 fn an_allowed_third_user_has_the_queue_at_an_abstract_name() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     let fdaccept = Fdaccept::bound_at(&Names::new().abstract_name()).user(SOMEBODY);
     let acceptor = fdaccept.options(&format!("--allow-uid {THIRD}")).start();
@@ -573,9 +542,7 @@ fn an_allowed_third_user_has_the_queue_at_an_abstract_name() {
 
 #[test]
 fn consumers_of_any_user_have_the_queue_by_a_ticket() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     let mut acceptor = Fdaccept::piped().user(SOMEBODY).start();
     for uid in [0, SOMEBODY, THIRD, 0] {
@@ -615,9 +582,7 @@ fn pool_of_somebody(handler: &[&str]) -> Fdaccept {
 
 #[test]
 fn a_client_of_that_user_may_connect_to_a_unix_listener_and_a_third_one_not() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let acceptor = pool_of_somebody(&["id", "-u"]).listen("./listener").start();
     let path = acceptor.names.file("listener");
     assert!(may_connect(SOMEBODY, &path));
@@ -628,9 +593,7 @@ fn a_client_of_that_user_may_connect_to_a_unix_listener_and_a_third_one_not() {
 
 #[test]
 fn the_paths_are_gone_at_the_end_where_the_user_may_remove_them() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let fdaccept = Fdaccept::bound_at("./queue")
         .listen("./listener")
         .user(SOMEBODY);
@@ -642,9 +605,7 @@ fn the_paths_are_gone_at_the_end_where_the_user_may_remove_them() {
 
 #[test]
 fn the_paths_that_the_user_may_not_remove_are_taken_over_by_the_next_one() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     for (uid, gid) in [(SOMEBODY, 5), (THIRD, 6), (SOMEBODY, 7)] {
         let fdaccept = Fdaccept::bound_at("./queue").listen("./listener").dir(&dir);
@@ -661,9 +622,7 @@ fn keep(path: impl AsRef<Path>, mode: u32) {
 
 #[test]
 fn a_command_that_the_user_may_not_execute_is_an_error() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let fdaccept = Fdaccept::plain().open().user(SOMEBODY);
     let path = fdaccept.names.text("roots");
     let command = executable(&path, "#!/bin/sh\nexec sleep 1000\n");
@@ -674,9 +633,7 @@ fn a_command_that_the_user_may_not_execute_is_an_error() {
 
 #[test]
 fn rules_that_the_user_may_not_read_again_stay() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let fdaccept = pool_of_somebody(&["cat"]).file("rules", "deny 127.0.0.9\n");
     let rules = fdaccept.names.text("rules");
     keep(&rules, 0o600);
@@ -694,9 +651,7 @@ fn rules_that_the_user_may_not_read_again_stay() {
 /// The user needs the permission to send to a name of the consumer's.
 #[test]
 fn a_consumers_path_that_the_user_may_not_use_is_an_error_or_served_all_the_same() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let names = Names::new();
     let _pool = Pool::bound_at(&names.path()).slots(2, ["cat"]).start();
     until("the name", || names.file("queue").exists());
@@ -726,9 +681,7 @@ fn a_consumers_path_that_the_user_may_not_use_is_an_error_or_served_all_the_same
 /// fdaccept.
 #[track_caller]
 fn a_consumer_has_a_full_queue(text: &str) {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     // For a fdaccept that is started by another user.
     let fdaccept = copy_of("fdaccept", dir.path());

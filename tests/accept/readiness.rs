@@ -185,8 +185,7 @@ fn a_pipe_whose_reader_is_gone_does_not_end_it() {
     for _ in 0..3 {
         assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
     }
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
 }
 
 #[test]
@@ -197,8 +196,7 @@ fn a_pipe_that_is_full_does_not_keep_it_from_serving_and_from_ending() {
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     let mut acceptor = notifying(CAT_1).0.stdout(writer).start();
     assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
 }
 
 #[test]
@@ -461,8 +459,7 @@ fn a_manager_that_does_not_read_keeps_nobody_from_being_served() {
     acceptor.signal(Signal::SIGHUP);
     assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
     acceptor.line("rules: read again");
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
 }
 
 #[test]
@@ -486,8 +483,7 @@ fn a_manager_that_goes_away_keeps_nobody_from_being_served() {
     acceptor.signal(Signal::SIGHUP);
     acceptor.line("rules: read again");
     assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
 }
 
 #[test]
@@ -515,9 +511,7 @@ fn the_managers_socket_is_open_in_no_command() {
 
 #[test]
 fn another_user_tells_the_manager_of_root() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let manager = Manager::at_path();
     let chain = Fdaccept::chain(["sleep", "1000"]).user(4_000_000_001);
     let acceptor = ready_chain(&manager, chain);

@@ -439,9 +439,7 @@ fn with_few_descriptors_everybody_is_served() {
 
 #[test]
 fn without_a_descriptor_left_clients_wait() {
-    let Some(prlimit) = peer("prlimit") else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
     let mut acceptor = chain();
     acceptor.expect_echo();
     for _ in 0..2 {
@@ -545,14 +543,10 @@ fn strangers_at_the_door_of_tickets_keep_nobody_out() {
 
 #[test]
 fn a_consumer_of_another_user_at_an_abstract_name_is_refused() {
-    let Some(setpriv) = peer("setpriv").filter(|_| root()) else {
-        return;
-    };
+    let setpriv = needs!(peer("setpriv").filter(|_| root()));
     let name = Names::new().abstract_name();
     let mut acceptor = start(Fdaccept::bound_at(&name));
-    let Some(python) = python() else {
-        return;
-    };
+    let python = needs!(python());
     let text = "import socket, sys
 door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 door.connect('\\0' + sys.argv[1][1:])
@@ -582,9 +576,7 @@ fn a_service_manager_is_told_how_it_is() {
 
 #[test]
 fn another_user_is_sandboxed_as_well() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let acceptor = start(Fdaccept::bound().user(NOBODY));
     let uids = status_field(acceptor.pid(), "Uid");
     assert_eq!(uids, ["65534"; 4].join("\t"), "all four of them");
@@ -635,9 +627,7 @@ fn what_needs_more_calls_is_a_usage_error() {
 /// Does `act` to an fdaccept under strace(1), and checks that no call of it is refused.
 #[track_caller]
 fn expect_nothing_refused(fdaccept: Fdaccept, act: impl FnOnce(&mut Acceptor)) {
-    if peer("strace").is_none() {
-        return;
-    }
+    needs!(peer("strace"));
     let manager = Manager::at_path();
     let mut acceptor = start(fdaccept.arg("-v").under(&manager));
     act(&mut acceptor);

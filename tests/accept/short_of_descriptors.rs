@@ -123,9 +123,8 @@ fn a_consumer_that_comes_last_finds_a_descriptor_whatever_clients_have() {
 
 #[test]
 fn a_worker_whose_limit_becomes_lower_ends_instead_of_losing_more() {
-    let (Some(prlimit), Some(worker)) = (peer("prlimit"), rust_worker()) else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
+    let worker = needs!(rust_worker());
     let acceptor = Fdaccept::bound().options("--max 9").start();
     let mut low = Command::new(worker).arg(acceptor.name()).start();
     acceptor.expect_echo();
@@ -148,9 +147,7 @@ fn single_consumers_with_few_descriptors_serve_everybody() {
 
 #[test]
 fn fdaccept_waits_while_it_has_no_descriptor_left() {
-    let Some(prlimit) = peer("prlimit") else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
     let mut acceptor = Fdaccept::cats().start();
     acceptor.expect_echo();
     let pid = acceptor.pid();
@@ -176,9 +173,7 @@ fn fdaccept_waits_while_it_has_no_descriptor_left() {
 
 #[test]
 fn fdaccept_without_descriptors_still_can_be_stopped() {
-    let Some(prlimit) = peer("prlimit") else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
     let mut acceptor = Fdaccept::cats().options("--grace 0.5").start();
     acceptor.expect_echo();
     let _ = leave_none(&prlimit, acceptor.pid());
@@ -190,9 +185,7 @@ fn fdaccept_without_descriptors_still_can_be_stopped() {
 
 #[test]
 fn a_consumer_at_the_door_waits_while_there_is_no_descriptor() {
-    let Some(prlimit) = peer("prlimit") else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
     let mut acceptor = Fdaccept::bound().start();
     let restore = leave_none(&prlimit, acceptor.pid());
     let _pool = pool_at(&acceptor);
@@ -277,9 +270,7 @@ fn start_as_a_new_user(text: &str) -> Acceptor {
 
 #[test]
 fn too_many_descriptors_on_their_way_are_waited_for() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {STOPPED_POOL}");
     let mut acceptor = start_as_a_new_user(&text);
     let pid = acceptor.pid();
@@ -297,9 +288,7 @@ fn too_many_descriptors_on_their_way_are_waited_for() {
 /// The queue itself is a descriptor that has to be on its way to a consumer.
 #[test]
 fn a_consumer_gets_the_queue_while_too_many_are_on_their_way() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     for consumers in ["exec fdpool 4 -- cat", LOOP_OF_FDRECV] {
         let stopped = format!("sh -c 'kill -STOP $$; {consumers}'");
         let text = format!("ulimit -n 20; fdaccept 127.0.0.1:0 | {stopped}");
@@ -321,9 +310,7 @@ fn a_consumer_gets_the_queue_while_too_many_are_on_their_way() {
 /// fdaccept has a connection in hand then that it cannot pass on, and no consumer any more.
 #[test]
 fn the_end_of_the_queue_while_too_many_are_on_their_way_is_waited_out() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let command = "sh -c 'kill -STOP $$; exec sleep 1000 </dev/null'";
     let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {command}");
     let mut acceptor = start_as_a_new_user(&text);

@@ -71,9 +71,7 @@ fn the_readme_says_of_each_file_where_it_goes() {
 
 #[test]
 fn systemd_accepts_every_unit() {
-    let Some(analyze) = peer("systemd-analyze") else {
-        return;
-    };
+    let analyze = needs!(peer("systemd-analyze"));
     let names = Names::new();
     for unit in UNITS {
         // systemd looks for the programs.
@@ -182,9 +180,7 @@ fn service(unit: &str, changes: &[(&str, &str)], manager: &Manager) -> Command {
 
 #[test]
 fn the_two_services_with_a_named_queue_serve() {
-    let Some(worker) = python_worker() else {
-        return;
-    };
+    let worker = needs!(python_worker());
     let manager = Manager::at_path();
     let queue = manager.names.text("queue");
     let queue = ("/run/echo/queue", &*queue);
@@ -406,9 +402,7 @@ fn run_scripts_are_executable_and_without_a_fault_that_shellcheck_knows() {
     for service in SERVICES {
         let file = contrib().join("s6").join(service).join("run");
         assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o755);
-        let Some(shellcheck) = peer("shellcheck") else {
-            return;
-        };
+        let shellcheck = needs!(peer("shellcheck"));
         let (status, stdout, stderr) = run(Command::new(shellcheck).arg(&file));
         assert_eq!(status, Some(0), "{stdout}{stderr}");
     }
@@ -416,7 +410,7 @@ fn run_scripts_are_executable_and_without_a_fault_that_shellcheck_knows() {
 
 #[test]
 fn s6_is_told_when_fdaccept_is_ready_and_clients_are_served() {
-    let Some(tree) = ready_tree() else { return };
+    let tree = needs!(ready_tree());
     assert_eq!(
         tree.run("s6-svstat", &["-o", "up,ready"], "echo-accept"),
         "true true"
@@ -429,9 +423,7 @@ fn s6_is_told_when_fdaccept_is_ready_and_clients_are_served() {
 
 #[test]
 fn clients_that_wait_survive_a_crash_of_fdpool_under_s6() {
-    let Some(mut tree) = ready_tree() else {
-        return;
-    };
+    let mut tree = needs!(ready_tree());
     let served = tree.occupy();
     let crowd = Crowd::connect(tree.port, 6);
     tree.until_passed(10);
@@ -445,9 +437,7 @@ fn clients_that_wait_survive_a_crash_of_fdpool_under_s6() {
 
 #[test]
 fn clients_that_wait_survive_a_crash_of_fdaccept_under_s6() {
-    let Some(mut tree) = ready_tree() else {
-        return;
-    };
+    let mut tree = needs!(ready_tree());
     let served = tree.occupy();
     let crowd = Crowd::connect(tree.port, 6);
     tree.until_passed(10);
@@ -464,9 +454,7 @@ fn clients_that_wait_survive_a_crash_of_fdaccept_under_s6() {
 
 #[test]
 fn either_side_stops_and_starts_on_its_own_under_s6() {
-    let Some(mut tree) = ready_tree() else {
-        return;
-    };
+    let mut tree = needs!(ready_tree());
     assert_eq!(exchange(tree.port, b"first"), b"first");
     tree.stop("echo-pool");
     let crowd = Crowd::connect(tree.port, 6);
@@ -493,9 +481,10 @@ fn both_programs_run_under_another_user_under_s6() {
     }
     let rest = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::iter::once(programs.path().to_owned()).chain(std::env::split_paths(&rest));
-    let Some(tree) = Tree::start_as("nobody", std::env::join_paths(dirs).unwrap()) else {
-        return;
-    };
+    let tree = needs!(Tree::start_as(
+        "nobody",
+        std::env::join_paths(dirs).unwrap()
+    ));
     tree.until_ready();
     assert_eq!(exchange(tree.port, b"as nobody"), b"as nobody");
     let nobody = User::from_name("nobody").unwrap().unwrap();

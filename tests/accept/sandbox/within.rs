@@ -163,9 +163,7 @@ fn harmless_calls(root: u64) -> Vec<Call> {
 #[test]
 fn it_opens_no_file_starts_no_program_and_reaches_nobody() {
     let acceptor = chain();
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     let root = puppet.put(b"/\0");
     for call in harmless_calls(root) {
         puppet.is_refused(call);
@@ -186,9 +184,7 @@ fn without_a_sandbox_it_could() {
     }
     let acceptor = Fdaccept::chain(POOL_OF_CATS).start();
     acceptor.expect_echo();
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     let root = puppet.put(b"/\0");
     let may_be_refused = ["bpf", "io_uring", "peek", "poke"]; // by the machine's own rules
     let calls = harmless_calls(root).into_iter();
@@ -200,58 +196,24 @@ fn without_a_sandbox_it_could() {
     acceptor.expect_echo();
 }
 
+macro_rules! calls {
+    ($($name:ident)+) => { [$(libc::$name),+] };
+}
+
 #[test]
 fn no_call_is_left_but_those_of_the_loop() {
-    let left = [
-        libc::SYS_accept4,
-        libc::SYS_brk,
-        libc::SYS_clock_gettime,
-        libc::SYS_clock_nanosleep,
-        libc::SYS_close,
-        libc::SYS_epoll_ctl,
-        libc::SYS_epoll_pwait,
-        libc::SYS_epoll_wait,
-        libc::SYS_exit_group,
-        libc::SYS_fcntl,
-        libc::SYS_fstat,
-        libc::SYS_futex,
-        libc::SYS_getpeername,
-        libc::SYS_getpid,
-        libc::SYS_getrandom,
-        libc::SYS_getsockname,
-        libc::SYS_getsockopt,
-        libc::SYS_gettid,
-        libc::SYS_ioctl,
-        libc::SYS_madvise,
-        libc::SYS_mmap,
-        libc::SYS_mremap,
-        libc::SYS_munmap,
-        libc::SYS_newfstatat,
-        libc::SYS_pipe2,
-        libc::SYS_poll,
-        libc::SYS_ppoll,
-        libc::SYS_read,
-        libc::SYS_recvfrom,
-        libc::SYS_recvmsg,
-        libc::SYS_restart_syscall,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_sendmsg,
-        libc::SYS_sendto,
-        libc::SYS_setsockopt,
-        libc::SYS_shutdown,
-        libc::SYS_sigaltstack,
-        libc::SYS_socketpair,
-        libc::SYS_tgkill,
-        libc::SYS_timer_settime,
-        libc::SYS_wait4,
-        libc::SYS_write,
-        libc::SYS_writev,
-    ];
-    let acceptor = start(Fdaccept::bound());
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
+    let left = calls! {
+        SYS_accept4 SYS_brk SYS_clock_gettime SYS_clock_nanosleep SYS_close SYS_epoll_ctl
+        SYS_epoll_pwait SYS_epoll_wait SYS_exit_group SYS_fcntl SYS_fstat SYS_futex
+        SYS_getpeername SYS_getpid SYS_getrandom SYS_getsockname SYS_getsockopt SYS_gettid
+        SYS_ioctl SYS_madvise SYS_mmap SYS_mremap SYS_munmap SYS_newfstatat SYS_pipe2
+        SYS_poll SYS_ppoll SYS_read SYS_recvfrom SYS_recvmsg SYS_restart_syscall
+        SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sendmsg SYS_sendto SYS_setsockopt
+        SYS_shutdown SYS_sigaltstack SYS_socketpair SYS_tgkill SYS_timer_settime SYS_wait4
+        SYS_write SYS_writev
     };
+    let acceptor = start(Fdaccept::bound());
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     // The kernel's own calls of its probes, which no filter concerns.
     let probes = [335, 336];
     let all = (0..600).filter(|number| !probes.contains(number));
@@ -274,9 +236,7 @@ fn it_can_signal_its_command_and_nobody_else() {
     let pid = acceptor.pid();
     let command = children(pid)[0];
     let slot = eventually("a slot", || children(command).pop());
-    let Some(puppet) = Puppet::seize(pid) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(pid));
     let kill = |pid: i32| puppet.call(libc::SYS_kill, [pid as u64, 0, 0, 0, 0, 0]);
     assert_eq!(kill(command.as_raw()), 0);
     for other in [
@@ -298,9 +258,7 @@ fn it_can_signal_its_command_and_nobody_else() {
 fn without_a_command_it_can_signal_nobody() {
     let acceptor = start(Fdaccept::bound());
     let pid = acceptor.pid();
-    let Some(puppet) = Puppet::seize(pid) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(pid));
     for other in [-1, 0, 1, pid.as_raw(), std::process::id() as i32] {
         puppet.is_refused(("kill", libc::SYS_kill, [other as u64, 0, 0, 0, 0, 0]));
     }
@@ -309,9 +267,7 @@ fn without_a_command_it_can_signal_nobody() {
 #[test]
 fn it_can_signal_nobody_by_the_number_of_a_thread() {
     let acceptor = chain();
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     let us = u64::from(std::process::id());
     let thread = nix::unistd::gettid().as_raw() as u64;
     puppet.is_refused(("tgkill", libc::SYS_tgkill, [us, thread, 0, 0, 0, 0]));
@@ -320,9 +276,7 @@ fn it_can_signal_nobody_by_the_number_of_a_thread() {
 #[test]
 fn it_learns_nothing_of_files() {
     let acceptor = chain();
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     let path = puppet.put(b"/etc/passwd\0");
     let (here, empty) = (libc::AT_FDCWD as u64, libc::AT_EMPTY_PATH as u64);
     let room = path + 64;
@@ -337,9 +291,7 @@ fn it_makes_no_socket_that_sends_to_others() {
     let path = names.directory.path().join("log");
     let _log = UnixDatagram::bind(&path).unwrap();
     let acceptor = chain();
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     let pair = puppet.put(&[0; 8]);
     let [unix, datagram] = [libc::AF_UNIX, libc::SOCK_DGRAM].map(|number| number as u64);
     let made = puppet.call(libc::SYS_socketpair, [unix, datagram, 0, pair, 0, 0]);
@@ -361,9 +313,7 @@ fn it_makes_no_socket_that_sends_to_others() {
 #[test]
 fn it_can_have_memory_as_long_as_that_is_not_executed() {
     let acceptor = chain();
-    let Some(puppet) = Puppet::seize(acceptor.pid()) else {
-        return;
-    };
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
     let plain = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let place = puppet.call(libc::SYS_mmap, [0, 4096, plain, private, MINUS, 0]);
