@@ -1,5 +1,5 @@
-//! Access: rules on addresses, a file of rules, users and groups of Unix clients, and the counters
-//! of what became of the clients.
+//! Access: rules on addresses, a file of rules, users and groups of Unix clients, and the
+//! counters.
 
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ fn start(options: &str) -> Acceptor {
     guarded().options(options).start()
 }
 
-/// All that a client with this address gets from the same port of its loopback.
+/// The answer to a client at this address, from a server in the same family.
 fn ask(client: &str, port: u16) -> std::io::Result<String> {
     let client: IpAddr = client.parse().unwrap();
     let server = match client {
@@ -30,7 +30,7 @@ fn ask(client: &str, port: u16) -> std::io::Result<String> {
     Ok(told)
 }
 
-/// Whether a client with this address is served; if not, its connection is reset.
+/// Whether a client at this address is served; if not, its connection is reset.
 #[track_caller]
 fn is_served(client: &str, port: u16) -> bool {
     match ask(client, port) {
@@ -99,7 +99,7 @@ fn every_client_is_judged_as_its_longest_prefix_says() {
     while rules.len() < 40 {
         let length = 9 + random.below(24) as u32;
         let mask = u32::MAX << (32 - length);
-        // Few bits vary, so that many rules hold one another.
+        // Few bits vary, so that many networks contain others.
         let net = (0x7f00_0000 | random.below(16) as u32 | (random.below(4) as u32) << 22) & mask;
         if !rules
             .iter()
@@ -118,7 +118,7 @@ fn every_client_is_judged_as_its_longest_prefix_says() {
     let mut seen = [0, 0];
     for _ in 0..100 {
         let bits = 0x7f00_0000 | random.below(16) as u32 | (random.below(4) as u32) << 22;
-        // 127.0.0.0 is nobody's address.
+        // No client can have the address 127.0.0.0.
         let client = bits.max(0x7f00_0001);
         let holds = |net, length| client & (u32::MAX << (32 - length)) == net;
         let holding = rules.iter().filter(|(_, net, length)| holds(*net, *length));
@@ -206,7 +206,7 @@ fn ruled(rules: &str) -> Fdaccept {
     guarded().file("rules", rules).options("--rules ./rules")
 }
 
-/// Writes other rules, which are not read yet.
+/// Writes other rules to the file. fdaccept does not read them yet.
 fn write(acceptor: &Acceptor, rules: &str) {
     std::fs::write(acceptor.names.file("rules"), rules).unwrap();
 }
@@ -417,7 +417,7 @@ fn without_users_and_groups_everybody_may_connect() {
     expect_users("", &[(7001, 7001, &[], true)]);
 }
 
-/// Whether this user, which may be root, is served by a Unix listener.
+/// Whether a Unix listener serves the user of this test.
 fn serves_us(options: &str) -> bool {
     let acceptor = unix_listener(options);
     let mut told = String::new();
@@ -449,8 +449,7 @@ fn users_and_groups_do_not_hold_clients_over_tcp() {
 
 // Wrong usage. The parsers' own tests try more spellings.
 
-/// Checks that fdaccept with these options ends with this status, and with a message that has its
-/// name and `expected`.
+/// Checks that fdaccept ends with this status and a message that contains `expected`.
 #[track_caller]
 fn ends(fdaccept: Fdaccept, options: &str, status: i32, expected: &str) {
     let log = fdaccept.args(options.split(' ')).fails(status);
@@ -662,7 +661,7 @@ fn a_pipeline_tells_its_counters_at_exit() {
 #[test]
 fn counters_are_no_errors_so_they_are_not_told_where_only_errors_are() {
     let mut acceptor = Fdaccept::bound().arg("-q").spawn();
-    // It says nothing that could be waited for.
+    // With -q no line says that it listens.
     until("the name", || acceptor.names.file("queue").exists());
     until("its signals", || {
         has_signal(acceptor.pid(), "SigBlk", Signal::SIGTERM)

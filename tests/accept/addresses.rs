@@ -1,4 +1,4 @@
-//! Where fdaccept listens: every form of address, socket options, and what it says of them.
+//! Where fdaccept listens: every form of address, socket options, and its messages about them.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -27,12 +27,12 @@ fn cats_at(addresses: &str) -> Acceptor {
     addresses.fold(Fdaccept::cats(), Fdaccept::listen).start()
 }
 
-/// Where it listens first.
+/// The first address.
 fn address_of(acceptor: &Acceptor) -> SocketAddr {
     acceptor.addresses[0].parse().unwrap()
 }
 
-/// What `fdaccept` with these arguments fails with, at status 1.
+/// The message of an fdaccept that fails with status 1.
 #[track_caller]
 fn error_of(arguments: &str) -> String {
     let (status, _, stderr) = run(program("fdaccept").args(arguments.split(' ')));
@@ -61,8 +61,7 @@ fn is_refused(address: impl Into<SocketAddr>) -> bool {
     }
 }
 
-/// Whether something is so once in 5 times: another test may by chance have the same port at another
-/// address.
+/// Whether `is_so` holds once in 5 tries: another test may have the same port at the other address.
 fn repeatedly(mut is_so: impl FnMut() -> bool) -> bool {
     (0..5).any(|_| is_so())
 }
@@ -92,7 +91,6 @@ impl Straight {
         Self { acceptor, queue }
     }
 
-    /// The next connection.
     #[track_caller]
     fn receive(&self) -> OwnedFd {
         let mut message = queue::receive(&self.queue).unwrap();
@@ -101,7 +99,7 @@ impl Straight {
     }
 }
 
-/// A TCP connection as it comes out of the queue of an fdaccept with these options.
+/// A TCP connection out of the queue of an fdaccept with these options.
 #[track_caller]
 fn accepted_with(options: &str) -> OwnedFd {
     let straight = Straight::start(Fdaccept::plain().options(options));
@@ -169,7 +167,6 @@ fn every_address_of_a_host_is_served_on_the_same_port() {
 fn several_addresses_share_one_queue() {
     let name = Names::new().abstract_name();
     let acceptor = cats_at(&format!("{ADDRESS} ./s {ADDRESS} {name}"));
-    // In the order in which they were given.
     let [first, path, second, shown] = &acceptor.addresses[..] else {
         panic!("{:?}", acceptor.addresses)
     };
@@ -285,7 +282,7 @@ fn is_one_line(error: &str, prefix: &str) {
 
 #[test]
 fn a_vsock_address_that_cannot_be_had_is_an_error() {
-    // 7 is no context id of this machine, unless it is a guest that happens to have it.
+    // This machine has another context id than 7, unless it is a guest with just that.
     let prefix = "fdaccept: cannot bind vsock:7:1234: ";
     is_one_line(&error_of("vsock:7:1234"), prefix);
 }
@@ -298,7 +295,7 @@ fn in_use(address: &str) -> String {
 fn a_port_that_is_in_use_is_an_error() {
     let first = cats_at(ADDRESS);
     let address = &first.addresses[0];
-    // Of 2 addresses neither is said to listen, since neither does in the end.
+    // Where one of 2 addresses fails, fdaccept reports neither as listening.
     for arguments in [
         address.clone(),
         format!("{address} -- cat"),
@@ -327,7 +324,7 @@ fn one_bad_address_takes_the_others_with_it() {
 
 #[test]
 fn an_address_of_another_machine_is_an_error() {
-    // TEST-NET-1 of RFC 5737 is nobody's.
+    // TEST-NET-1 of RFC 5737: no machine has it.
     assert_eq!(
         error_of("192.0.2.1:0"),
         "fdaccept: cannot bind 192.0.2.1:0: Cannot assign requested address"
@@ -457,7 +454,7 @@ fn v6only_leaves_ipv4_to_others() {
         echoes((IPV6_LOOPBACK, acceptor.port));
         is_refused(([127, 0, 0, 1], acceptor.port))
     }));
-    // Also where the kernel's default is otherwise.
+    // Also where the kernel's default is 1.
     let both = Fdaccept::cats().options("-o v6only=0").listen("[::]:0");
     echoes(([127, 0, 0, 1], both.start().port));
 }
@@ -488,7 +485,7 @@ fn freebind_binds_an_address_that_is_not_there_yet() {
 
 #[test]
 fn a_unix_listener_has_the_mode_that_was_asked() {
-    // Whatever the umask is.
+    // The umask does not matter.
     for umask in ["000", "077"] {
         for (option, expected) in [("", 0o600), ("--mode 666", 0o666), ("--mode=0770", 0o770)] {
             let text = format!("umask {umask}; exec fdaccept {option} ./s -- fdpool 1 cat");
@@ -496,7 +493,7 @@ fn a_unix_listener_has_the_mode_that_was_asked() {
             let meta = std::fs::metadata(acceptor.names.file("s")).unwrap();
             let mode = meta.permissions().mode() & 0o7777;
             assert_eq!(mode, expected, "{option} {umask}");
-            // The command has the umask as it was.
+            // The command keeps the umask.
             let pool = eventually("the pool", || acceptor.children().pop());
             assert_eq!(status_field(pool, "Umask"), format!("0{umask}"));
         }
@@ -541,7 +538,7 @@ fn quiet_says_nothing_of_what_goes_well() {
     echoes_on_unix(client);
     acceptor.term();
     acceptor.expect_quiet_end();
-    // Errors are said all the same.
+    // Errors are logged all the same.
     assert!(error_of("-q 192.0.2.1:0").starts_with("fdaccept: cannot bind"));
 }
 
@@ -579,7 +576,7 @@ fn clients_that_are_gone_before_they_are_accepted_do_no_harm() {
         for number in 0..20 {
             let client = connect(acceptor.port);
             if number % 2 == 0 {
-                // Closing it then is a reset.
+                // close(2) then resets the connection.
                 let at_once = nix::libc::linger {
                     l_onoff: 1,
                     l_linger: 0,

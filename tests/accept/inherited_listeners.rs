@@ -1,4 +1,4 @@
-//! Listeners that fdaccept was started with: `fd:N`, and those of a service manager.
+//! Listeners that fdaccept inherits: `fd:N`, and the listeners of a service manager.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -67,7 +67,7 @@ fn a_listener_at_a_descriptor_is_served() {
     }
 }
 
-/// As under the `wait` of inetd.
+/// As inetd passes it, with `wait`.
 #[test]
 fn a_listener_on_standard_input_is_served() {
     let (listener, port) = listener();
@@ -137,7 +137,7 @@ fn the_listeners_of_another_process_are_ignored() {
     ] {
         is_refused(with_variables(&listener, variables, "-- cat"), expected);
     }
-    // A shell that stays is another process, too.
+    // A shell that does not exec is another process, too.
     let text = format!("{ONE} fdaccept -- cat 3<&0 </dev/null; exit $?");
     is_refused(script_with(&listener, &text), OTHERS);
 }
@@ -283,7 +283,7 @@ fn two_fdaccepts_that_share_a_listener_both_serve() {
     let answers: BTreeSet<_> = clients(port, 100).into_iter().collect();
     let is_known = |answer: &Vec<u8>| answer == b"one\n" || answer == b"two\n";
     assert!(answers.iter().all(is_known), "{answers:?}");
-    // Each of them alone serves everybody, also after it had to share.
+    // Either of them alone serves all clients, also after they shared the listener.
     for (stopped, other, expected) in [(&one, &two, b"two\n"), (&two, &one, b"one\n")] {
         other.thaw();
         stopped.freeze();
@@ -295,7 +295,7 @@ fn two_fdaccepts_that_share_a_listener_both_serve() {
 fn two_fdaccepts_that_share_a_listener_both_stop_at_once() {
     let (listener, port) = listener();
     let mut both = ["echo one", "echo two"].map(|handler| serve(&listener, handler));
-    // The slower one at a connection must not be left in accept(2), deaf.
+    // The slower fdaccept must not stay in accept(2), where it hears no signal.
     clients(port, 200);
     for acceptor in &mut both {
         acceptor.term();
@@ -303,7 +303,7 @@ fn two_fdaccepts_that_share_a_listener_both_stop_at_once() {
     }
 }
 
-/// The answers that so many clients get, ten at a time.
+/// The answers to `count` clients, 10 at a time.
 fn clients(port: u16, count: usize) -> Vec<Vec<u8>> {
     std::thread::scope(|scope| {
         let share = |_| scope.spawn(move || (0..count / 10).map(|_| exchange(port, b"")).collect());

@@ -83,7 +83,7 @@ fn the_port_of_an_inherited_listener_is_in_the_file() {
 #[test]
 fn a_file_that_was_there_is_replaced_as_a_whole() {
     let old = "old ".repeat(10_000);
-    // Many lines: they are not written at once by chance.
+    // With many lines a partial write would be seen.
     let fdaccept = filed().file("ports", &old);
     let fdaccept = [ADDRESS; 50].iter().fold(fdaccept, Fdaccept::listen);
     let path = fdaccept.names.text("ports");
@@ -109,7 +109,7 @@ fn a_file_that_was_there_is_replaced_as_a_whole() {
     assert_eq!(now.lines().count(), 50);
     assert!(seen.iter().all(|text| *text == old || *text == now));
     assert_ne!(Path::new(&path).metadata().unwrap().ino(), inode);
-    // An open old file stays as it is.
+    // A reader of the old file still has it.
     let mut still = String::new();
     before.read_to_string(&mut still).unwrap();
     assert_eq!(still, old);
@@ -125,7 +125,7 @@ fn the_file_is_there_before_it_is_said_that_this_is_ready() {
     assert_eq!(exchange(port, b"hello"), b"hello");
 }
 
-/// A FIFO as the file.
+/// fdaccept with a FIFO as the port file: it waits for a reader.
 fn with_fifo() -> Acceptor {
     let fdaccept = Fdaccept::cats().options("--port-file ./fifo");
     mkfifo(&*fdaccept.names.text("fifo"), Mode::S_IRWXU).unwrap();
@@ -173,7 +173,7 @@ fn a_file_that_is_open_is_written_to() {
     assert_eq!(ports_of(&acceptor), [port]);
 }
 
-/// As `/dev/stdout` is one: it is not to be replaced by a file.
+/// Like `/dev/stdout`, which a file must not replace.
 #[test]
 fn a_link_to_an_open_file_stays_one() {
     let fdaccept = Fdaccept::cats().options("--port-file ./stdout");
@@ -185,7 +185,7 @@ fn a_link_to_an_open_file_stays_one() {
     assert_eq!(ports(acceptor.names.file("out")), [acceptor.port]);
 }
 
-/// Checks that fdaccept with these options ends so, and leaves nothing behind.
+/// Checks that fdaccept fails with this message, and leaves no file.
 #[track_caller]
 fn fails(port_file: &str, addresses: &[&str], status: i32, expected: &str) {
     let fdaccept = Fdaccept::bound_at("./queue").args(["--port-file", port_file]);
@@ -207,7 +207,6 @@ fn a_file_without_a_port_is_a_usage_error() {
     fails("./ports", &["./listener", &name], 2, expected);
 }
 
-/// Checks that this file cannot be written, for this cause.
 #[track_caller]
 fn cannot_write(path: &str, cause: &str) {
     let expected = format!("cannot write {path}: {cause}");
@@ -276,7 +275,7 @@ fn the_mode_of_the_file_follows_the_umask() {
 #[test]
 fn with_another_user_the_file_is_written_before() {
     needs!(root());
-    // In a directory that is closed to others.
+    // The directory is closed to other users.
     let chain = Fdaccept::chain(["sleep", "1000"]).user(4_000_000_001);
     let acceptor = chain.options("--port-file ./ports").start();
     assert_eq!(ports_of(&acceptor), [acceptor.port]);

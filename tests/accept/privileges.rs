@@ -23,19 +23,19 @@ use rustix::thread::{
 };
 use tempfile::TempDir;
 
-/// Users without an account.
+/// Uids without an account.
 const SOMEBODY: u32 = 4_000_000_001;
 const THIRD: u32 = 4_000_000_002;
 /// [`SOMEBODY`] for `--user`.
 const AS_SOMEBODY: &str = "4000000001:4000000001";
 
-/// Who a process is, as /proc says it.
+/// The credentials of a process, from /proc.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     uids: [u32; 4],
     gids: [u32; 4],
     groups: BTreeSet<u32>,
-    /// Of each set the capabilities: inheritable, permitted, effective, ambient.
+    /// Capability sets: inheritable, permitted, effective, ambient.
     capabilities: [u64; 4],
 }
 
@@ -56,7 +56,7 @@ impl Identity {
         }
     }
 
-    /// A user without another identity and without privileges.
+    /// One uid, one gid, no capabilities.
     fn plain(uid: u32, gid: u32, groups: &[u32]) -> Self {
         Self {
             uids: [uid; 4],
@@ -71,7 +71,7 @@ impl Identity {
     }
 }
 
-/// Checks who a chain and its command are.
+/// Checks the credentials of a chain and its command.
 #[track_caller]
 fn are(process: &Process, expected: &Identity) {
     assert_eq!(&Identity::of(process.pid()), expected, "fdaccept");
@@ -79,7 +79,7 @@ fn are(process: &Process, expected: &Identity) {
     assert_eq!(&Identity::of(command), expected, "its command");
 }
 
-/// Checks who a chain, `fdaccept --user USER` behind `wrapper`, becomes before it listens.
+/// Checks the credentials of `fdaccept --user USER` behind `wrapper`, once it listens.
 #[track_caller]
 fn becomes(wrapper: &[impl AsRef<std::ffi::OsStr>], user: &str, expected: &Identity) {
     let fdaccept = Fdaccept::behind(wrapper).args(["--user", user]);
@@ -92,7 +92,7 @@ fn setpriv() -> Option<String> {
     Some(path.into_os_string().into_string().unwrap())
 }
 
-// Who it becomes.
+// The user, its groups.
 
 #[test]
 fn it_and_its_command_become_the_user_with_the_users_groups() {
@@ -124,14 +124,14 @@ his:x:7012:bob
 7013:x:7020:
 ";
 
-/// What a command starts with to find these accounts and no others.
+/// A command prefix that replaces the accounts of the machine.
 struct Accounts {
     words: Vec<String>,
     _dir: TempDir,
 }
 
 impl Accounts {
-    /// [`ACCOUNTS`] and these groups; `None` where that is not possible.
+    /// [`ACCOUNTS`] and these groups. `None` if the machine forbids the mounts.
     fn with(groups: &str) -> Option<Self> {
         let unshare = peer("unshare").filter(|_| root())?;
         let dir = open_dir();
@@ -200,7 +200,7 @@ fn every_name_of_root_is_refused() {
     }
 }
 
-// What it may have been before.
+// Privileges that fdaccept was started with.
 
 const RAISED: &str = "+setuid,+setgid,+net_bind_service,+sys_admin,+dac_override,+chown";
 
@@ -217,7 +217,7 @@ fn nothing_is_left_of_groups_capabilities_and_secure_bits() {
         &format!("--securebits=+no_setuid_fixup {raised}"),
         &format!("--securebits=+noroot,+no_setuid_fixup {raised}"),
         "--securebits=+no_setuid_fixup,+no_setuid_fixup_locked",
-        // Not even root before, but with its means.
+        // Not root, but with its capabilities.
         &format!("--reuid=7009 --regid=7009 --clear-groups {raised}"),
         "--ruid=7009 --euid=0 --groups=5,7",
     ] {
@@ -239,7 +239,7 @@ fn nothing_is_left_of_groups_capabilities_and_secure_bits() {
     }
 }
 
-/// Tries the ways back that setpriv(1) has, and says which one is open.
+/// Tries all that setpriv(1) can do to regain privileges, and says what succeeds.
 const WAYS_BACK: &str = "try() { setpriv \"$@\" true 2>/dev/null && echo came back by $* >&2; }
     for id in reuid ruid euid; do try --$id=0; done
     for id in regid rgid egid; do try --$id=0 --keep-groups; done
@@ -260,7 +260,7 @@ fn a_command_cannot_come_back() {
     }
 }
 
-/// The same ways, so that one that is open is noticed.
+/// Shows that [`WAYS_BACK`] notices success.
 #[test]
 fn who_still_is_root_can_come_back() {
     needs!(setpriv());
@@ -271,7 +271,7 @@ fn who_still_is_root_can_come_back() {
     acceptor.line("tried");
 }
 
-// Who cannot become somebody else.
+// Errors.
 
 /// Checks that fdaccept says what is wrong with this user, before it binds or writes anything.
 #[track_caller]
@@ -282,7 +282,7 @@ fn is_wrong(user: &str, expected: &str) {
     let fdaccept = fdaccept
         .arg(format!("--user={user}"))
         .options("--port-file ./ports");
-    // To bind the second address fails, and is said.
+    // The second address is in use. fdaccept must fail before it finds that out.
     let taken = taken.local_addr().unwrap().to_string();
     let log = fdaccept.listen("./listener").listen(taken).fails(2);
     let expected = format!("fdaccept: --user {expected}");
@@ -333,7 +333,7 @@ fn fails_and_accepts_nothing(dir: &TempDir, wrapper: &[&str], address: &[&str]) 
     let log = fdaccept.words("touch ./started").fails(1);
     assert!(!log.contains("listening"), "{log}");
     assert!(!dir.path().join("started").exists());
-    // The client still is in the backlog, and nobody has read from it.
+    // The client is still in the backlog, with all that it has sent.
     let (mut connection, _) = listener.accept().unwrap();
     connection.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut said = [0; 5];
@@ -378,7 +378,7 @@ fn who_may_not_give_a_path_away_fails_and_leaves_none() {
     assert!(!dir.path().join("listener.lock").exists());
 }
 
-// What it does as root first.
+// Steps that need root.
 
 #[test]
 fn a_port_below_1024_is_bound_before() {
@@ -402,7 +402,7 @@ fn a_port_below_1024_is_bound_before() {
     assert_eq!(line, "fdaccept: listening on 127.0.0.1:80");
     let namespace = File::open(format!("/proc/{}/ns/net", process.pid())).unwrap();
     let client = std::thread::spawn(move || {
-        // Of this thread alone.
+        // This thread alone changes its network.
         let kind = Some(LinkNameSpaceType::Network);
         move_into_link_name_space(namespace.as_fd(), kind).unwrap();
         exchange(80, b"hello")
@@ -437,12 +437,12 @@ fn the_paths_of_queues_and_listeners_belong_to_the_user() {
     }
 }
 
-/// fdaccept of another user, with a queue at this name.
+/// `fdaccept --user`, with a queue of this name.
 fn acceptor_at(queue: &str) -> Acceptor {
     Fdaccept::bound_at(queue).open().user(SOMEBODY).start()
 }
 
-/// `fdpool --connect QUEUE`, of this user.
+/// `fdpool --connect QUEUE`, run by this user.
 fn pool(acceptor: &Acceptor, uid: u32) -> Pool {
     let mut command = by(uid, &acceptor.names.directory, "fdpool");
     command.current_dir(&acceptor.names.directory);
@@ -451,7 +451,7 @@ fn pool(acceptor: &Acceptor, uid: u32) -> Pool {
     Pool::of(&mut command)
 }
 
-/// Checks that a pool of this user serves.
+/// Checks that a pool run by this user serves.
 #[track_caller]
 fn is_served_by(acceptor: &Acceptor, uid: u32) {
     let mut pool = pool(acceptor, uid);
@@ -459,7 +459,7 @@ fn is_served_by(acceptor: &Acceptor, uid: u32) {
         let answer = exchange(acceptor.port, b"hello");
         assert_eq!(String::from_utf8(answer).unwrap(), format!("{uid}\nhello"));
     }
-    // All of it, or the rest of it takes the next connection.
+    // Slots that outlive the pool would take the next connection.
     pool.term();
     pool.wait();
 }
@@ -475,7 +475,7 @@ fn a_pool_of_that_user_has_the_queue_at_a_path_and_that_of_a_third_one_not() {
     is_served_by(&acceptor, SOMEBODY);
 }
 
-/// As where both are started at the same time, and looking up a host takes long.
+/// As when both start at the same time, and resolving a host takes long.
 #[test]
 fn a_pool_of_that_user_need_not_wait_until_everything_is_bound() {
     needs!(root());
@@ -518,7 +518,7 @@ fn consumers_of_root_and_of_that_user_have_the_queue_at_an_abstract_name_and_no_
     is_served_by(&acceptor, SOMEBODY);
 }
 
-/// Checks that `fdrecv` of this user serves.
+/// Checks that `fdrecv` run by this user serves.
 #[track_caller]
 fn is_received_by(acceptor: &Acceptor, dir: &TempDir, uid: u32) {
     let mut fdrecv = by(uid, dir, "fdrecv");
@@ -558,11 +558,11 @@ fn consumers_of_any_user_have_the_queue_by_a_ticket() {
     acceptor.expect_exit(0);
 }
 
-/// Whether somebody with this user and group may connect to a Unix socket.
+/// Whether a process with this uid and gid may connect to a Unix socket.
 fn may_connect(uid: u32, path: &Path) -> bool {
     let path = path.to_owned();
     let client = std::thread::spawn(move || {
-        // Of this thread alone.
+        // The calls change this thread alone.
         let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
         set_thread_groups(&[]).unwrap();
         set_thread_res_gid(group, group, group).unwrap();
@@ -572,7 +572,7 @@ fn may_connect(uid: u32, path: &Path) -> bool {
     client.join().unwrap()
 }
 
-/// fdaccept of [`SOMEBODY`], with a pool that this user may execute, whatever its handler.
+/// fdaccept for [`SOMEBODY`] with a pool, from a copy that this user may execute.
 fn pool_of_somebody(handler: &[&str]) -> Fdaccept {
     let mut plain = Fdaccept::plain().open().user(SOMEBODY);
     let fdpool = copy_of("fdpool", Path::new(&plain.names.text("")));
@@ -615,7 +615,7 @@ fn the_paths_that_the_user_may_not_remove_are_taken_over_by_the_next_one() {
     }
 }
 
-/// Leaves a file to root.
+/// Keeps other users from a file.
 fn keep(path: impl AsRef<Path>, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -648,7 +648,7 @@ fn rules_that_the_user_may_not_read_again_stay() {
     acceptor.line("rules: read again");
 }
 
-/// The user needs the permission to send to a name of the consumer's.
+/// The consumer owns the name: whether the user may send to it is up to the consumer's mode.
 #[test]
 fn a_consumers_path_that_the_user_may_not_use_is_an_error_or_served_all_the_same() {
     needs!(root());
@@ -677,13 +677,12 @@ fn a_consumers_path_that_the_user_may_not_use_is_an_error_or_served_all_the_same
 
 // When the queue is full.
 
-/// The kernel limits the descriptors on their way of a user other than root. `text` starts
-/// fdaccept.
+/// The kernel limits the descriptors in flight of every user but root. `text` starts fdaccept.
 #[track_caller]
 fn a_consumer_has_a_full_queue(text: &str) {
     needs!(root());
     let dir = open_dir();
-    // For a fdaccept that is started by another user.
+    // Started by setpriv(1), fdaccept cannot be in the build directory, which may be closed.
     let fdaccept = copy_of("fdaccept", dir.path());
     let text = text.replace("fdaccept", fdaccept.to_str().unwrap());
     let (reader, writer) = std::io::pipe().unwrap();

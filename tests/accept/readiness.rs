@@ -1,5 +1,4 @@
-//! What fdaccept tells of itself: that it is ready, on a descriptor and to a service manager, and
-//! its counters.
+//! Readiness, on a descriptor and to a service manager, and the status with the counters.
 
 use std::io::{PipeReader, Read, Write};
 use std::net::TcpListener;
@@ -38,7 +37,7 @@ fn is_told(reader: &PipeReader) -> bool {
     !ready(reader.as_fd(), PollFlags::IN).is_empty()
 }
 
-/// All that is said on it until its end.
+/// All that comes until the end.
 #[track_caller]
 fn all_of(mut reader: PipeReader) -> String {
     until("a word", || is_told(&reader));
@@ -70,7 +69,7 @@ fn a_pipeline_says_that_it_is_ready() {
     let text = "exec 3>&1 >/dev/null; fdaccept --notify-fd 3 ./listener | fdpool 1 -- cat 3>&-";
     let (fdaccept, reader) = notifying_by(text);
     let acceptor = fdaccept.spawn();
-    // The shell holds it open as well, so there is no end.
+    // The shell holds the pipe open as well: no end comes.
     until("a word", || is_told(&reader));
     Client::connect_unix(acceptor.names.file("listener")).expect_echo("hello");
 }
@@ -111,7 +110,7 @@ fn a_command_and_its_handlers_do_not_have_the_descriptor() {
         pipes.retain(|(number, what)| *number == 3 && what.starts_with("pipe:"));
         assert!(pipes.is_empty(), "{pipes:?}");
     }
-    // The directory itself is one of them.
+    // 3 is the directory itself.
     assert_eq!(exchange(acceptor.port, b""), b"0\n1\n2\n3\n");
 }
 
@@ -137,7 +136,7 @@ fn a_file_can_be_what_it_is_said_in() {
     until("a word", || said().is_ok_and(|said| said == b"\n"));
 }
 
-/// Checks that this is a usage error, and that nothing is made.
+/// Checks that this is a usage error, and leaves no file.
 #[track_caller]
 fn is_wrong_usage(text: &str, expected: &str) {
     let mut acceptor = Fdaccept::sh(&format!("exec fdaccept {text}")).spawn();
@@ -300,14 +299,14 @@ fn the_status_is_told_at_most_once_a_second_and_not_without_a_change() {
             break;
         }
     }
-    // The first one, then one after each second.
+    // One at the start, then one a second.
     let most = 1 + start.elapsed().as_secs();
     assert!((2..=most).contains(&told), "{told} of {most}");
-    // More than a second: it would come again by then.
+    // A status every second would come within this time.
     let end = Instant::now() + Duration::from_millis(1500);
     while Instant::now() < end {
         if manager.has_something() {
-            // What was taken may have changed since.
+            // The count of taken connections may change later.
             let next = manager.next();
             let status = next.value("STATUS=").unwrap();
             let expected = format!("accepted {served}, passed {served}, taken {served}, ");
@@ -318,7 +317,7 @@ fn the_status_is_told_at_most_once_a_second_and_not_without_a_change() {
     }
 }
 
-/// A pool of one, as the consumer that fdaccept waits for.
+/// The consumer that fdaccept waits for.
 fn cat_at(acceptor: &Acceptor) -> Pool {
     Pool::on(acceptor).slots(1, ["cat"]).start()
 }
@@ -335,7 +334,7 @@ fn the_status_tells_what_was_taken_later() {
     manager.until_status("accepted 1, passed 1, taken 1, ");
 }
 
-/// Microseconds of the clock that systemd goes by.
+/// CLOCK_MONOTONIC in microseconds, as in MONOTONIC_USEC=.
 fn monotonic() -> i64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
     now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000
@@ -389,7 +388,7 @@ fn a_manager_is_told_of_a_stop_when_it_begins() {
         acceptor.signal(signal);
         let told = manager.next_with("STOPPING=1");
         assert_eq!(told.0, ["STOPPING=1"]);
-        // It waits until a consumer takes what it has.
+        // It waits until a consumer takes the connection.
         assert!(acceptor.is_running());
         let _pool = cat_at(&acceptor);
         assert_eq!(client.join().unwrap(), b"hello");
@@ -505,7 +504,7 @@ fn the_managers_socket_is_open_in_no_command() {
     until_named(command, "sleep");
     let mut sockets = descriptors(command);
     sockets.retain(|(_, what)| what.starts_with("socket:"));
-    // Its standard input, the queue.
+    // Standard input, the queue.
     assert!(matches!(sockets[..], [(0, _)]), "{sockets:?}");
 }
 

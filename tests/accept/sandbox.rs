@@ -1,5 +1,5 @@
-//! `fdaccept --sandbox`: what it cannot do any more once it accepts, tried in the running program
-//! itself, and that it still does everything that it is for.
+//! `fdaccept --sandbox`: system calls that fail once it accepts, tried in the running program, and
+//! everything that still works.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 #[cfg(target_arch = "x86_64")]
 mod within;
 
-/// How many filters of system calls a process is under. This one may be under some already.
+/// The number of seccomp filters of a process. The test itself may have some.
 fn filters(pid: Pid) -> Option<u32> {
     try_status_field(pid, "Seccomp_filters")?.parse().ok()
 }
@@ -29,13 +29,11 @@ fn is_sandboxed(pid: Pid) -> bool {
     filters(pid) == Some(ours + 1)
 }
 
-/// Waits until a process has given up what it does not need.
 #[track_caller]
 fn until_sandboxed(pid: Pid) {
     until("the sandbox", || is_sandboxed(pid));
 }
 
-/// Starts a sandboxed fdaccept, and waits until it is in the sandbox.
 #[track_caller]
 fn start(fdaccept: Fdaccept) -> Acceptor {
     let acceptor = fdaccept.arg("--sandbox").start();
@@ -45,7 +43,6 @@ fn start(fdaccept: Fdaccept) -> Acceptor {
 
 const POOL_OF_CATS: [&str; 4] = ["fdpool", "4", "--", "cat"];
 
-/// A sandboxed chain.
 #[track_caller]
 fn chain_with(options: &str) -> Acceptor {
     start(Fdaccept::chain(POOL_OF_CATS).options(options))
@@ -55,7 +52,6 @@ fn chain() -> Acceptor {
     chain_with("")
 }
 
-/// A sandboxed fdaccept with a name.
 #[track_caller]
 fn bound_with(options: &str) -> Acceptor {
     start(Fdaccept::bound().options(options))
@@ -80,7 +76,7 @@ fn is_received(acceptor: &Acceptor) {
     assert!(consumer.wait().success());
 }
 
-// What it cannot do any more.
+// Calls that fail.
 
 #[test]
 fn it_is_under_a_filter_and_gains_no_privileges() {
@@ -121,7 +117,7 @@ fn its_command_is_under_no_filter() {
     acceptor.expect_echo();
 }
 
-// What it does all the same.
+// Everything that still works.
 
 #[test]
 fn a_chain_serves_a_crowd() {
@@ -161,7 +157,7 @@ fn a_pipeline_ends_with_its_consumers() {
     acceptor.expect_exit(0);
 }
 
-/// Consumers at a name come, are killed, and come again.
+/// Consumers connect, are killed, and connect again.
 #[track_caller]
 fn consumers_come_and_go(acceptor: Acceptor) {
     for _ in 0..3 {
@@ -170,7 +166,7 @@ fn consumers_come_and_go(acceptor: Acceptor) {
         let held = holding(acceptor.port);
         let slots = first.children();
         first.slay();
-        // Or the rest of the pool takes the next connection.
+        // Slots that outlive the pool would take the next connection.
         drop(held);
         slots.into_iter().for_each(until_gone);
         is_received(&acceptor);
@@ -244,7 +240,7 @@ fn unix_clients_are_served_and_asked_who_they_are() {
     }
 }
 
-/// A client that is served by cat, and holds on.
+/// A client in service.
 #[track_caller]
 fn holding(port: u16) -> Client {
     let client = Client::connect(port);
@@ -310,7 +306,7 @@ fn a_limited_queue_is_filled_and_emptied_and_filled_again() {
         let crowd = Crowd::connect(acceptor.port, 10);
         let mut pool = cats_at(&acceptor, 2);
         crowd.expect_served();
-        // All of it, or the rest of it takes the next connections.
+        // Slots that outlive the pool would take the next connections.
         pool.term();
         pool.wait();
     }
@@ -377,13 +373,13 @@ fn a_stop_waits_for_consumers_for_the_grace() {
     acceptor.expect_exit(1);
 }
 
-/// A command that says what reaches it.
+/// A command that reports TERM.
 const STAYS: &str = "trap 'echo got TERM >&2; exit 5' TERM; echo ready >&2
     while :; do sleep 0.05; done";
 /// A command that nothing but KILL ends.
 const IGNORES: &str = "trap '' TERM; echo ready >&2; while :; do sleep 0.05; done";
 
-/// A chain of such a command.
+/// A chain of such a command, once it is ready.
 #[track_caller]
 fn chain_of(grace: &str, text: &str) -> Acceptor {
     let fdaccept = Fdaccept::chain(["sh", "-c", text]);
@@ -445,7 +441,7 @@ fn without_a_descriptor_left_clients_wait() {
     for _ in 0..2 {
         limit(&prlimit, acceptor.pid(), "3:");
         let crowd = Crowd::connect(acceptor.port, 10);
-        // It is said once.
+        // The message comes once.
         if !acceptor.log().contains("cannot accept") {
             acceptor.line("cannot accept: Too many open files");
         }
@@ -454,7 +450,7 @@ fn without_a_descriptor_left_clients_wait() {
     }
 }
 
-/// Goes to a door as a stranger, and says things there.
+/// Connects to a door, and sends messages there.
 fn visit(address: &UnixAddr, messages: &[(&[u8], &[BorrowedFd<'_>])]) -> OwnedFd {
     let (family, flags) = (AddressFamily::Unix, SockFlag::SOCK_CLOEXEC);
     let visitor = socket(family, SockType::SeqPacket, flags, None).unwrap();
@@ -474,8 +470,8 @@ fn visit(address: &UnixAddr, messages: &[(&[u8], &[BorrowedFd<'_>])]) -> OwnedFd
     visitor
 }
 
-/// Strangers at a door leave all kinds of things there. As long as what is returned is not read,
-/// some of them cannot be closed quickly.
+/// Strangers send all kinds of descriptors to a door. While the returned connections are not read,
+/// closing some of these descriptors takes long.
 fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
     let (lingers, other) = lingering();
     let (nested, its_end) = socket_pair(SockType::SeqPacket);
@@ -499,7 +495,7 @@ fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
     [other, inner_other]
 }
 
-/// The same while nobody is looking, so that all of it is there when somebody does.
+/// The same while fdaccept is stopped, so that it finds everything at once.
 fn misbehave_at(address: &UnixAddr, acceptor: &Acceptor) -> [TcpStream; 2] {
     acceptor.at_once(&[], || leave_things_at(address))
 }
@@ -622,7 +618,7 @@ fn what_needs_more_calls_is_a_usage_error() {
     }
 }
 
-// Whether the filter refuses anything that it needs.
+// The filter refuses nothing that fdaccept needs.
 
 /// Does `act` to an fdaccept under strace(1), and checks that no call of it is refused.
 #[track_caller]
@@ -645,7 +641,7 @@ fn expect_nothing_refused(fdaccept: Fdaccept, act: impl FnOnce(&mut Acceptor)) {
     let after = calls.split_once("SECCOMP_SET_MODE_FILTER").unwrap().1;
     let refused = after.lines().filter(|line| line.contains(" EPERM "));
     let refused: BTreeSet<_> = refused.filter_map(|line| line.split('(').next()).collect();
-    // A timer need not be deleted by a process that ends.
+    // At exit a timer goes anyway.
     let is_fine = refused.iter().all(|name| *name == "timer_delete");
     assert!(is_fine, "{refused:?}");
 }

@@ -1,5 +1,5 @@
-//! When descriptors are short, or the queue is full: everybody is served in the end, and nobody
-//! burns a processor while waiting.
+//! Short of descriptors, or with a full queue: every client is served in the end, and waiting costs
+//! no CPU.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ const STOPPED_POOL: &str = "sh -c 'kill -STOP $$; exec fdpool 4 -- cat'";
 
 const LOOP_OF_FDRECV: &str = "while fdrecv -- cat || [ $? -ne 69 ]; do :; done";
 
-/// How many of `wanted` clients can wait: no more than the backlog of a listener holds.
+/// As many of `wanted` clients as the backlog of a listener holds.
 fn crowd_size(wanted: usize) -> usize {
     let maximum = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     // Each client is a descriptor of this process.
@@ -48,14 +48,13 @@ fn pool_at(acceptor: &Acceptor) -> Pool {
     Pool::on(acceptor).slots(2, ["cat"]).start()
 }
 
-/// The descriptors of a process that has none of a connection any more.
+/// The descriptors of a process, once all connections are closed.
 fn settled(pid: Pid) -> Vec<(i32, String)> {
     crate::support::settled(pid);
     descriptors(pid)
 }
 
-/// Takes away every descriptor that a process does not use yet: none at all is below the soft
-/// limit then. Returns what restores it.
+/// Lowers the soft limit until no free descriptor is below it. Returns a function that restores it.
 fn leave_none(prlimit: &Path, pid: Pid) -> impl Fn() {
     let open = settled(pid);
     let is_open = |number: i32| open.iter().any(|(other, _)| *other == number);
@@ -162,7 +161,7 @@ fn fdaccept_waits_while_it_has_no_descriptor_left() {
     assert_eq!(descriptors(pid), idle);
     restore();
     crowd.expect_served();
-    // And again, which is not said again so soon.
+    // The second shortage comes too soon to be logged again.
     let restore = leave_none(&prlimit, pid);
     let crowd = Crowd::connect(acceptor.port, 20);
     are_idle(&[pid]);
@@ -205,7 +204,7 @@ fn a_full_queue_stops_accepting_and_loses_nothing() {
     let crowd = Crowd::connect(acceptor.port, crowd_size(1000));
     until_full(pid, idle);
     are_idle(&[pid, pool]);
-    // One is in hand, and the others are not taken before there is room for them.
+    // fdaccept holds one connection, and leaves the others in the backlog.
     assert_eq!(descriptors(pid).len(), idle + 1);
     thaw(pool);
     crowd.expect_served();
@@ -244,7 +243,7 @@ fn a_full_queue_of_a_consumers_own_name_loses_nothing() {
     let pid = acceptor.pid();
     let idle = settled(pid).len();
     let crowd = Crowd::connect(acceptor.port, crowd_size(100));
-    // One more for the way to the consumer, which it opens only now.
+    // With the first client it opens one more, for the consumer's socket.
     until_full(pid, idle + 1);
     are_idle(&[pid]);
     assert_eq!(state(slot), Some('T'));
@@ -252,8 +251,8 @@ fn a_full_queue_of_a_consumers_own_name_loses_nothing() {
     crowd.expect_served();
 }
 
-/// A script of a user who has no other descriptors on their way: the kernel counts those of every
-/// user but root.
+/// A script run by a user without other descriptors in flight. The kernel counts them per user, except
+/// for root.
 fn start_as_a_new_user(text: &str) -> Acceptor {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -285,7 +284,7 @@ fn too_many_descriptors_on_their_way_are_waited_for() {
     assert_eq!(besides_counters(&log).len(), 1, "{log}");
 }
 
-/// The queue itself is a descriptor that has to be on its way to a consumer.
+/// The queue itself is a descriptor that travels to a consumer.
 #[test]
 fn a_consumer_gets_the_queue_while_too_many_are_on_their_way() {
     needs!(root());
@@ -307,7 +306,7 @@ fn a_consumer_gets_the_queue_while_too_many_are_on_their_way() {
     }
 }
 
-/// fdaccept has a connection in hand then that it cannot pass on, and no consumer any more.
+/// fdaccept holds a connection that it cannot pass on, and has no consumer any more.
 #[test]
 fn the_end_of_the_queue_while_too_many_are_on_their_way_is_waited_out() {
     needs!(root());

@@ -40,12 +40,12 @@ fn exec_start(unit: &str) -> String {
     starts[0].to_owned()
 }
 
-/// What comes after `name` in the lines that begin so.
+/// The rest of each line that begins with `name`.
 fn values<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
     text.lines().filter_map(move |line| line.strip_prefix(name))
 }
 
-/// Every file and directory in contrib/, but those within services of s6.
+/// The entries of contrib/systemd and contrib/s6.
 fn contents() -> Vec<String> {
     let mut names = Vec::new();
     for part in ["systemd", "s6"] {
@@ -63,7 +63,7 @@ fn the_readme_says_of_each_file_where_it_goes() {
     for name in contents() {
         assert!(readme.contains(&format!("| `{name}` | ")), "{name}");
     }
-    // And of no other.
+    // No other files.
     assert_eq!(values(&readme, "| `").count(), contents().len());
 }
 
@@ -102,7 +102,7 @@ fn there_is_no_other_unit() {
     assert_eq!(units, known);
 }
 
-/// The options that `words` gives to the programs in it, with which program it gives them to.
+/// The options in a command line, each with its program.
 fn options(words: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut current = None;
@@ -128,7 +128,7 @@ fn the_programs_have_every_option_that_is_given_to_them() {
         .to_vec();
     for service in ["echo-accept", "echo-pool"] {
         let text = text(&format!("s6/{service}/run"));
-        // Words that the shell puts together do not matter here, but what is in them does.
+        // The options are also inside of words that the shell puts together.
         let line = text
             .lines()
             .rfind(|line| line.starts_with("exec "))
@@ -195,7 +195,7 @@ fn the_two_services_with_a_named_queue_serve() {
     let mut pool = Pool::of(&mut service("echo-pool.service", &changes, &manager));
     let ask = || assert!(!exchange(port, b"hello\n").is_empty());
     ask();
-    // The reload of each.
+    // As ExecReload= does it.
     accept.signal(Signal::SIGHUP);
     manager.until_told("RELOADING=1");
     manager.until_told("READY=1");
@@ -232,7 +232,7 @@ struct Tree {
     scan: Process,
     folder: TempDir,
     port: u16,
-    /// Nobody else gets the port while nobody listens there.
+    /// Reserves the port while nothing listens there.
     _reserved: OwnedFd,
 }
 
@@ -294,7 +294,7 @@ impl Tree {
         told.unwrap_or_else(|| panic!("{tool} {options:?} {service}"))
     }
 
-    /// Waits until fdaccept has said that it is ready.
+    /// Waits until fdaccept is ready.
     #[track_caller]
     fn until_ready(&self) {
         let time = DEADLINE.as_millis().to_string();
@@ -327,7 +327,7 @@ impl Tree {
         assert_eq!(self.run("s6-svstat", &["-o", "up"], service), "false");
     }
 
-    /// Fills all slots of the pool with clients that do not end yet.
+    /// Fills all slots of the pool.
     #[track_caller]
     fn occupy(&self) -> Vec<Client> {
         let clients = (0..4).map(|_| Client::connect(self.port)).collect();
@@ -339,7 +339,7 @@ impl Tree {
         clients
     }
 
-    /// Waits until so many connections were put into the queue since fdaccept was started.
+    /// Waits until this fdaccept has passed `count` connections.
     #[track_caller]
     fn until_passed(&mut self, count: usize) {
         let pid = self.pid("echo-accept", None);
@@ -350,7 +350,7 @@ impl Tree {
         });
     }
 
-    /// Ends everything, and waits for that.
+    /// Ends s6-svscan and both services.
     #[track_caller]
     fn finish(mut self) -> String {
         let pids = SERVICES.map(|service| self.pid(service, None));
@@ -379,8 +379,8 @@ impl Drop for Tree {
     }
 }
 
-/// A port of 127.0.0.1 that nobody else gets while the descriptor is open, and that can be listened
-/// on.
+/// A port of 127.0.0.1. While the descriptor is open, it is never a port that the kernel picks, and
+/// listen(2) still works there.
 fn reserve_port() -> (OwnedFd, u16) {
     let kind = SockType::Stream;
     let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -415,7 +415,7 @@ fn s6_is_told_when_fdaccept_is_ready_and_clients_are_served() {
         tree.run("s6-svstat", &["-o", "up,ready"], "echo-accept"),
         "true true"
     );
-    // It is true: nobody is refused.
+    // Readiness is true: no client is refused.
     Crowd::connect(tree.port, 10).expect_served();
     let log = tree.finish();
     assert!(!log.contains("not taken"), "{log}");
@@ -430,7 +430,7 @@ fn clients_that_wait_survive_a_crash_of_fdpool_under_s6() {
     tree.crash("echo-pool");
     crowd.expect_served();
     assert_eq!(exchange(tree.port, b"next"), b"next");
-    // Their handlers have outlived the pool.
+    // The handlers outlived the pool.
     drop(served);
     tree.finish();
 }

@@ -1,4 +1,4 @@
-//! fdaccept in other surroundings, and what its clients and consumers do.
+//! fdaccept run by another user, by a script, under a manager, or until it fails.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::*;
 
 impl Fdaccept {
-    /// `-- fdpool 2 -- HANDLER`, whose words are parted by spaces.
+    /// `-- fdpool 2 -- HANDLER`. Spaces separate the words of the handler.
     pub fn pool(handler: &str) -> Self {
         Self::chain(["fdpool", "2", "--"]).words(handler)
     }
@@ -20,14 +20,14 @@ impl Fdaccept {
         Self::pool("cat")
     }
 
-    /// A script for `sh` that ends in one fdaccept, with all its arguments.
+    /// A script for `sh` that runs one fdaccept, with all its arguments.
     pub fn sh(text: &str) -> Self {
         let mut plain = Self::of(script("sh", text));
         plain.is_complete = true;
         plain
     }
 
-    /// Started by these words, as of env(1).
+    /// The arguments of another program that runs fdaccept, such as env(1).
     pub fn behind(wrapper: &[impl AsRef<OsStr>]) -> Self {
         let mut command = Command::new(&wrapper[0]);
         command.args(&wrapper[1..]).arg(bin_dir().join("fdaccept"));
@@ -35,7 +35,7 @@ impl Fdaccept {
         Self::of(command)
     }
 
-    /// Started by another user, in `/`. Its own directory is open.
+    /// Run by another user, in `/`. All users can read its directory of names.
     pub fn by(uid: u32) -> Self {
         let names = Self::plain().open().names;
         let command = super::by(uid, &names.directory, "fdaccept");
@@ -44,31 +44,31 @@ impl Fdaccept {
         plain
     }
 
-    /// Has another user start what there is.
+    /// Changes the user of the whole command line.
     pub fn run_by(mut self, uid: u32) -> Self {
         self.command.uid(uid).gid(uid);
         self
     }
 
-    /// `-- WORDS`, in addition to the words that are there.
+    /// Adds words, separated by spaces, to the command of a chain.
     pub fn words(mut self, words: &str) -> Self {
         self.words.extend(words.split(' ').map(Into::into));
         self
     }
 
-    /// One of these words, whatever is in it.
+    /// Adds one word, which may contain spaces.
     pub fn word(mut self, word: impl AsRef<OsStr>) -> Self {
         self.words.push(word.as_ref().into());
         self
     }
 
-    /// Writes a file into its directory.
+    /// Writes a file into the directory of its names.
     pub fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
         std::fs::write(self.names.file(name), text).unwrap();
         self
     }
 
-    /// Lets every user look into its directory.
+    /// Lets all users read the directory of its names.
     pub fn open(self) -> Self {
         let everybody = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(&self.names.directory, everybody).unwrap();
@@ -96,15 +96,14 @@ impl Fdaccept {
 }
 
 impl Acceptor {
-    /// Checks that a client gets its own bytes back.
     #[track_caller]
     pub fn expect_echo(&self) {
         assert_eq!(exchange(self.port, b"hello"), b"hello");
     }
 }
 
-/// Waits until an fdaccept has a connection in hand that it cannot pass on: it has had more than
-/// `count` descriptors for a while.
+/// Waits until an fdaccept holds a connection that it cannot pass on: it has had more than `count`
+/// descriptors for a while.
 #[track_caller]
 pub fn until_full(pid: Pid, count: usize) {
     let mut full = 0;

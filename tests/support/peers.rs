@@ -9,8 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
 
-/// What a test needs: `needs!(root())`, `let ss = needs!(peer("ss"))`. Without it the test is
-/// skipped.
+/// Ends a test that lacks something: `needs!(root())`, `let ss = needs!(peer("ss"))`.
 macro_rules! needs {
     ($what:expr) => {
         match crate::support::Needed::found($what) {

@@ -1,4 +1,4 @@
-//! Calls made in the middle of a program's own. Their numbers are those of x86-64.
+//! System calls that a running fdaccept is made to do by ptrace(2). Their numbers are for x86-64.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -8,13 +8,13 @@ use nix::libc::{self, c_long, user_regs_struct};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-/// A process that was stopped in its wait, and makes calls for us. Dropping this lets it go on.
+/// A process that is stopped in ppoll(2), and makes calls for us. Dropping this lets it go on.
 struct Puppet {
     pid: Pid,
     registers: user_regs_struct,
 }
 
-/// One call: its name, its number and its arguments.
+/// Name, number and arguments.
 type Call = (&'static str, c_long, [u64; 6]);
 
 const PERMITTED_NOT: i64 = -(libc::EPERM as i64);
@@ -23,7 +23,7 @@ const PERMITTED_NOT: i64 = -(libc::EPERM as i64);
 const MINUS: u64 = u64::MAX;
 
 impl Puppet {
-    /// `None` if nobody may do that here.
+    /// `None` if the machine forbids ptrace(2).
     fn seize(pid: Pid) -> Option<Self> {
         eventually("it to wait", || {
             match ptrace::attach(pid) {
@@ -42,7 +42,7 @@ impl Puppet {
         })
     }
 
-    /// Puts `bytes` where the process has nothing of its own, and returns the address.
+    /// Writes `bytes` below the stack of the process. Returns their address.
     fn put(&self, bytes: &[u8]) -> u64 {
         let place = (self.registers.rsp - 2048) & !7;
         for (word, chunk) in (place..).step_by(8).zip(bytes.chunks(8)) {
@@ -54,14 +54,14 @@ impl Puppet {
         place
     }
 
-    /// Has it make a call. Returns what that returns: the negated errno if it fails.
+    /// Has the process make a call. Returns its result: the negated errno if it fails.
     #[track_caller]
     fn call(&self, number: c_long, arguments: [u64; 6]) -> i64 {
         let mut registers = self.registers;
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
-        registers.rip -= 2; // the instruction that it waits in
+        registers.rip -= 2; // back to the syscall instruction
         registers.rax = number as u64;
-        registers.orig_rax = MINUS; // nothing is to be made again
+        registers.orig_rax = MINUS; // no restart of the interrupted call
         (registers.rdi, registers.rsi, registers.rdx) = (rdi, rsi, rdx);
         (registers.r10, registers.r8, registers.r9) = (r10, r8, r9);
         ptrace::setregs(self.pid, registers).unwrap();
@@ -86,7 +86,7 @@ impl Drop for Puppet {
     }
 }
 
-/// Waits until `pid` stops for `signal`. Others that come first reach it.
+/// Waits until `pid` stops for `signal`. Other signals are passed on.
 #[track_caller]
 fn wait_for_stop(pid: Pid, signal: Signal) {
     until("a stop", || {
@@ -103,7 +103,7 @@ fn wait_for_stop(pid: Pid, signal: Signal) {
     });
 }
 
-/// Calls that change nothing where they are not refused, given the address of `"/"`.
+/// Calls without an effect where they are permitted. `root` is the address of `"/"`.
 fn harmless_calls(root: u64) -> Vec<Call> {
     let us = u64::from(std::process::id());
     let (exec, private) = (
@@ -112,7 +112,7 @@ fn harmless_calls(root: u64) -> Vec<Call> {
     );
     let all = exec | libc::PROT_WRITE as u64;
     let here = libc::AT_FDCWD as u64;
-    let unshared = libc::CLONE_SIGHAND as u64; // without CLONE_VM there is no such thing
+    let unshared = libc::CLONE_SIGHAND as u64; // without CLONE_VM it is invalid
     let [inet, unix] = [libc::AF_INET, libc::AF_UNIX].map(|family| family as u64);
     vec![
         ("openat", libc::SYS_openat, [here, root, 0, 0, 0, 0]),
@@ -147,7 +147,7 @@ fn harmless_calls(root: u64) -> Vec<Call> {
         ("ioctl", libc::SYS_ioctl, [MINUS, libc::FIONBIO, 0, 0, 0, 0]),
         ("ioctl", libc::SYS_ioctl, [MINUS, libc::TIOCSTI, 0, 0, 0, 0]),
         ("option", libc::SYS_setsockopt, [MINUS, 1, 2, 0, 0, 0]), // SO_REUSEADDR
-        ("option", libc::SYS_setsockopt, [MINUS, 6, 13, 0, 0, 0]), // of TCP, SO_LINGER's number
+        ("option", libc::SYS_setsockopt, [MINUS, 6, 13, 0, 0, 0]), // a TCP option with the number of SO_LINGER
         ("prctl", libc::SYS_prctl, [MINUS, 0, 0, 0, 0, 0]),
         (
             "setuid",
@@ -176,7 +176,7 @@ fn it_opens_no_file_starts_no_program_and_reaches_nobody() {
     }
 }
 
-/// The same calls, so that it is the filter that refuses them.
+/// Shows that the filter, and nothing else, refuses these calls.
 #[test]
 fn without_a_sandbox_it_could() {
     if filters(Pid::this()) != Some(0) {
@@ -214,13 +214,13 @@ fn no_call_is_left_but_those_of_the_loop() {
     };
     let acceptor = start(Fdaccept::bound());
     let puppet = needs!(Puppet::seize(acceptor.pid()));
-    // The kernel's own calls of its probes, which no filter concerns.
+    // uretprobe and uprobe, which seccomp does not filter.
     let probes = [335, 336];
     let all = (0..600).filter(|number| !probes.contains(number));
     for number in all.filter(|number| !left.contains(number)) {
         puppet.is_refused(("call", number, [MINUS; 6]));
     }
-    // And the same numbers of the ABI with short pointers.
+    // The same numbers of the x32 ABI.
     const X32: c_long = 0x4000_0000;
     for number in left.into_iter().chain([libc::SYS_openat, libc::SYS_kill]) {
         puppet.is_refused(("call of x32", X32 | number, [MINUS; 6]));
@@ -280,7 +280,7 @@ fn it_learns_nothing_of_files() {
     let path = puppet.put(b"/etc/passwd\0");
     let (here, empty) = (libc::AT_FDCWD as u64, libc::AT_EMPTY_PATH as u64);
     let room = path + 64;
-    // The flag allows an empty path, and any other one as well.
+    // AT_EMPTY_PATH permits any other path as well.
     let call = [here, path, room, empty, 0, 0];
     puppet.is_refused(("newfstatat", libc::SYS_newfstatat, call));
 }
@@ -296,7 +296,7 @@ fn it_makes_no_socket_that_sends_to_others() {
     let [unix, datagram] = [libc::AF_UNIX, libc::SOCK_DGRAM].map(|number| number as u64);
     let made = puppet.call(libc::SYS_socketpair, [unix, datagram, 0, pair, 0, 0]);
     if made == 0 {
-        // One of a pair of datagram sockets may send to any name.
+        // A datagram socket of a pair may send to any name.
         let word = ptrace::read(puppet.pid, pair as ptrace::AddressType).unwrap();
         let socket = (word as u64) & 0xffff_ffff;
         let family = (libc::AF_UNIX as u16).to_ne_bytes();
