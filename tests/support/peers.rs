@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::*;
 
 /// Ends a test that lacks something: `needs!(root())`, `let ss = needs!(peer("ss"))`.
+#[allow(unused_macros)] // not every group has such tests
 macro_rules! needs {
     ($what:expr) => {
         match crate::support::Needed::found($what) {
