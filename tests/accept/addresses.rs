@@ -560,8 +560,8 @@ fn verbose_logs_each_connection_that_is_accepted() {
 #[test]
 fn a_client_is_told_as_what_it_is() {
     let variables = "echo $PROTO $TCPREMOTEIP $TCPREMOTEPORT $TCPLOCALIP $TCPLOCALPORT";
-    let fdaccept = Fdaccept::chain(["fdpool", "2", "--", "sh", "-c", variables]);
-    let acceptor = fdaccept.listen("0").start();
+    let tell = Fdaccept::pool("sh -c").word(variables);
+    let acceptor = tell.listen("0").start();
     let client = acceptor.client();
     // Not as ::ffff:127.0.0.1, though the socket has both families.
     let (here, there) = (client.local_port(), acceptor.port);

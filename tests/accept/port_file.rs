@@ -38,7 +38,7 @@ fn the_port_of_an_address_is_in_the_file() {
     let acceptor = filed().start();
     assert_eq!(ports_of(&acceptor), [acceptor.port]);
     assert_eq!(acceptor.names.files(), ["ports"]);
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
 }
 
 #[test]

@@ -550,7 +550,7 @@ fn consumers_of_any_user_have_the_queue_by_a_ticket() {
         let mut fdpool = by(uid, &dir, "fdpool");
         acceptor.give_to(&mut fdpool);
         let mut pool = Pool::of(fdpool.args(["2", "--", "cat"]));
-        assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+        acceptor.expect_echo();
         pool.term();
         pool.wait();
     }
@@ -615,8 +615,7 @@ fn the_paths_that_the_user_may_not_remove_are_taken_over_by_the_next_one() {
     }
 }
 
-/// Keeps other users from a file.
-fn keep(path: impl AsRef<Path>, mode: u32) {
+fn set_mode(path: impl AsRef<Path>, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
@@ -626,7 +625,7 @@ fn a_command_that_the_user_may_not_execute_is_an_error() {
     let fdaccept = Fdaccept::plain().open().user(SOMEBODY);
     let path = fdaccept.names.text("roots");
     let command = executable(&path, "#!/bin/sh\nexec sleep 1000\n");
-    keep(&path, 0o700);
+    set_mode(&path, 0o700);
     let log = fdaccept.word(command).fails(126);
     assert!(log.contains("Permission denied"), "{log}");
 }
@@ -636,13 +635,13 @@ fn rules_that_the_user_may_not_read_again_stay() {
     needs!(root());
     let fdaccept = pool_of_somebody(&["cat"]).file("rules", "deny 127.0.0.9\n");
     let rules = fdaccept.names.text("rules");
-    keep(&rules, 0o600);
+    set_mode(&rules, 0o600);
     let mut acceptor = fdaccept.options("--rules ./rules").start();
     acceptor.signal(Signal::SIGHUP);
     let line = acceptor.line("rules");
     let expected = "Permission denied; the old rules stay";
     assert!(line.ends_with(expected), "{line}");
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     chown(&rules, Some(SOMEBODY), None).unwrap();
     acceptor.signal(Signal::SIGHUP);
     acceptor.line("rules: read again");

@@ -182,7 +182,7 @@ fn a_pipe_whose_reader_is_gone_does_not_end_it() {
     let line = acceptor.line("--notify-fd");
     assert!(line.ends_with(": Broken pipe"), "{line}");
     for _ in 0..3 {
-        assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+        acceptor.expect_echo();
     }
     acceptor.stop();
 }
@@ -194,7 +194,7 @@ fn a_pipe_that_is_full_does_not_keep_it_from_serving_and_from_ending() {
     while writer.write(&[b'x'; 512]).is_ok() {}
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     let mut acceptor = notifying(CAT_1).0.stdout(writer).start();
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     acceptor.stop();
 }
 
@@ -274,7 +274,7 @@ fn the_status_tells_the_counters() {
     assert!(status.starts_with(NOTHING), "{status}");
     assert_eq!(first.0.len(), 1);
     for _ in 0..3 {
-        assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+        acceptor.expect_echo();
     }
     manager.until_status("accepted 3, passed 3, ");
 }
@@ -286,7 +286,7 @@ fn the_status_is_told_at_most_once_a_second_and_not_without_a_change() {
     let acceptor = Fdaccept::cats().under(&manager).start();
     let mut served = 0;
     while start.elapsed() < Duration::from_millis(2500) {
-        assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+        acceptor.expect_echo();
         served += 1;
     }
     let mut told = 0;
@@ -372,7 +372,7 @@ fn a_manager_is_told_when_rules_are_read_again_and_when_that_is_done() {
     acceptor.signal(Signal::SIGHUP);
     manager.next_with("RELOADING=1");
     manager.next_with("READY=1");
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_manager_is_told_of_a_stop_when_it_begins() {
 #[track_caller]
 fn serves_with(name: &str, expected: &str) {
     let mut acceptor = Fdaccept::cats().env("NOTIFY_SOCKET", name).start();
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     let log = acceptor.stop();
     let first = log.lines().next().unwrap();
     let is_said = first.starts_with("fdaccept: ") && first.contains(expected);
@@ -443,7 +443,7 @@ fn a_manager_with_a_name_that_makes_no_sense_is_said_and_keeps_nobody_from_being
 #[test]
 fn an_empty_name_is_none() {
     let mut acceptor = Fdaccept::cats().env("NOTIFY_SOCKET", "").start();
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     let log = acceptor.log();
     assert!(!log.contains("NOTIFY_SOCKET"), "{log}");
 }
@@ -453,10 +453,10 @@ fn a_manager_that_does_not_read_keeps_nobody_from_being_served() {
     let manager = Manager::at_path();
     manager.fill();
     let mut acceptor = ruled().under(&manager).start();
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     acceptor.line("cannot tell the service manager");
     acceptor.signal(Signal::SIGHUP);
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     acceptor.line("rules: read again");
     acceptor.stop();
 }
@@ -468,7 +468,7 @@ fn a_manager_that_does_not_read_holds_nobody_up_while_rules_are_read_again() {
     manager.fill();
     acceptor.signal(Signal::SIGHUP);
     let start = Instant::now();
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     let taken = start.elapsed();
     assert!(taken < Duration::from_secs(5), "{taken:?}");
 }
@@ -478,10 +478,10 @@ fn a_manager_that_goes_away_keeps_nobody_from_being_served() {
     let manager = Manager::at_path();
     let mut acceptor = ready_chain(&manager, ruled());
     drop(manager);
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     acceptor.signal(Signal::SIGHUP);
     acceptor.line("rules: read again");
-    assert_eq!(exchange(acceptor.port, b"hello"), b"hello");
+    acceptor.expect_echo();
     acceptor.stop();
 }
 

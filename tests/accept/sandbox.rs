@@ -314,16 +314,9 @@ fn a_limited_queue_is_filled_and_emptied_and_filled_again() {
 
 #[test]
 fn proxy_headers_are_read() {
-    let tell = [
-        "fdpool",
-        "2",
-        "--",
-        "sh",
-        "-c",
-        "echo $TCPREMOTEIP; exec cat",
-    ];
+    let tell = Fdaccept::pool("sh -c").word("echo $TCPREMOTEIP; exec cat");
     let options = "--proxy-protocol any --proxy-from 127.0.0.1 --proxy-timeout 0.2";
-    let acceptor = start(Fdaccept::chain(tell).options(options));
+    let acceptor = start(tell.options(options));
     for _ in 0..3 {
         let header = b"PROXY TCP4 192.0.2.1 198.51.100.7 12345 80\r\nhello";
         let answer = exchange(acceptor.port, header);
