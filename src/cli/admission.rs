@@ -125,3 +125,38 @@ impl AdmissionArguments {
         Ok(options)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        _admission: AdmissionArguments,
+    }
+
+    #[track_caller]
+    fn refuses(option: &str, values: &[&str]) {
+        for value in values {
+            let argument = format!("{option}={value}");
+            let error = Program::try_parse_from(["fdaccept", &argument]).err();
+            let text = error.expect(&argument).to_string();
+            assert!(text.contains(option), "{argument}: {text}");
+        }
+    }
+
+    #[test]
+    fn limits_groups_and_networks_are_checked() {
+        for option in ["--max", "--max-per-source"] {
+            let too_large = "99999999999999999999999";
+            refuses(option, &["0", "-1", "", "x", "1.5", too_large]);
+        }
+        refuses("--allow-gid", &["", "x", "-1", "4294967296"]);
+        for option in ["--allow", "--deny"] {
+            refuses(option, &["", "x", "10.0.0.0/33", "localhost"]);
+        }
+        refuses("--rate", &["", "0/1", "5/0"]);
+    }
+}

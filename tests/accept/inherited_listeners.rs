@@ -1,54 +1,54 @@
-//! Listeners that fdaccept was started with: `fd:N`, and those of a service manager.
+//! Listeners that fdaccept inherits: `fd:N`, and the listeners of a service manager.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::Command;
 
 use crate::support::*;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
-/// The options of the shell that give `fdaccept` its standard input as descriptor 3.
-const AS_3: &str = "3<&0 </dev/null";
-
 fn listener() -> (TcpListener, u16) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind(ADDRESS).unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
 }
 
-/// A shell that has a copy of `descriptor` as its standard input and runs `text`.
-fn shell_with(descriptor: impl AsFd, text: &str) -> Command {
-    let copy = descriptor.as_fd().try_clone_to_owned().unwrap();
-    let mut command = script("sh", text);
-    command.stdin(copy);
-    // Whatever started this test must not interfere.
-    for variable in [
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-        "NOTIFY_SOCKET",
-    ] {
-        command.env_remove(variable);
-    }
-    command
+fn copy(descriptor: impl AsFd) -> OwnedFd {
+    descriptor.as_fd().try_clone_to_owned().unwrap()
 }
 
-/// `fdaccept` in front of a pool of `handler`, with `descriptor` as its standard input.
-fn serve(descriptor: impl AsFd, arguments: &str, handler: &str) -> Process {
-    let text = format!("exec fdaccept {arguments} -- fdpool 2 -- {handler}");
-    Process::start(&mut shell_with(descriptor, &text))
+/// A script that has a copy of `descriptor` as its standard input.
+fn script_with(descriptor: impl AsFd, text: &str) -> Fdaccept {
+    Fdaccept::sh(text).stdin(copy(descriptor))
 }
 
-/// Checks that it is a usage error to give `fdaccept` this descriptor as its number 3.
+/// `fdaccept ARGUMENTS` with a copy of `descriptor` as number 3.
+fn with_3(descriptor: impl AsFd, arguments: &str) -> Fdaccept {
+    with_variables(descriptor, "", arguments)
+}
+
+/// The same with these variables in its environment.
+fn with_variables(descriptor: impl AsFd, variables: &str, arguments: &str) -> Fdaccept {
+    let text = format!("{variables} exec fdaccept {arguments} 3<&0 </dev/null");
+    script_with(descriptor, &text)
+}
+
+const ONE: &str = "LISTEN_FDS=1 LISTEN_PID=$$";
+
+/// fdaccept in front of a pool of `handler`, with `listener` as its standard input.
+fn serve(listener: impl AsFd, handler: &str) -> Acceptor {
+    let fdaccept = Fdaccept::pool(handler).listen("fd:0");
+    fdaccept.stdin(copy(listener)).start()
+}
+
+/// Checks that this is a usage error.
 #[track_caller]
-fn refuses(descriptor: impl AsFd, text: &str, expected: &str) {
-    let (status, _, stderr) = run(&mut shell_with(descriptor, text));
-    assert_eq!(status, Some(2), "{stderr}");
-    let first = stderr.lines().next().unwrap();
+fn is_refused(fdaccept: Fdaccept, expected: &str) {
+    let log = fdaccept.fails(2);
+    let first = log.lines().next().unwrap();
     assert_eq!(first, format!("fdaccept: {expected}"));
 }
 
@@ -60,46 +60,42 @@ fn is_blocking(descriptor: impl AsFd) -> bool {
 #[test]
 fn a_listener_at_a_descriptor_is_served() {
     let (listener, port) = listener();
-    let text = format!("exec fdaccept fd:3 -- fdpool 2 -- cat {AS_3}");
-    let mut process = Process::start(&mut shell_with(&listener, &text));
-    assert_eq!(process.listening(), format!("127.0.0.1:{port}"));
+    let acceptor = with_3(listener, "fd:3 -- fdpool 2 -- cat").start();
+    assert_eq!(acceptor.addresses, [format!("127.0.0.1:{port}")]);
     for _ in 0..3 {
-        assert_eq!(exchange(port, b"hello"), b"hello");
+        acceptor.expect_echo();
     }
 }
 
-/// As under the `wait` of inetd.
+/// As inetd passes it, with `wait`.
 #[test]
 fn a_listener_on_standard_input_is_served() {
     let (listener, port) = listener();
-    let mut process = serve(&listener, "fd:0", "cat");
-    assert_eq!(process.listening(), format!("127.0.0.1:{port}"));
-    assert_eq!(exchange(port, b"hello"), b"hello");
+    let acceptor = serve(listener, "cat");
+    assert_eq!(acceptor.addresses, [format!("127.0.0.1:{port}")]);
+    acceptor.expect_echo();
 }
 
 #[test]
 fn a_unix_listener_is_served_and_keeps_its_path() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
+    let names = Names::new();
+    let path = names.file("s");
     let listener = UnixListener::bind(&path).unwrap();
-    let mut process = serve(&listener, "fd:0", "echo hello");
-    assert_eq!(process.listening(), path.to_str().unwrap());
-    let mut answer = String::new();
-    std::io::Read::read_to_string(&mut connect_unix(&path), &mut answer).unwrap();
-    assert_eq!(answer, "hello\n");
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.wait().code(), Some(0));
+    let mut acceptor = serve(listener, "echo hello");
+    assert_eq!(acceptor.addresses, [path.to_str().unwrap()]);
+    assert_eq!(Client::connect_unix(&path).rest(), "hello\n");
+    acceptor.stop();
     assert!(path.exists(), "the path is another's");
 }
 
 #[test]
 fn inherited_and_other_addresses_go_together() {
     let (listener, port) = listener();
-    let mut process = serve(&listener, "127.0.0.1:0 fd:0", "cat");
-    let other = process.port();
-    assert_eq!(process.port(), port);
-    for port in [other, port] {
-        assert_eq!(exchange(port, b"hello"), b"hello");
+    let both = Fdaccept::cats().listen(ADDRESS).listen("fd:0");
+    let acceptor = both.stdin(copy(&listener)).start();
+    assert_eq!(acceptor.ports[1], port);
+    for port in &acceptor.ports {
+        assert_eq!(exchange(*port, b"hello"), b"hello");
     }
 }
 
@@ -107,16 +103,13 @@ fn inherited_and_other_addresses_go_together() {
 fn the_listeners_of_a_service_manager_are_served() {
     let (one, first) = listener();
     let (two, second) = listener();
-    let dir = tempfile::tempdir().unwrap();
-    let two = OwnedFd::from(two);
+    // Standard output becomes descriptor 4.
     let text =
-        format!("LISTEN_FDS=2 LISTEN_PID=$$ exec fdaccept -- fdpool 2 -- cat 4<&1 >\"$0\" {AS_3}");
-    let mut command = shell_with(&one, &text);
-    let command = command.arg(dir.path().join("out")).stdout(two);
-    let mut process = Process::start(command);
-    // Descriptors 3 and 4, in their order.
-    assert_eq!(process.port(), first);
-    assert_eq!(process.port(), second);
+        "LISTEN_FDS=2 LISTEN_PID=$$ exec fdaccept -- fdpool 2 -- cat 4<&1 >./out 3<&0 </dev/null";
+    let mut acceptor = script_with(one, text).stdout(OwnedFd::from(two)).spawn();
+    acceptor.hear(2);
+    // In the order of their descriptors.
+    assert_eq!(acceptor.ports, [first, second]);
     for port in [first, second, first] {
         assert_eq!(exchange(port, b"hello"), b"hello");
     }
@@ -125,12 +118,10 @@ fn the_listeners_of_a_service_manager_are_served() {
 #[test]
 fn an_address_goes_before_the_listeners_of_a_service_manager() {
     let (listener, port) = listener();
-    let text =
-        format!("LISTEN_FDS=1 LISTEN_PID=$$ exec fdaccept 127.0.0.1:0 -- fdpool 2 -- cat {AS_3}");
-    let mut process = Process::start(&mut shell_with(&listener, &text));
-    let other = process.port();
-    assert_ne!(other, port);
-    assert_eq!(exchange(other, b"hello"), b"hello");
+    let arguments = "127.0.0.1:0 -- fdpool 2 -- cat";
+    let acceptor = with_variables(listener, ONE, arguments).start();
+    assert_ne!(acceptor.port, port);
+    acceptor.expect_echo();
 }
 
 #[test]
@@ -144,26 +135,22 @@ fn the_listeners_of_another_process_are_ignored() {
         ("LISTEN_FDS=1", OTHERS),
         ("LISTEN_PID=$$", NONE),
     ] {
-        let text = format!("{variables} exec fdaccept -- cat {AS_3}");
-        refuses(&listener, &text, expected);
+        is_refused(with_variables(&listener, variables, "-- cat"), expected);
     }
-    // A shell that stays is another process, too.
-    let text = format!("LISTEN_FDS=1 LISTEN_PID=$$ fdaccept -- cat {AS_3}; exit $?");
-    refuses(&listener, &text, OTHERS);
+    // A shell that does not exec is another process, too.
+    let text = format!("{ONE} fdaccept -- cat 3<&0 </dev/null; exit $?");
+    is_refused(script_with(&listener, &text), OTHERS);
 }
 
 #[test]
 fn variables_that_are_no_numbers_are_named() {
     let (listener, _) = listener();
-    let bad = [
-        ("LISTEN_FDS=x LISTEN_PID=$$", "LISTEN_FDS=x"),
+    for (variables, named) in [
         ("LISTEN_FDS=-1 LISTEN_PID=$$", "LISTEN_FDS=-1"),
         ("LISTEN_FDS=1 LISTEN_PID=me", "LISTEN_PID=me"),
-    ];
-    for (variables, named) in bad {
-        let text = format!("{variables} exec fdaccept -- cat {AS_3}");
+    ] {
         let expected = format!("{named} is not a number: unset it, or see sd_listen_fds(3)");
-        refuses(&listener, &text, &expected);
+        is_refused(with_variables(&listener, variables, "-- cat"), &expected);
     }
 }
 
@@ -172,35 +159,26 @@ fn what_is_no_listener_is_named() {
     let (listener, port) = listener();
     let connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let (reader, _writer) = std::io::pipe().unwrap();
+    let udp = UdpSocket::bind(ADDRESS).unwrap();
+    let (stream, _other) = UnixStream::pair().unwrap();
+    let datagram = UnixDatagram::unbound().unwrap();
     let kinds: [(OwnedFd, &str); 7] = [
         (reader.into(), "a pipe"),
         (connection.into(), "a TCP connection"),
         (File::open("/dev/null").unwrap().into(), "/dev/null"),
         (File::open("/").unwrap().into(), "a directory"),
-        (
-            UdpSocket::bind("127.0.0.1:0").unwrap().into(),
-            "a UDP socket",
-        ),
-        (
-            UnixStream::pair().unwrap().0.into(),
-            "a Unix stream connection",
-        ),
-        (
-            UnixDatagram::unbound().unwrap().into(),
-            "a Unix datagram socket",
-        ),
+        (udp.into(), "a UDP socket"),
+        (stream.into(), "a Unix stream connection"),
+        (datagram.into(), "a Unix datagram socket"),
     ];
     for (descriptor, what) in kinds {
         let expected = format!("descriptor 3 is {what}, not a listening stream socket");
-        let address = format!("exec fdaccept fd:3 -- cat {AS_3}");
-        refuses(&descriptor, &address, &expected);
-        let passed = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec fdaccept -- cat {AS_3}");
-        refuses(&descriptor, &passed, &expected);
+        is_refused(with_3(&descriptor, "fd:3 -- cat"), &expected);
+        is_refused(with_variables(&descriptor, ONE, "-- cat"), &expected);
     }
-    let both = format!("LISTEN_FDS=2 LISTEN_PID=$$ exec fdaccept -- cat {AS_3} 4</dev/null");
-    refuses(
-        &listener,
-        &both,
+    let two = "LISTEN_FDS=2 LISTEN_PID=$$";
+    is_refused(
+        with_variables(&listener, two, "-- cat 4</dev/null"),
         "descriptor 4 is /dev/null, not a listening stream socket",
     );
 }
@@ -209,66 +187,55 @@ fn what_is_no_listener_is_named() {
 fn a_descriptor_that_is_not_open_is_named() {
     let null = File::open("/dev/null").unwrap();
     let closed: String = (3..10).map(|number| format!(" {number}>&-")).collect();
-    for sink in ["-- cat", "--bind @fdtools-never", "| cat"] {
-        let (end, pipe) = if sink.starts_with('|') {
-            ("", sink)
-        } else {
-            (sink, "")
-        };
+    for (sink, pipe) in [("-- cat", ""), ("--bind @fdtools-never", ""), ("", "| cat")] {
         for number in 3..10 {
-            let text = format!("fdaccept fd:{number} {end} {closed} {pipe}");
-            let (_, _, stderr) = run(&mut shell_with(&null, &text));
-            let first = stderr.lines().next().unwrap().to_owned();
-            assert_eq!(
-                first,
-                format!("fdaccept: descriptor {number} is not open"),
-                "{sink}"
-            );
+            let text = format!("fdaccept fd:{number} {sink} {closed} {pipe}");
+            let (_, log) = script_with(&null, &text).spawn().finish();
+            let expected = format!("fdaccept: descriptor {number} is not open");
+            assert_eq!(log.lines().next(), Some(&*expected), "{text}");
         }
     }
-    let text = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec fdaccept -- cat {closed}");
-    refuses(&null, &text, "descriptor 3 is not open");
+    let text = format!("{ONE} exec fdaccept -- cat {closed}");
+    is_refused(script_with(&null, &text), "descriptor 3 is not open");
 }
 
 #[test]
 fn a_listener_is_taken_over_once() {
-    let (listener, _) = listener();
-    refuses(
-        &listener,
-        &format!("exec fdaccept fd:3 fd:3 -- cat {AS_3}"),
-        "descriptor 3 cannot be used for two things at once",
-    );
+    let twice = "descriptor 3 cannot be used for two things at once";
+    is_refused(with_3(listener().0, "fd:3 fd:3 -- cat"), twice);
 }
 
 #[test]
 fn an_option_that_comes_too_late_is_refused() {
-    let (listener, port) = listener();
+    let (listener, _) = listener();
     for option in ["rcvbuf=30000", "reuseport", "freebind"] {
-        let text = format!("exec fdaccept -o {option} fd:3 -- cat {AS_3}");
         let expected = format!(
             "socket option {option} must be set before the listener is bound: \
              set it where the inherited one is made"
         );
-        refuses(&listener, &text, &expected);
+        is_refused(
+            with_3(&listener, &format!("-o {option} fd:3 -- cat")),
+            &expected,
+        );
     }
-    let mut process = serve(&listener, "-o nodelay fd:0", "cat");
-    process.listening();
-    assert_eq!(exchange(port, b"hello"), b"hello");
+    let nodelay = Fdaccept::cats().options("-o nodelay").listen("fd:0");
+    nodelay.stdin(copy(&listener)).start().expect_echo();
 }
 
 #[test]
 fn what_a_service_manager_meant_for_fdaccept_does_not_reach_its_command() {
-    let (listener, _) = listener();
-    let text = format!(
-        "LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_PIDFDID=1 LISTEN_FDNAMES=x NOTIFY_SOCKET=/x OTHER=1 \
-         exec fdaccept -- sh -c 'env; echo; ls /proc/$$/fd; exit 7' {AS_3}"
-    );
-    let (status, stdout, _) = run(&mut shell_with(&listener, &text));
-    let (environment, descriptors) = stdout.split_once("\n\n").unwrap();
-    let names: BTreeSet<_> = environment
+    let others = "LISTEN_PIDFDID=1 LISTEN_FDNAMES=x NOTIFY_SOCKET=/x OTHER=1";
+    let command = "sh -c 'env; echo; ls /proc/$$/fd; exit 7' >./out";
+    let variables = format!("{ONE} {others}");
+    let arguments = format!("-- {command}");
+    let mut acceptor = with_variables(listener().0, &variables, &arguments).spawn();
+    acceptor.expect_end(7);
+    let told = std::fs::read_to_string(acceptor.names.file("out")).unwrap();
+    let (environment, descriptors) = told.split_once("\n\n").unwrap();
+    let names = environment
         .lines()
-        .filter_map(|line| Some(line.split_once('=')?.0))
-        .collect();
+        .filter_map(|line| Some(line.split_once('=')?.0));
+    let names: BTreeSet<_> = names.collect();
     assert!(names.contains("OTHER") && names.contains("PATH"));
     for name in [
         "LISTEN_FDS",
@@ -281,20 +248,17 @@ fn what_a_service_manager_meant_for_fdaccept_does_not_reach_its_command() {
     }
     let open: Vec<_> = descriptors.lines().collect();
     assert!(!open.contains(&"3"), "{open:?}");
-    assert_eq!(status, Some(7));
 }
 
 #[test]
 fn an_inherited_listener_stays_blocking() {
-    let (listener, port) = listener();
-    let mut process = serve(&listener, "fd:0", "cat");
-    process.listening();
+    let (listener, _) = listener();
+    let mut acceptor = serve(&listener, "cat");
     for _ in 0..5 {
-        assert_eq!(exchange(port, b"hello"), b"hello");
+        acceptor.expect_echo();
         assert!(is_blocking(&listener));
     }
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.wait().code(), Some(0));
+    acceptor.stop();
     assert!(is_blocking(&listener));
 }
 
@@ -302,11 +266,10 @@ fn an_inherited_listener_stays_blocking() {
 fn an_inherited_listener_is_not_closed_for_the_others() {
     let (listener, port) = listener();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
-        let mut process = serve(&listener, "fd:0", "cat");
-        process.listening();
-        assert_eq!(exchange(port, b"hello"), b"hello");
-        process.signal(signal);
-        process.wait();
+        let mut acceptor = serve(&listener, "cat");
+        acceptor.expect_echo();
+        acceptor.signal(signal);
+        acceptor.wait();
         let _client = connect(port);
         listener.accept().unwrap();
     }
@@ -315,22 +278,15 @@ fn an_inherited_listener_is_not_closed_for_the_others() {
 #[test]
 fn two_fdaccepts_that_share_a_listener_both_serve() {
     let (listener, port) = listener();
-    let mut one = serve(&listener, "fd:0", "echo one");
-    let mut two = serve(&listener, "fd:0", "echo two");
-    one.listening();
-    two.listening();
+    let one = serve(&listener, "echo one");
+    let two = serve(&listener, "echo two");
     let answers: BTreeSet<_> = clients(port, 100).into_iter().collect();
-    assert!(
-        answers
-            .iter()
-            .all(|answer| answer == b"one\n" || answer == b"two\n"),
-        "{answers:?}"
-    );
-    // Each of them alone serves everybody, also after it had to share.
+    let is_known = |answer: &Vec<u8>| answer == b"one\n" || answer == b"two\n";
+    assert!(answers.iter().all(is_known), "{answers:?}");
+    // Either of them alone serves all clients, also after they shared the listener.
     for (stopped, other, expected) in [(&one, &two, b"two\n"), (&two, &one, b"one\n")] {
-        other.signal(Signal::SIGCONT);
-        stopped.signal(Signal::SIGSTOP);
-        until("the stop", || state(stopped.pid()) == Some('T'));
+        other.thaw();
+        stopped.freeze();
         assert!(clients(port, 10).iter().all(|answer| answer == expected));
     }
 }
@@ -338,19 +294,16 @@ fn two_fdaccepts_that_share_a_listener_both_serve() {
 #[test]
 fn two_fdaccepts_that_share_a_listener_both_stop_at_once() {
     let (listener, port) = listener();
-    let mut one = serve(&listener, "fd:0", "echo one");
-    let mut two = serve(&listener, "fd:0", "echo two");
-    one.listening();
-    two.listening();
-    // Whoever was slower at one of these must not be left in accept(2), deaf.
+    let mut both = ["echo one", "echo two"].map(|handler| serve(&listener, handler));
+    // The slower fdaccept must not stay in accept(2), where it hears no signal.
     clients(port, 200);
-    for process in [&mut one, &mut two] {
-        process.signal(Signal::SIGTERM);
-        assert_eq!(process.wait().code(), Some(0));
+    for acceptor in &mut both {
+        acceptor.term();
+        acceptor.expect_exit(0);
     }
 }
 
-/// The answers that so many clients get, ten at a time.
+/// The answers to `count` clients, 10 at a time.
 fn clients(port: u16, count: usize) -> Vec<Vec<u8>> {
     std::thread::scope(|scope| {
         let share = |_| scope.spawn(move || (0..count / 10).map(|_| exchange(port, b"")).collect());

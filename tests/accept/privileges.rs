@@ -1,22 +1,18 @@
-//! `fdaccept --user`: once everything is bound it is somebody else for good, so is its command, and
-//! whatever it has made belongs to that user.
+//! `fdaccept --user`: once everything is bound, fdaccept and its command run as that user for good,
+//! and what fdaccept has made belongs to that user.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{
-    self, Crowd, DEADLINE, Names, Process, children, connect, connect_unix, descriptors,
-    eventually, exchange, is_answered, peer, program, root, run, script, skip, until,
-};
+use crate::support::*;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, User, getgrouplist};
@@ -27,43 +23,40 @@ use rustix::thread::{
 };
 use tempfile::TempDir;
 
-const ADDRESS: &str = "127.0.0.1:0";
-/// Users without an account.
+/// Uids without an account.
 const SOMEBODY: u32 = 4_000_000_001;
 const THIRD: u32 = 4_000_000_002;
-/// As `--user` takes the first one.
+/// [`SOMEBODY`] for `--user`.
 const AS_SOMEBODY: &str = "4000000001:4000000001";
 
-/// Who a process is, as /proc says it.
+/// The credentials of a process, from /proc.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     uids: [u32; 4],
     gids: [u32; 4],
     groups: BTreeSet<u32>,
-    /// Of each set the capabilities: inheritable, permitted, effective, ambient.
+    /// Capability sets: inheritable, permitted, effective, ambient.
     capabilities: [u64; 4],
 }
 
 impl Identity {
     fn of(pid: Pid) -> Self {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let field = |name: &str| {
-            let lines = text.lines();
-            let line = lines.filter_map(|line| line.strip_prefix(name)).next();
-            line.unwrap().strip_prefix(':').unwrap().trim()
+        let numbers = |name| {
+            let text = status_field(pid, name);
+            let numbers = text.split_whitespace().map(|n| n.parse().unwrap());
+            numbers.collect::<Vec<_>>()
         };
-        let numbers = |name| field(name).split_whitespace().map(|n| n.parse().unwrap());
-        let four = |name| numbers(name).collect::<Vec<_>>().try_into().unwrap();
+        let four = |name| numbers(name).try_into().unwrap();
         let capabilities = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
         Self {
             uids: four("Uid"),
             gids: four("Gid"),
-            groups: numbers("Groups").collect(),
-            capabilities: capabilities.map(|name| u64::from_str_radix(field(name), 16).unwrap()),
+            groups: numbers("Groups").into_iter().collect(),
+            capabilities: capabilities.map(|name| signal_set(pid, name)),
         }
     }
 
-    /// That of somebody who is nobody else besides and has no privilege.
+    /// One uid, one gid, no capabilities.
     fn plain(uid: u32, gid: u32, groups: &[u32]) -> Self {
         Self {
             uids: [uid; 4],
@@ -72,62 +65,38 @@ impl Identity {
             capabilities: [0; 4],
         }
     }
+
+    fn somebody() -> Self {
+        Self::plain(SOMEBODY, SOMEBODY, &[SOMEBODY])
+    }
 }
 
-/// Checks who a chain and its command are.
+/// Checks the credentials of a chain and its command.
 #[track_caller]
 fn are(process: &Process, expected: &Identity) {
     assert_eq!(&Identity::of(process.pid()), expected, "fdaccept");
-    let command = eventually("the command", || children(process.pid()).pop());
+    let command = eventually("the command", || process.children().pop());
     assert_eq!(&Identity::of(command), expected, "its command");
 }
 
-/// `fdaccept --user USER`, behind `wrapper`, with a command that lives on.
+/// Checks the credentials of `fdaccept --user USER` behind `wrapper`, once it listens.
 #[track_caller]
-fn chain_behind(wrapper: &[&str], user: &str) -> Process {
-    let mut words = wrapper.to_vec();
-    let fdaccept = support::bin_dir().join("fdaccept");
-    words.push(fdaccept.to_str().unwrap());
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).stdin(Stdio::null());
-    command.args(["--user", user, ADDRESS, "--", "sleep", "1000"]);
-    let mut process = Process::start(&mut command);
-    // By then it is who it is to be.
-    process.listening();
-    process
+fn becomes(wrapper: &[impl AsRef<std::ffi::OsStr>], user: &str, expected: &Identity) {
+    let fdaccept = Fdaccept::behind(wrapper).args(["--user", user]);
+    are(&fdaccept.words("sleep 1000").start(), expected);
 }
 
-/// A directory that every user can look into.
-fn open_dir() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let everybody = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(dir.path(), everybody).unwrap();
-    dir
+/// setpriv(1), for root.
+fn setpriv() -> Option<String> {
+    let path = peer("setpriv").filter(|_| root())?;
+    Some(path.into_os_string().into_string().unwrap())
 }
 
-/// One of the programs, to be run by another user. The build directory may be closed to it, so
-/// `dir` gets a copy.
-fn by(uid: u32, dir: &TempDir, name: &str) -> Command {
-    let copy = dir.path().join(name);
-    if !copy.exists() {
-        // Another process writes it, as in support::executable.
-        let original = support::bin_dir().join(name);
-        let copied = Command::new("cp").arg(original).arg(&copy).status();
-        assert!(copied.unwrap().success());
-    }
-    let mut command = Command::new(copy);
-    command.uid(uid).gid(uid).current_dir("/");
-    command.stdin(Stdio::null());
-    command
-}
-
-// Who it becomes.
+// The user, its groups.
 
 #[test]
 fn it_and_its_command_become_the_user_with_the_users_groups() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let Some(nobody) = User::from_name("nobody").unwrap() else {
         return skip("there is no user nobody");
     };
@@ -135,10 +104,7 @@ fn it_and_its_command_become_the_user_with_the_users_groups() {
     let groups: Vec<_> = groups.into_iter().map(|gid| gid.as_raw()).collect();
     let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
     for user in ["nobody", &uid.to_string()] {
-        are(
-            &chain_behind(&["env"], user),
-            &Identity::plain(uid, gid, &groups),
-        );
+        becomes(&["env"], user, &Identity::plain(uid, gid, &groups));
     }
 }
 
@@ -158,35 +124,40 @@ his:x:7012:bob
 7013:x:7020:
 ";
 
-/// What a command starts with that finds these accounts and no others.
-fn with_accounts(dir: &TempDir, accounts: &str, groups: &str) -> Option<Vec<String>> {
-    let unshare = peer("unshare").filter(|_| root())?;
-    let [passwd, group] = [("passwd", accounts), ("group", groups)].map(|(name, text)| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.into_os_string().into_string().unwrap()
-    });
-    let text = "mount --bind \"$1\" /etc/passwd && mount --bind \"$2\" /etc/group || exit 77
-        shift 2; exec \"$@\"";
-    let unshare = unshare.into_os_string().into_string().unwrap();
-    let words = [&unshare, "--mount", "sh", "-c", text, "sh", &passwd, &group];
-    let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
-    let mut trial = Command::new(&words[0]);
-    let (status, _, stderr) = run(trial.args(&words[1..]).arg("true"));
-    if status != Some(0) {
-        skip(&format!("no accounts of its own: {stderr}"));
-        return None;
+/// A command prefix that replaces the accounts of the machine.
+struct Accounts {
+    words: Vec<String>,
+    _dir: TempDir,
+}
+
+impl Accounts {
+    /// [`ACCOUNTS`] and these groups. `None` if the machine forbids the mounts.
+    fn with(groups: &str) -> Option<Self> {
+        let unshare = peer("unshare").filter(|_| root())?;
+        let dir = open_dir();
+        let [passwd, group] = [("passwd", ACCOUNTS), ("group", groups)].map(|(name, text)| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.into_os_string().into_string().unwrap()
+        });
+        let text = "mount --bind \"$1\" /etc/passwd && mount --bind \"$2\" /etc/group || exit 77
+            shift 2; exec \"$@\"";
+        let unshare = unshare.into_os_string().into_string().unwrap();
+        let words = [&unshare, "--mount", "sh", "-c", text, "sh", &passwd, &group];
+        let words = words.map(str::to_owned).to_vec();
+        let mut trial = Command::new(&words[0]);
+        let (status, _, stderr) = run(trial.args(&words[1..]).arg("true"));
+        if status != Some(0) {
+            skip(&format!("no accounts of its own: {stderr}"));
+            return None;
+        }
+        Some(Self { words, _dir: dir })
     }
-    Some(words)
 }
 
 #[test]
 fn names_and_numbers_and_groups_are_understood() {
-    let dir = open_dir();
-    let Some(words) = with_accounts(&dir, ACCOUNTS, GROUPS) else {
-        return;
-    };
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let accounts = needs!(Accounts::with(GROUPS));
     for (user, uid, gid, groups) in [
         ("alice", 7001, 7001, &[7001, 7010, 7011][..]),
         ("7001", 7001, 7001, &[7001, 7010, 7011]),
@@ -201,93 +172,74 @@ fn names_and_numbers_and_groups_are_understood() {
         ("4000000001:7777", SOMEBODY, 7777, &[7777]),
         ("4000000001:alice", SOMEBODY, 7001, &[7001]),
     ] {
-        let expected = Identity::plain(uid, gid, groups);
-        are(&chain_behind(&words, user), &expected);
+        becomes(&accounts.words, user, &Identity::plain(uid, gid, groups));
     }
 }
 
 #[test]
 fn a_user_may_be_in_many_groups() {
-    let dir = open_dir();
     let mut groups = GROUPS.to_owned();
     let numbers: Vec<u32> = (8000..8300).collect();
     for number in &numbers {
         groups.push_str(&format!("group{number}:x:{number}:bob,alice\n"));
     }
-    let Some(words) = with_accounts(&dir, ACCOUNTS, &groups) else {
-        return;
-    };
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let accounts = needs!(Accounts::with(&groups));
     let expected = [&[7001, 7010, 7011][..], &numbers].concat();
     let expected = Identity::plain(7001, 7001, &expected);
-    are(&chain_behind(&words, "alice"), &expected);
+    becomes(&accounts.words, "alice", &expected);
 }
 
 #[test]
 fn every_name_of_root_is_refused() {
-    let dir = open_dir();
-    let Some(words) = with_accounts(&dir, ACCOUNTS, GROUPS) else {
-        return;
-    };
+    let accounts = needs!(Accounts::with(GROUPS));
     for user in ["root", "toor", "0", "toor:his"] {
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]);
-        command.arg(support::bin_dir().join("fdaccept"));
-        command.args(["--user", user, ADDRESS, "--", "true"]);
-        let (status, _, log) = run(command.stdin(Stdio::null()));
-        assert_eq!(status, Some(2), "{user}: {log}");
+        let fdaccept = Fdaccept::behind(&accounts.words).args(["--user", user]);
+        let log = fdaccept.words("true").fails(2);
         let expected = format!("fdaccept: --user {user}: must be another user than root");
         assert_eq!(log.lines().next(), Some(&*expected));
     }
 }
 
-// What it may have been before.
+// Privileges that fdaccept was started with.
 
 const RAISED: &str = "+setuid,+setgid,+net_bind_service,+sys_admin,+dac_override,+chown";
 
 #[test]
 fn nothing_is_left_of_groups_capabilities_and_secure_bits() {
-    let Some(setpriv) = peer("setpriv").filter(|_| root()) else {
-        return;
-    };
-    let setpriv = setpriv.to_str().unwrap();
-    let inheritable = &format!("--inh-caps={RAISED}");
-    let ambient = &format!("--ambient-caps={RAISED}");
+    let setpriv = needs!(setpriv());
+    let raised = format!("--inh-caps={RAISED} --ambient-caps={RAISED}");
     for before in [
-        &["--groups=0,5,7002,4000000009"][..],
-        &["--clear-groups"],
-        &[inheritable],
-        &[inheritable, ambient],
-        &["--securebits=+no_setuid_fixup"],
-        &["--securebits=+no_setuid_fixup", inheritable, ambient],
-        &[
-            "--securebits=+noroot,+no_setuid_fixup",
-            inheritable,
-            ambient,
-        ],
-        &["--securebits=+no_setuid_fixup,+no_setuid_fixup_locked"],
-        // Not even root before, but with its means.
-        &[
-            "--reuid=7009",
-            "--regid=7009",
-            "--clear-groups",
-            inheritable,
-            ambient,
-        ],
-        &["--ruid=7009", "--euid=0", "--groups=5,7"],
+        "--groups=0,5,7002,4000000009",
+        "--clear-groups",
+        &format!("--inh-caps={RAISED}"),
+        &raised,
+        "--securebits=+no_setuid_fixup",
+        &format!("--securebits=+no_setuid_fixup {raised}"),
+        &format!("--securebits=+noroot,+no_setuid_fixup {raised}"),
+        "--securebits=+no_setuid_fixup,+no_setuid_fixup_locked",
+        // Not root, but with its capabilities.
+        &format!("--reuid=7009 --regid=7009 --clear-groups {raised}"),
+        "--ruid=7009 --euid=0 --groups=5,7",
     ] {
-        let wrapper = [&[setpriv], before].concat();
-        let mut trial = Command::new(setpriv);
-        if !trial.args(before).arg("true").status().unwrap().success() {
+        let words: Vec<_> = std::iter::once(&*setpriv)
+            .chain(before.split(' '))
+            .collect();
+        let mut trial = Command::new(&setpriv);
+        if !trial
+            .args(&words[1..])
+            .arg("true")
+            .status()
+            .unwrap()
+            .success()
+        {
             skip(&format!("no {before:?} here"));
             continue;
         }
-        let process = chain_behind(&wrapper, AS_SOMEBODY);
-        are(&process, &Identity::plain(SOMEBODY, SOMEBODY, &[SOMEBODY]));
+        becomes(&words, AS_SOMEBODY, &Identity::somebody());
     }
 }
 
-/// Tries the ways back that setpriv(1) has, and says which one is open.
+/// Tries all that setpriv(1) can do to regain privileges, and says what succeeds.
 const WAYS_BACK: &str = "try() { setpriv \"$@\" true 2>/dev/null && echo came back by $* >&2; }
     for id in reuid ruid euid; do try --$id=0; done
     for id in regid rgid egid; do try --$id=0 --keep-groups; done
@@ -297,131 +249,91 @@ const WAYS_BACK: &str = "try() { setpriv \"$@\" true 2>/dev/null && echo came ba
 
 #[test]
 fn a_command_cannot_come_back() {
-    let Some(setpriv) = peer("setpriv").filter(|_| root()) else {
-        return;
-    };
-    let setpriv = setpriv.to_str().unwrap();
-    for before in [
-        &["--groups=0,5"][..],
-        &["--securebits=+no_setuid_fixup", "--groups=0,5"],
-    ] {
-        let mut command = Command::new(setpriv);
-        command.args(before).stdin(Stdio::null());
-        command.arg(support::bin_dir().join("fdaccept"));
-        command.args(["--user", AS_SOMEBODY, ADDRESS, "--", "sh", "-c", WAYS_BACK]);
-        let mut process = Process::start(&mut command);
-        process.line("tried");
-        assert!(!process.log().contains("came back"), "{}", process.log());
+    let setpriv = needs!(setpriv());
+    let root = [&setpriv, "--groups=0,5"];
+    let kept = [&setpriv, "--securebits=+no_setuid_fixup", "--groups=0,5"];
+    for before in [&root[..], &kept] {
+        let fdaccept = Fdaccept::behind(before).user(SOMEBODY);
+        let mut acceptor = fdaccept.words("sh -c").word(WAYS_BACK).start();
+        acceptor.line("tried");
+        assert!(!acceptor.log().contains("came back"), "{}", acceptor.log());
     }
 }
 
-/// The same ways, so that one that is open is noticed.
+/// Shows that [`WAYS_BACK`] notices success.
 #[test]
 fn who_still_is_root_can_come_back() {
-    if !root() || peer("setpriv").is_none() {
-        return;
-    }
-    let mut command = program("fdaccept");
-    command.args([ADDRESS, "--", "sh", "-c", WAYS_BACK]);
-    let mut process = Process::start(&mut command);
+    needs!(setpriv());
+    let mut acceptor = Fdaccept::chain(["sh", "-c", WAYS_BACK]).start();
     for way in ["--reuid=0", "--regid=0", "--groups=0", "--clear-groups"] {
-        process.line(&format!("came back by {way}"));
+        acceptor.line(&format!("came back by {way}"));
     }
-    process.line("tried");
+    acceptor.line("tried");
 }
 
-// Who cannot become somebody else.
+// Errors.
 
-/// Checks that fdaccept with these options says what is wrong with its `--user` before it does
-/// anything else.
+/// Checks that fdaccept says what is wrong with this user, before it binds or writes anything.
 #[track_caller]
 fn is_wrong(user: &str, expected: &str) {
     let names = Names::new();
-    let directory = names.directory.path();
     let taken = TcpListener::bind(ADDRESS).unwrap();
+    let fdaccept = Fdaccept::bound_at(&names.path()).dir(&names.directory);
+    let fdaccept = fdaccept
+        .arg(format!("--user={user}"))
+        .options("--port-file ./ports");
+    // The second address is in use. fdaccept must fail before it finds that out.
     let taken = taken.local_addr().unwrap().to_string();
-    let mut command = program("fdaccept");
-    command.arg(format!("--user={user}"));
-    command.args(["--bind", &names.path()]);
-    command.arg("--port-file").arg(directory.join("ports"));
-    // Who tried to bind that would say so.
-    command.arg(directory.join("listener")).arg(&taken);
-    let (status, _, log) = run(&mut command);
-    assert_eq!(status, Some(2), "{log}");
-    assert_eq!(log.lines().next(), Some(expected), "{log}");
-    assert_eq!(directory.read_dir().unwrap().count(), 0);
+    let log = fdaccept.listen("./listener").listen(taken).fails(2);
+    let expected = format!("fdaccept: --user {expected}");
+    assert_eq!(log.lines().next(), Some(&*expected), "{log}");
+    assert!(names.is_empty());
 }
 
 #[test]
 fn a_user_that_is_not_there_is_a_usage_error_before_anything_is_made() {
-    is_wrong("no-such", "fdaccept: --user no-such: no such user");
-    is_wrong("", "fdaccept: --user : no such user");
-    is_wrong(":", "fdaccept: --user :: no such group");
-    is_wrong("-1", "fdaccept: --user -1: no such user");
-    is_wrong(
-        "4294967296:1",
-        "fdaccept: --user 4294967296:1: no such user",
-    );
-    is_wrong("\x1b[31m", "fdaccept: --user \\u{1b}[31m: no such user");
+    is_wrong("no-such", "no-such: no such user");
+    is_wrong("\x1b[31m", "\\u{1b}[31m: no such user");
 }
 
 #[test]
 fn a_group_that_is_not_there_is_a_usage_error_before_anything_is_made() {
-    let expected = "fdaccept: --user 4000000001:no-such: no such group";
-    is_wrong("4000000001:no-such", expected);
-    is_wrong("root:", "fdaccept: --user root:: no such group");
-    is_wrong("1:-1", "fdaccept: --user 1:-1: no such group");
-    is_wrong(
-        "1:4294967296",
-        "fdaccept: --user 1:4294967296: no such group",
-    );
+    is_wrong("4000000001:no-such", "4000000001:no-such: no such group");
 }
 
 #[test]
 fn root_is_a_usage_error_before_anything_is_made() {
-    for root in [
-        "root",
-        "0",
-        "0:5",
-        "root:nogroup",
-        "4294967295:5",
-        "5:4294967295",
-    ] {
-        if root == "root:nogroup" && nix::unistd::Group::from_name("nogroup").unwrap().is_none() {
-            continue;
-        }
-        let expected = format!("fdaccept: --user {root}: must be another user than root");
-        is_wrong(root, &expected);
-    }
+    is_wrong("root", "root: must be another user than root");
 }
 
 #[test]
 fn a_number_without_an_account_needs_a_group() {
-    let expected = "there is no account with that number, so give a group";
-    is_wrong(
-        "4000000001",
-        &format!("fdaccept: --user 4000000001: {expected}"),
-    );
+    let expected = "4000000001: there is no account with that number, so give a group";
+    is_wrong("4000000001", expected);
 }
 
 /// Runs `fdaccept --user` without the privileges for it, with a listener in whose backlog a client
 /// already is.
 #[track_caller]
-fn fails_and_accepts_nothing(wrapper: &[&str], dir: &TempDir, options: &[&str]) -> String {
+fn fails_and_accepts_nothing(dir: &TempDir, wrapper: &[&str], address: &[&str]) -> String {
     let listener = TcpListener::bind(ADDRESS).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client.write_all(b"hello").unwrap();
-    let fdaccept = by(THIRD, dir, "fdaccept").get_program().to_owned();
-    let mut command = Command::new(wrapper[0]);
-    command.args(&wrapper[1..]).arg(fdaccept);
-    command.args(["--user", AS_SOMEBODY]).args(options);
-    command.args(["fd:0", "--", "touch", "./started"]);
-    command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
-    let (status, _, log) = run(command.current_dir(dir.path()));
-    assert_eq!(status, Some(1), "{log}");
+    chown(dir.path(), Some(THIRD), Some(THIRD)).unwrap();
+    let mut command = Command::new(setpriv().unwrap());
+    command.args([format!("--reuid={THIRD}"), format!("--regid={THIRD}")]);
+    command.arg("--clear-groups").args(wrapper);
+    command.arg(copy_of("fdaccept", dir.path()));
+    let fdaccept = Fdaccept::of(command)
+        .user(SOMEBODY)
+        .args(address)
+        .arg("fd:0");
+    let inherited = OwnedFd::from(listener.try_clone().unwrap());
+    let fdaccept = fdaccept.dir(dir.path()).stdin(inherited);
+    let log = fdaccept.words("touch ./started").fails(1);
     assert!(!log.contains("listening"), "{log}");
     assert!(!dir.path().join("started").exists());
-    // The client still is in the backlog, and nobody has read from it.
+    // The client is still in the backlog, with all that it has sent.
     let (mut connection, _) = listener.accept().unwrap();
     connection.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut said = [0; 5];
@@ -432,29 +344,23 @@ fn fails_and_accepts_nothing(wrapper: &[&str], dir: &TempDir, options: &[&str]) 
 
 #[test]
 fn who_has_no_privileges_fails_and_accepts_nothing() {
-    let Some(setpriv) = peer("setpriv").filter(|_| root()) else {
-        return;
-    };
-    let setpriv = setpriv.to_str().unwrap();
-    let (third, group) = (&format!("--reuid={THIRD}"), &format!("--regid={THIRD}"));
+    needs!(setpriv());
     let lacks = |capability: &str| {
-        let rest = RAISED.replace(&format!(",+{capability}"), "");
-        let rest = rest.replace(&format!("+{capability},"), "");
+        let mut rest: Vec<_> = RAISED.split(',').collect();
+        rest.retain(|other| *other != capability);
+        let rest = rest.join(",");
         [
             format!("--inh-caps={rest}"),
             format!("--ambient-caps={rest}"),
         ]
     };
-    let [no_setuid, no_setgid] = ["setuid", "setgid"].map(lacks);
+    let [no_setuid, no_setgid] = ["+setuid", "+setgid"].map(lacks);
     for lacking in [
         &[][..],
         &[&*no_setuid[0], &no_setuid[1]],
         &[&no_setgid[0], &no_setgid[1]],
     ] {
-        let dir = open_dir();
-        chown(dir.path(), Some(THIRD), Some(THIRD)).unwrap();
-        let wrapper = [&[setpriv, third, group, "--clear-groups"], lacking].concat();
-        let log = fails_and_accepts_nothing(&wrapper, &dir, &[]);
+        let log = fails_and_accepts_nothing(&open_dir(), lacking, &[]);
         let expected =
             format!("fdaccept: cannot become user {AS_SOMEBODY}: Operation not permitted");
         assert_eq!(log, expected);
@@ -463,45 +369,32 @@ fn who_has_no_privileges_fails_and_accepts_nothing() {
 
 #[test]
 fn who_may_not_give_a_path_away_fails_and_leaves_none() {
-    let Some(setpriv) = peer("setpriv").filter(|_| root()) else {
-        return;
-    };
+    needs!(setpriv());
     let dir = open_dir();
-    chown(dir.path(), Some(THIRD), Some(THIRD)).unwrap();
-    let who = [format!("--reuid={THIRD}"), format!("--regid={THIRD}")];
-    let wrapper = [
-        setpriv.to_str().unwrap(),
-        &who[0],
-        &who[1],
-        "--clear-groups",
-    ];
-    let log = fails_and_accepts_nothing(&wrapper, &dir, &["./listener"]);
+    let log = fails_and_accepts_nothing(&dir, &[], &["./listener"]);
     let expected = format!("cannot give ./listener to uid {SOMEBODY}: Operation not permitted");
     assert_eq!(log, format!("fdaccept: {expected}"));
     assert!(!dir.path().join("listener").exists());
     assert!(!dir.path().join("listener.lock").exists());
 }
 
-// What it does as root first.
+// Steps that need root.
 
 #[test]
 fn a_port_below_1024_is_bound_before() {
-    let (Some(unshare), Some(_)) = (peer("unshare"), peer("ip")) else {
-        return;
-    };
-    if !root() {
-        return;
-    }
+    let unshare = needs!(peer("unshare"));
+    needs!(peer("ip"));
+    needs!(root());
     let dir = open_dir();
-    let fdpool = by(SOMEBODY, &dir, "fdpool").get_program().to_owned();
-    // Which is where only root may bind it.
+    // A network where only root may bind the port.
     let text = "ip link set lo up && echo 1024 >/proc/sys/net/ipv4/ip_unprivileged_port_start \
         || { echo no network >&2; exit 77; }
         exec fdaccept --user \"$1\" 127.0.0.1:80 -- \"$0\" 2 -- sh -c 'id -u; exec cat'";
     let mut command = Command::new(unshare);
-    command.args(["--net", "sh", "-c", text]).arg(fdpool);
-    command.arg(AS_SOMEBODY).env("PATH", support::path());
-    let mut process = Process::start(command.stdin(Stdio::null()));
+    command.args(["--net", "sh", "-c", text]);
+    command.arg(copy_of("fdpool", dir.path())).arg(AS_SOMEBODY);
+    command.env("PATH", path()).stdin(Stdio::null());
+    let mut process = command.start();
     let line = process.line("");
     if line.starts_with("unshare: ") || line.contains("no network") {
         return skip("no network of its own");
@@ -509,14 +402,14 @@ fn a_port_below_1024_is_bound_before() {
     assert_eq!(line, "fdaccept: listening on 127.0.0.1:80");
     let namespace = File::open(format!("/proc/{}/ns/net", process.pid())).unwrap();
     let client = std::thread::spawn(move || {
-        // Of this thread alone.
+        // This thread alone changes its network.
         let kind = Some(LinkNameSpaceType::Network);
         move_into_link_name_space(namespace.as_fd(), kind).unwrap();
         exchange(80, b"hello")
     });
     let expected = format!("{SOMEBODY}\nhello");
     assert_eq!(client.join().unwrap(), expected.as_bytes());
-    are(&process, &Identity::plain(SOMEBODY, SOMEBODY, &[SOMEBODY]));
+    are(&process, &Identity::somebody());
 }
 
 fn lock_of(path: &Path) -> PathBuf {
@@ -533,98 +426,68 @@ fn whose(path: &Path) -> (u32, u32, u32) {
 
 #[test]
 fn the_paths_of_queues_and_listeners_belong_to_the_user() {
-    if !root() {
-        return;
-    }
-    for (options, mode) in [(&[][..], 0o600), (&["--mode", "660"], 0o660)] {
-        let dir = open_dir();
-        let (queue, listener) = (dir.path().join("queue"), dir.path().join("listener"));
-        let mut command = program("fdaccept");
-        command
-            .args(["--user", "4000000001:4000000005"])
-            .args(options);
-        command.arg("--bind").arg(&queue).arg(&listener);
-        let mut process = Process::start(&mut command);
-        process.listening();
-        for path in [&queue, &listener] {
-            assert_eq!(whose(path), (SOMEBODY, 4_000_000_005, mode));
-            assert_eq!(whose(&lock_of(path)), (SOMEBODY, 4_000_000_005, 0o600));
+    needs!(root());
+    for (options, mode) in [("", 0o600), ("--mode 660", 0o660)] {
+        let fdaccept = Fdaccept::bound().options("--user 4000000001:4000000005");
+        let acceptor = fdaccept.options(options).listen("./listener").start();
+        for path in ["queue", "listener"].map(|name| acceptor.names.file(name)) {
+            assert_eq!(whose(&path), (SOMEBODY, 4_000_000_005, mode));
+            assert_eq!(whose(&lock_of(&path)), (SOMEBODY, 4_000_000_005, 0o600));
         }
     }
 }
 
-/// fdaccept of another user, with a queue to which consumers come.
-struct Acceptor {
-    process: Process,
-    port: u16,
-    dir: TempDir,
+/// `fdaccept --user`, with a queue of this name.
+fn acceptor_at(queue: &str) -> Acceptor {
+    Fdaccept::bound_at(queue).open().user(SOMEBODY).start()
 }
 
-impl Acceptor {
-    #[track_caller]
-    fn start(queue: &str) -> Self {
-        let dir = open_dir();
-        let mut command = program("fdaccept");
-        command.args(["--user", AS_SOMEBODY, "--bind", queue, ADDRESS]);
-        let mut process = Process::start(command.current_dir(&dir));
-        let port = process.port();
-        Self { process, port, dir }
-    }
+/// `fdpool --connect QUEUE`, run by this user.
+fn pool(acceptor: &Acceptor, uid: u32) -> Pool {
+    let mut command = by(uid, &acceptor.names.directory, "fdpool");
+    command.current_dir(&acceptor.names.directory);
+    acceptor.give_to(&mut command);
+    command.args(["2", "--", "sh", "-c", "id -u; exec cat"]);
+    Pool::of(&mut command)
+}
 
-    /// `fdpool --connect NAME`, of this user.
-    fn pool(&self, uid: u32, queue: &str) -> Process {
-        let mut command = by(uid, &self.dir, "fdpool");
-        command.args(["--connect", queue, "2", "--", "sh", "-c"]);
-        command.arg("id -u; exec cat");
-        Process::start(command.current_dir(&self.dir))
+/// Checks that a pool run by this user serves.
+#[track_caller]
+fn is_served_by(acceptor: &Acceptor, uid: u32) {
+    let mut pool = pool(acceptor, uid);
+    for _ in 0..3 {
+        let answer = exchange(acceptor.port, b"hello");
+        assert_eq!(String::from_utf8(answer).unwrap(), format!("{uid}\nhello"));
     }
-
-    /// Checks that a pool of this user serves.
-    #[track_caller]
-    fn is_served_by(&self, uid: u32, queue: &str) {
-        let mut pool = self.pool(uid, queue);
-        for _ in 0..3 {
-            let answer = exchange(self.port, b"hello");
-            assert_eq!(String::from_utf8(answer).unwrap(), format!("{uid}\nhello"));
-        }
-        // All of it, or what is left would take the next connection.
-        pool.signal(Signal::SIGTERM);
-        pool.wait();
-    }
+    // Slots that outlive the pool would take the next connection.
+    pool.term();
+    pool.wait();
 }
 
 #[test]
 fn a_pool_of_that_user_has_the_queue_at_a_path_and_that_of_a_third_one_not() {
-    if !root() {
-        return;
-    }
-    let acceptor = Acceptor::start("./queue");
-    acceptor.is_served_by(SOMEBODY, "./queue");
-    let (status, log) = acceptor.pool(THIRD, "./queue").finish();
-    assert_eq!(status.code(), Some(1), "{log}");
+    needs!(root());
+    let acceptor = acceptor_at("./queue");
+    is_served_by(&acceptor, SOMEBODY);
+    let log = pool(&acceptor, THIRD).expect_end(1);
     assert_eq!(log, "fdpool: cannot connect to ./queue: Permission denied");
-    acceptor.is_served_by(0, "./queue");
-    acceptor.is_served_by(SOMEBODY, "./queue");
+    is_served_by(&acceptor, 0);
+    is_served_by(&acceptor, SOMEBODY);
 }
 
-/// As where both are started at the same time, and looking up a host takes long.
+/// As when both start at the same time, and resolving a host takes long.
 #[test]
 fn a_pool_of_that_user_need_not_wait_until_everything_is_bound() {
-    if !root() {
-        return;
-    }
-    let dir = open_dir();
-    let fifo = dir.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-    let mut command = program("fdaccept");
-    command.args(["--user", AS_SOMEBODY, "--bind", "./queue", ADDRESS]);
-    // Which waits for its reader.
-    command.args(["--port-file", "./fifo"]);
-    let _process = Process::start(command.current_dir(&dir));
-    until("the queue", || dir.path().join("queue").exists());
-    let mut fdpool = by(SOMEBODY, &dir, "fdpool");
+    needs!(root());
+    let fdaccept = Fdaccept::bound_at("./queue").open().user(SOMEBODY);
+    let fifo = fdaccept.names.text("fifo");
+    nix::unistd::mkfifo(&*fifo, Mode::S_IRWXU).unwrap();
+    // fdaccept waits until the FIFO has a reader.
+    let acceptor = fdaccept.options("--port-file ./fifo").spawn();
+    until("the queue", || acceptor.names.file("queue").exists());
+    let mut fdpool = by(SOMEBODY, &acceptor.names.directory, "fdpool");
     fdpool.args(["--connect", "./queue", "2", "--", "cat"]);
-    let mut pool = Process::start(fdpool.current_dir(&dir));
+    let mut pool = Pool::of(fdpool.current_dir(&acceptor.names.directory));
     until("it to wait or to end", || {
         !pool.is_running() || is_waiting(pool.pid())
     });
@@ -634,86 +497,72 @@ fn a_pool_of_that_user_need_not_wait_until_everything_is_bound() {
     assert_eq!(exchange(port, b"hello"), b"hello");
 }
 
-/// Whether a program has gone as far as it can: it has become itself, and sleeps.
+/// Whether a child has executed one of the programs, and sleeps.
 fn is_waiting(pid: Pid) -> bool {
-    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    comm.is_ok_and(|comm| comm.starts_with("fd")) && support::state(pid) == Some('S')
+    let name = try_status_field(pid, "Name");
+    name.is_some_and(|name| name.starts_with("fd")) && state(pid) == Some('S')
 }
 
 #[test]
 fn consumers_of_root_and_of_that_user_have_the_queue_at_an_abstract_name_and_no_third_ones() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let name = Names::new().abstract_name();
-    let mut acceptor = Acceptor::start(&name);
-    acceptor.is_served_by(SOMEBODY, &name);
-    acceptor.is_served_by(0, &name);
-    let mut fdrecv = by(THIRD, &acceptor.dir, "fdrecv");
-    let (status, _, log) = run(fdrecv.args(["--connect", &name, "--allow-uid", "0", "cat"]));
-    assert_eq!(status, Some(69), "{log}");
-    let line = acceptor.process.line("a consumer was refused");
+    let mut acceptor = acceptor_at(&name);
+    is_served_by(&acceptor, SOMEBODY);
+    is_served_by(&acceptor, 0);
+    let mut fdrecv = by(THIRD, &acceptor.names.directory, "fdrecv");
+    fdrecv.args(["--connect", &name, "--allow-uid", "0", "cat"]);
+    fdrecv.start().expect_end(69);
+    let line = acceptor.line("a consumer was refused");
     assert!(line.contains("4000000002, which is not trusted"), "{line}");
-    acceptor.is_served_by(SOMEBODY, &name);
+    is_served_by(&acceptor, SOMEBODY);
+}
+
+/// Checks that `fdrecv` run by this user serves.
+#[track_caller]
+fn is_received_by(acceptor: &Acceptor, dir: &TempDir, uid: u32) {
+    let mut fdrecv = by(uid, dir, "fdrecv");
+    acceptor.give_to(&mut fdrecv);
+    let mut consumer = fdrecv.args(["--", "id", "-u"]).start();
+    let answer = exchange(acceptor.port, b"");
+    assert_eq!(answer, format!("{uid}\n").as_bytes());
+    assert!(consumer.wait().success());
 }
 
 #[test]
 fn an_allowed_third_user_has_the_queue_at_an_abstract_name() {
-    if !root() {
-        return;
-    }
-    let (dir, name) = (open_dir(), Names::new().abstract_name());
-    let mut command = program("fdaccept");
-    command.args(["--user", AS_SOMEBODY, "--allow-uid", &THIRD.to_string()]);
-    let mut process = Process::start(command.args(["--bind", &name, ADDRESS]));
-    let port = process.port();
+    needs!(root());
+    let dir = open_dir();
+    let fdaccept = Fdaccept::bound_at(&Names::new().abstract_name()).user(SOMEBODY);
+    let acceptor = fdaccept.options(&format!("--allow-uid {THIRD}")).start();
     for uid in [THIRD, SOMEBODY, 0] {
-        let mut fdrecv = by(uid, &dir, "fdrecv");
-        let mut consumer = Process::start(fdrecv.args(["--connect", &name, "--", "id", "-u"]));
-        assert_eq!(exchange(port, b""), format!("{uid}\n").as_bytes());
-        assert!(consumer.wait().success());
+        is_received_by(&acceptor, &dir, uid);
     }
 }
 
 #[test]
 fn consumers_of_any_user_have_the_queue_by_a_ticket() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut process = {
-        let mut command = program("fdaccept");
-        Process::start(
-            command
-                .args(["--user", AS_SOMEBODY, ADDRESS])
-                .stdout(writer),
-        )
-    };
-    let port = process.port();
+    let mut acceptor = Fdaccept::piped().user(SOMEBODY).start();
     for uid in [0, SOMEBODY, THIRD, 0] {
-        let consumer = |name: &str, words: &[&str]| {
-            let mut command = by(uid, &dir, name);
-            command.args(words).stdin(reader.try_clone().unwrap());
-            Process::start(&mut command)
-        };
-        let mut fdrecv = consumer("fdrecv", &["--", "id", "-u"]);
-        assert_eq!(exchange(port, b""), format!("{uid}\n").as_bytes());
-        assert!(fdrecv.wait().success());
-        let mut pool = consumer("fdpool", &["2", "--", "cat"]);
-        assert_eq!(exchange(port, b"hello"), b"hello");
-        pool.signal(Signal::SIGTERM);
+        is_received_by(&acceptor, &dir, uid);
+        let mut fdpool = by(uid, &dir, "fdpool");
+        acceptor.give_to(&mut fdpool);
+        let mut pool = Pool::of(fdpool.args(["2", "--", "cat"]));
+        acceptor.expect_echo();
+        pool.term();
         pool.wait();
     }
-    drop(reader);
-    assert_eq!(process.wait().code(), Some(0));
+    drop(acceptor.take_pipe());
+    acceptor.expect_exit(0);
 }
 
-/// Whether somebody with this user and group may connect to a Unix socket.
+/// Whether a process with this uid and gid may connect to a Unix socket.
 fn may_connect(uid: u32, path: &Path) -> bool {
     let path = path.to_owned();
     let client = std::thread::spawn(move || {
-        // Of this thread alone.
+        // The calls change this thread alone.
         let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
         set_thread_groups(&[]).unwrap();
         set_thread_res_gid(group, group, group).unwrap();
@@ -723,204 +572,149 @@ fn may_connect(uid: u32, path: &Path) -> bool {
     client.join().unwrap()
 }
 
+/// fdaccept for [`SOMEBODY`] with a pool, from a copy that this user may execute.
+fn pool_of_somebody(handler: &[&str]) -> Fdaccept {
+    let mut plain = Fdaccept::plain().open().user(SOMEBODY);
+    let fdpool = copy_of("fdpool", Path::new(&plain.names.text("")));
+    plain = plain.word(fdpool).words("2 --");
+    handler.iter().fold(plain, Fdaccept::word)
+}
+
 #[test]
 fn a_client_of_that_user_may_connect_to_a_unix_listener_and_a_third_one_not() {
-    if !root() {
-        return;
-    }
-    let dir = open_dir();
-    let path = dir.path().join("listener");
-    let fdpool = by(SOMEBODY, &dir, "fdpool").get_program().to_owned();
-    let mut command = program("fdaccept");
-    command.args(["--user", AS_SOMEBODY]).arg(&path);
-    command.arg("--").arg(fdpool).args(["2", "--", "id", "-u"]);
-    let mut process = Process::start(&mut command);
-    process.listening();
+    needs!(root());
+    let acceptor = pool_of_somebody(&["id", "-u"]).listen("./listener").start();
+    let path = acceptor.names.file("listener");
     assert!(may_connect(SOMEBODY, &path));
     assert!(!may_connect(THIRD, &path));
-    let mut told = String::new();
-    connect_unix(&path).read_to_string(&mut told).unwrap();
+    let told = Client::connect_unix(&path).rest();
     assert_eq!(told, format!("{SOMEBODY}\n"));
 }
 
 #[test]
 fn the_paths_are_gone_at_the_end_where_the_user_may_remove_them() {
-    if !root() {
-        return;
-    }
-    let dir = open_dir();
-    chown(dir.path(), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
-    let mut command = program("fdaccept");
-    command.args(["--user", AS_SOMEBODY, "--bind", "./queue", "./listener"]);
-    let mut process = Process::start(command.current_dir(&dir));
-    process.listening();
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.wait().code(), Some(0));
-    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    needs!(root());
+    let fdaccept = Fdaccept::bound_at("./queue")
+        .listen("./listener")
+        .user(SOMEBODY);
+    chown(fdaccept.names.text(""), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    let mut acceptor = fdaccept.start();
+    acceptor.stop();
+    assert!(acceptor.names.is_empty());
 }
 
 #[test]
 fn the_paths_that_the_user_may_not_remove_are_taken_over_by_the_next_one() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
-    for user in ["4000000001:5", "4000000002:6", "4000000001:7"] {
-        let mut command = program("fdaccept");
-        command.args(["--user", user, "--bind", "./queue", "./listener"]);
-        let mut process = Process::start(command.current_dir(&dir));
-        process.listening();
-        let (uid, gid) = user.split_once(':').unwrap();
-        let expected = (uid.parse().unwrap(), gid.parse().unwrap(), 0o600);
-        assert_eq!(whose(&dir.path().join("queue")), expected);
-        process.signal(Signal::SIGTERM);
-        assert_eq!(process.wait().code(), Some(0));
+    for (uid, gid) in [(SOMEBODY, 5), (THIRD, 6), (SOMEBODY, 7)] {
+        let fdaccept = Fdaccept::bound_at("./queue").listen("./listener").dir(&dir);
+        let mut acceptor = fdaccept.options(&format!("--user {uid}:{gid}")).start();
+        assert_eq!(whose(&dir.path().join("queue")), (uid, gid, 0o600));
+        acceptor.stop();
     }
+}
+
+fn set_mode(path: impl AsRef<Path>, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
 fn a_command_that_the_user_may_not_execute_is_an_error() {
-    if !root() {
-        return;
-    }
-    let dir = open_dir();
-    let path = dir.path().join("roots");
-    let command = support::executable(&path, "#!/bin/sh\nexec sleep 1000\n");
-    let mode = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(&path, mode).unwrap();
-    let mut fdaccept = program("fdaccept");
-    fdaccept.args(["--user", AS_SOMEBODY, ADDRESS, "--"]);
-    let (status, _, log) = run(fdaccept.arg(command));
-    assert_eq!(status, Some(126), "{log}");
+    needs!(root());
+    let fdaccept = Fdaccept::plain().open().user(SOMEBODY);
+    let path = fdaccept.names.text("roots");
+    let command = executable(&path, "#!/bin/sh\nexec sleep 1000\n");
+    set_mode(&path, 0o700);
+    let log = fdaccept.word(command).fails(126);
     assert!(log.contains("Permission denied"), "{log}");
 }
 
 #[test]
 fn rules_that_the_user_may_not_read_again_stay() {
-    if !root() {
-        return;
-    }
-    let dir = open_dir();
-    let rules = dir.path().join("rules");
-    std::fs::write(&rules, "deny 127.0.0.9\n").unwrap();
-    let mode = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(&rules, mode).unwrap();
-    let fdpool = by(SOMEBODY, &dir, "fdpool").get_program().to_owned();
-    let mut command = program("fdaccept");
-    command.args(["--user", AS_SOMEBODY, "--rules"]).arg(&rules);
-    command.args([ADDRESS, "--"]).arg(fdpool);
-    let mut process = Process::start(command.args(["2", "--", "cat"]));
-    let port = process.port();
-    process.signal(Signal::SIGHUP);
-    let line = process.line("rules");
-    assert!(
-        line.ends_with("Permission denied; the old rules stay"),
-        "{line}"
-    );
-    assert_eq!(exchange(port, b"hello"), b"hello");
+    needs!(root());
+    let fdaccept = pool_of_somebody(&["cat"]).file("rules", "deny 127.0.0.9\n");
+    let rules = fdaccept.names.text("rules");
+    set_mode(&rules, 0o600);
+    let mut acceptor = fdaccept.options("--rules ./rules").start();
+    acceptor.signal(Signal::SIGHUP);
+    let line = acceptor.line("rules");
+    let expected = "Permission denied; the old rules stay";
+    assert!(line.ends_with(expected), "{line}");
+    acceptor.expect_echo();
     chown(&rules, Some(SOMEBODY), None).unwrap();
-    process.signal(Signal::SIGHUP);
-    process.line("rules: read again");
+    acceptor.signal(Signal::SIGHUP);
+    acceptor.line("rules: read again");
 }
 
-/// Where the consumer owns the name, the user must be one that may send there.
+/// The consumer owns the name: whether the user may send to it is up to the consumer's mode.
 #[test]
 fn a_consumers_path_that_the_user_may_not_use_is_an_error_or_served_all_the_same() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let names = Names::new();
-    let mut pool = program("fdpool");
-    let _pool = Process::start(pool.args(["--bind", &names.path(), "2", "--", "cat"]));
-    until("the name", || Path::new(&names.path()).exists());
-    let mut command = program("fdaccept");
-    command.args(["--user", AS_SOMEBODY, "--connect", &names.path(), ADDRESS]);
-    let mut process = Process::start(&mut command);
-    if eventually("a word", || {
-        let log = process.log();
-        (!log.is_empty()).then_some(log.contains("listening on "))
-    }) {
-        let log = process.log();
+    let _pool = Pool::bound_at(&names.path()).slots(2, ["cat"]).start();
+    until("the name", || names.file("queue").exists());
+    let fdaccept = Fdaccept::plain().user(SOMEBODY);
+    let mut acceptor = fdaccept.args(["--connect", &names.path()]).spawn();
+    let log = eventually("a word", || {
+        Some(acceptor.log()).filter(|log| !log.is_empty())
+    });
+    if log.contains("listening on ") {
         let port = log.split_once("listening on 127.0.0.1:").unwrap().1;
-        let mut client = connect(port.lines().next().unwrap().parse().unwrap());
-        client.write_all(b"hello").unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
+        let client = Client::connect(port.lines().next().unwrap().parse().unwrap());
+        client.send("hello");
+        client.end();
         until("the end of the wait", || {
-            let log = process.log();
+            let log = acceptor.log();
             assert!(!log.contains("connections wait"), "{log}");
-            is_answered(&client)
+            client.is_answered()
         });
     } else {
-        assert_eq!(process.wait().code(), Some(1), "{}", process.log());
+        acceptor.expect_exit(1);
     }
 }
 
 // When the queue is full.
 
-/// Waits until a process has a connection in hand that it cannot pass on: it has had more than
-/// `count` descriptors for a while.
-#[track_caller]
-fn until_full(pid: Pid, count: usize) {
-    let mut full = 0;
-    until("a full queue", || {
-        full = if descriptors(pid).len() > count {
-            full + 1
-        } else {
-            0
-        };
-        full == 20
-    });
-}
-
-/// The kernel limits how many descriptors of a user who is not root may be on their way. `text`
-/// starts fdaccept.
+/// The kernel limits the descriptors in flight of every user but root. `text` starts fdaccept.
 #[track_caller]
 fn a_consumer_has_a_full_queue(text: &str) {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
-    // For who becomes another user before it starts.
-    let fdaccept = by(SOMEBODY, &dir, "fdaccept").get_program().to_owned();
+    // Started by setpriv(1), fdaccept cannot be in the build directory, which may be closed.
+    let fdaccept = copy_of("fdaccept", dir.path());
+    let text = text.replace("fdaccept", fdaccept.to_str().unwrap());
     let (reader, writer) = std::io::pipe().unwrap();
-    let mut process = {
-        let mut command = script("sh", &format!("ulimit -n 32; exec {text}"));
-        command.arg(fdaccept).stdout(writer).current_dir(&dir);
-        Process::start(&mut command)
-    };
-    let port = process.port();
-    let pid = process.pid();
+    let fdaccept = Fdaccept::sh(&format!("ulimit -n 32; exec {text} {ADDRESS}"));
+    let acceptor = fdaccept.stdout(writer).start();
+    let pid = acceptor.pid();
     let idle = descriptors(pid).len();
-    let crowd = Crowd::connect(port, 60);
+    let crowd = Crowd::connect(acceptor.port, 60);
     until_full(pid, idle);
-    let mut pool = program("fdpool");
-    pool.current_dir(&dir).stdin(reader);
-    if text.contains("@") {
-        let name = text.split(' ').find(|word| word.starts_with('@'));
-        pool.args(["--connect", name.unwrap()]);
-    }
-    let _pool = Process::start(pool.args(["4", "--", "cat"]));
-    drop(pool);
+    let pool = match text.split(' ').find(|word| word.starts_with('@')) {
+        Some(name) => Pool::on(name),
+        None => Pool::on(&reader),
+    };
+    let _pool = pool.slots(4, ["cat"]).start();
+    drop(reader);
     crowd.expect_served();
 }
 
 #[test]
 fn a_consumer_has_a_full_queue_from_a_name() {
     let name = Names::new().abstract_name();
-    let text = format!("\"$0\" --user 4000000011:11 --bind {name} {ADDRESS}");
-    a_consumer_has_a_full_queue(&text);
+    a_consumer_has_a_full_queue(&format!("fdaccept --user 4000000011:11 --bind {name}"));
 }
 
 #[test]
 fn a_consumer_has_a_full_queue_by_a_ticket() {
-    a_consumer_has_a_full_queue("\"$0\" --user 4000000012:12 127.0.0.1:0");
+    a_consumer_has_a_full_queue("fdaccept --user 4000000012:12");
 }
 
-/// The same of who was that user from the start.
 #[test]
 fn a_consumer_has_a_full_queue_of_who_never_was_root() {
-    if peer("setpriv").is_some() {
+    if setpriv().is_some() {
         let ids = "--reuid=4000000013 --regid=13 --clear-groups";
-        a_consumer_has_a_full_queue(&format!("setpriv {ids} \"$0\" 127.0.0.1:0"));
+        a_consumer_has_a_full_queue(&format!("setpriv {ids} fdaccept"));
     }
 }

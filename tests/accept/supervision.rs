@@ -1,24 +1,20 @@
 //! What contrib/ has for systemd and s6: systemd accepts the units, the programs know every option
 //! in them, and s6 really runs its service directories.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    self, Crowd, DEADLINE, Process, bin_dir, children, connect, eventually, exchange, is_alive,
-    path, peer, program, python_worker, root, run, script, until,
-};
+use crate::support::*;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
 };
 use nix::unistd::{Pid, User};
+use tempfile::TempDir;
 
 fn contrib() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib")
@@ -39,15 +35,17 @@ const UNITS: [&str; 4] = [
 /// The command of a service.
 fn exec_start(unit: &str) -> String {
     let text = text(&format!("systemd/{unit}"));
-    let mut lines = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("ExecStart="));
-    let line = lines.next().unwrap();
-    assert_eq!(lines.next(), None, "{unit}");
-    line.to_owned()
+    let starts: Vec<_> = values(&text, "ExecStart=").collect();
+    assert_eq!(starts.len(), 1, "{unit}");
+    starts[0].to_owned()
 }
 
-/// Every file and directory in contrib/, but those within services of s6.
+/// The rest of each line that begins with `name`.
+fn values<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    text.lines().filter_map(move |line| line.strip_prefix(name))
+}
+
+/// The entries of contrib/systemd and contrib/s6.
 fn contents() -> Vec<String> {
     let mut names = Vec::new();
     for part in ["systemd", "s6"] {
@@ -65,38 +63,29 @@ fn the_readme_says_of_each_file_where_it_goes() {
     for name in contents() {
         assert!(readme.contains(&format!("| `{name}` | ")), "{name}");
     }
-    // And of no other.
-    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `"));
-    assert_eq!(rows.count(), contents().len());
+    // No other files.
+    assert_eq!(values(&readme, "| `").count(), contents().len());
 }
 
 // systemd.
 
 #[test]
 fn systemd_accepts_every_unit() {
-    let Some(analyze) = peer("systemd-analyze") else {
-        return;
-    };
-    let folder = tempfile::tempdir().unwrap();
+    let analyze = needs!(peer("systemd-analyze"));
+    let names = Names::new();
     for unit in UNITS {
-        // The programs must be there: ours are where they were built, and the worker is any.
+        // systemd looks for the programs.
         let unit_text = text(&format!("systemd/{unit}"));
         let unit_text = unit_text.replace("/usr/local/bin/worker", "/bin/cat");
         let unit_text = unit_text.replace("/usr/local/bin", bin_dir().to_str().unwrap());
-        std::fs::write(folder.path().join(unit), unit_text).unwrap();
+        std::fs::write(names.file(unit), unit_text).unwrap();
     }
     for unit in UNITS {
-        let file = folder.path().join(unit);
-        let (status, stdout, stderr) = run(Command::new(&analyze).arg("verify").arg(&file));
-        let ours: Vec<_> = stderr
-            .lines()
-            .filter(|line| line.contains("echo"))
-            .collect();
-        assert_eq!(
-            (status, ours),
-            (Some(0), Vec::new()),
-            "{unit}: {stdout}{stderr}"
-        );
+        let mut command = Command::new(&analyze);
+        let (status, stdout, stderr) = run(command.arg("verify").arg(names.file(unit)));
+        let is_ours = stderr.lines().any(|line| line.contains("echo"));
+        let result = (status, is_ours);
+        assert_eq!(result, (Some(0), false), "{unit}: {stdout}{stderr}");
     }
 }
 
@@ -113,7 +102,7 @@ fn there_is_no_other_unit() {
     assert_eq!(units, known);
 }
 
-/// The options that `words` gives to the programs in it, with which program it gives them to.
+/// The options in a command line, each with its program.
 fn options(words: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut current = None;
@@ -139,7 +128,7 @@ fn the_programs_have_every_option_that_is_given_to_them() {
         .to_vec();
     for service in ["echo-accept", "echo-pool"] {
         let text = text(&format!("s6/{service}/run"));
-        // Words that the shell puts together do not matter here, but what is in them does.
+        // The options are also inside of words that the shell puts together.
         let line = text
             .lines()
             .rfind(|line| line.starts_with("exec "))
@@ -171,83 +160,42 @@ fn options_are_found_in_a_command() {
     assert_eq!(found, expected);
 }
 
-/// The command of a service, where `changes` are made to it, as systemd would start it.
-fn service(unit: &str, changes: &[(&str, &str)], notify: &Path) -> Command {
+/// A service with `changes` to its command, as systemd would start it.
+fn service(unit: &str, changes: &[(&str, &str)], manager: &Manager) -> Command {
     let mut line = exec_start(unit);
     for (from, to) in changes {
         assert!(line.contains(from), "{line}");
         line = line.replace(from, to);
     }
     let line = line.replace("/usr/local/bin", bin_dir().to_str().unwrap());
-    let mut command = script("sh", &format!("LISTEN_PID=$$ exec {line} 3<&0 </dev/null"));
+    let mut command = sh(&format!("LISTEN_PID=$$ exec {line} 3<&0 </dev/null"));
     // Whatever started this test must not interfere.
-    command
-        .env_remove("LISTEN_FDS")
-        .env_remove("LISTEN_FDNAMES");
-    command.env("NOTIFY_SOCKET", notify);
+    for name in ["LISTEN_FDS", "LISTEN_FDNAMES"] {
+        command.env_remove(name);
+    }
+    command.env("NOTIFY_SOCKET", &manager.name);
     command.stdout(Stdio::null());
     command
 }
 
-/// A manager that reads what it is told and keeps nothing.
-struct Manager {
-    folder: tempfile::TempDir,
-    socket: UnixDatagram,
-}
-
-impl Manager {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        Self { folder, socket }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    #[track_caller]
-    fn until_told(&self, what: &str) {
-        let mut buffer = [0; 4096];
-        loop {
-            let length = support::receive_message(&self.socket, &mut buffer);
-            if String::from_utf8_lossy(&buffer[..length]).contains(what) {
-                return;
-            }
-        }
-    }
-}
-
 #[test]
 fn the_two_services_with_a_named_queue_serve() {
-    let Some(worker) = python_worker() else {
-        return;
-    };
-    let manager = Manager::new();
-    let notify = manager.file("notify");
-    let queue = manager.file("queue");
+    let worker = needs!(python_worker());
+    let manager = Manager::at_path();
+    let queue = manager.names.text("queue");
+    let queue = ("/run/echo/queue", &*queue);
     let rules = contrib().join("systemd/rules");
-    let queue = ("/run/echo/queue", queue.to_str().unwrap());
-    let changes = [
-        queue,
-        ("/etc/echo/rules", rules.to_str().unwrap()),
-        (" 8888", " 127.0.0.1:0"),
-    ];
-    let mut accept = Process::start(&mut service("echo-accept.service", &changes, &notify));
+    let rules = ("/etc/echo/rules", rules.to_str().unwrap());
+    let changes = [queue, rules, (" 8888", " 127.0.0.1:0")];
+    let mut accept = service("echo-accept.service", &changes, &manager).start();
     let port = accept.port();
     manager.until_told("READY=1");
-    let worker = worker
-        .map(|word| word.to_str().unwrap().to_owned())
-        .join(" ");
-    let changes = [queue, ("/usr/local/bin/worker", &worker)];
-    let mut pool = Process::start(&mut service("echo-pool.service", &changes, &notify));
-    let ask = || {
-        let answer = exchange(port, b"hello\n");
-        assert!(!answer.is_empty());
-    };
+    let worker = worker.map(|word| word.to_str().unwrap().to_owned());
+    let changes = [queue, ("/usr/local/bin/worker", &worker.join(" "))];
+    let mut pool = Pool::of(&mut service("echo-pool.service", &changes, &manager));
+    let ask = || assert!(!exchange(port, b"hello\n").is_empty());
     ask();
-    // The reload of each.
+    // As ExecReload= does it.
     accept.signal(Signal::SIGHUP);
     manager.until_told("RELOADING=1");
     manager.until_told("READY=1");
@@ -255,34 +203,24 @@ fn the_two_services_with_a_named_queue_serve() {
     pool.signal(Signal::SIGHUP);
     pool.line("reload: done");
     ask();
-    for process in [&mut pool, &mut accept] {
-        process.signal(Signal::SIGTERM);
-        let (status, log) = process.finish();
-        assert_eq!(status.code(), Some(0), "{log}");
-    }
+    pool.stop();
+    accept.stop();
 }
 
 #[test]
 fn the_service_with_both_programs_serves_the_listener_of_its_socket_unit() {
-    let manager = Manager::new();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let manager = Manager::at_path();
+    let listener = TcpListener::bind(ADDRESS).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let notify = manager.file("notify");
-    let name = text("systemd/echo.socket");
-    let mut names = name
-        .lines()
-        .filter_map(|line| line.strip_prefix("FileDescriptorName="));
-    let mut command = service("echo.service", &[], &notify);
-    command
-        .env("LISTEN_FDS", "1")
-        .env("LISTEN_FDNAMES", names.next().unwrap());
-    let mut process = Process::start(command.stdin(OwnedFd::from(listener)));
+    let socket = text("systemd/echo.socket");
+    let name = values(&socket, "FileDescriptorName=").next().unwrap();
+    let mut command = service("echo.service", &[], &manager);
+    command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name);
+    let mut process = command.stdin(OwnedFd::from(listener)).start();
     assert_eq!(process.port(), port);
     manager.until_told("READY=1");
     Crowd::connect(port, 10).expect_served();
-    process.signal(Signal::SIGTERM);
-    let (status, log) = process.finish();
-    assert_eq!(status.code(), Some(0), "{log}");
+    process.stop();
 }
 
 // s6.
@@ -292,9 +230,9 @@ const SERVICES: [&str; 2] = ["echo-accept", "echo-pool"];
 /// Both services under an s6-svscan of their own.
 struct Tree {
     scan: Process,
-    folder: tempfile::TempDir,
+    folder: TempDir,
     port: u16,
-    /// Nobody else gets the port while nobody listens there.
+    /// Reserves the port while nothing listens there.
     _reserved: OwnedFd,
 }
 
@@ -305,38 +243,29 @@ impl Tree {
     }
 
     fn start_as(user: &str, path: std::ffi::OsString) -> Option<Self> {
-        for tool in [
-            "s6-svscan",
-            "s6-svscanctl",
-            "s6-svc",
-            "s6-svwait",
-            "s6-svstat",
-        ] {
-            peer(tool)?;
+        for tool in ["svscan", "svscanctl", "svc", "svwait", "svstat"] {
+            peer(&format!("s6-{tool}"))?;
         }
         let (reserved, port) = reserve_port();
-        let folder = tempfile::tempdir().unwrap();
-        // cp writes them, since what is open for writing cannot be executed.
+        // The queue is for another user as well.
+        let folder = open_dir();
+        // cp writes the scripts: a file that is open for writing cannot be executed.
+        let scan = folder.path().join("scan");
         let mut copy = Command::new("cp");
-        copy.arg("-r")
-            .arg(contrib().join("s6"))
-            .arg(folder.path().join("scan"));
+        copy.arg("-r").arg(contrib().join("s6")).arg(&scan);
         assert!(copy.status().unwrap().success());
-        // Another user has to get to the queue.
-        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let mut command = script("sh", "exec s6-svscan \"$0\" >&2");
-        command.arg(folder.path().join("scan")).env("PATH", path);
+        let mut command = sh("exec s6-svscan \"$0\" >&2");
+        command.arg(&scan).env("PATH", path);
         command.env("ECHO_ADDRESS", format!("127.0.0.1:{port}"));
         command.env("ECHO_QUEUE", folder.path().join("run/queue"));
         command.env("ECHO_USER", user);
-        let scan = Process::start(&mut command);
         let tree = Self {
-            scan,
+            scan: command.start(),
             folder,
             port,
             _reserved: reserved,
         };
-        // Before that there is nobody to be asked.
+        // Until then the tools of s6 fail.
         for service in SERVICES {
             until("supervision", || {
                 tree.try_run("s6-svstat", &[], service).is_some()
@@ -354,13 +283,9 @@ impl Tree {
         let mut command = Command::new(peer(tool)?);
         command.args(options).arg(self.service(service));
         let output = command.stderr(Stdio::null()).output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
         let is_done = output.status.success();
-        is_done.then(|| {
-            String::from_utf8(output.stdout)
-                .unwrap()
-                .trim_end()
-                .to_owned()
-        })
+        is_done.then(|| told.trim_end().to_owned())
     }
 
     #[track_caller]
@@ -369,11 +294,11 @@ impl Tree {
         told.unwrap_or_else(|| panic!("{tool} {options:?} {service}"))
     }
 
-    /// Waits until fdaccept has said that it is ready.
+    /// Waits until fdaccept is ready.
     #[track_caller]
     fn until_ready(&self) {
-        let milliseconds = DEADLINE.as_millis().to_string();
-        self.run("s6-svwait", &["-U", "-t", &milliseconds], "echo-accept");
+        let time = DEADLINE.as_millis().to_string();
+        self.run("s6-svwait", &["-U", "-t", &time], "echo-accept");
     }
 
     /// Waits until a service is up, and is another process than `before`. Returns which.
@@ -397,48 +322,42 @@ impl Tree {
     /// Stops a service, and waits until it is down.
     #[track_caller]
     fn stop(&self, service: &str) {
-        let milliseconds = DEADLINE.as_millis().to_string();
-        self.run("s6-svc", &["-d", "-wD", "-T", &milliseconds], service);
+        let time = DEADLINE.as_millis().to_string();
+        self.run("s6-svc", &["-d", "-wD", "-T", &time], service);
         assert_eq!(self.run("s6-svstat", &["-o", "up"], service), "false");
     }
 
-    /// Fills all slots of the pool with clients that do not end yet.
+    /// Fills all slots of the pool.
     #[track_caller]
-    fn occupy(&self) -> Vec<TcpStream> {
-        let clients: Vec<_> = (0..4).map(|_| connect(self.port)).collect();
+    fn occupy(&self) -> Vec<Client> {
+        let clients = (0..4).map(|_| Client::connect(self.port)).collect();
         let pool = self.pid("echo-pool", None);
+        let is_busy = |slot: &Pid| !children(*slot).is_empty();
         until("four handlers", || {
-            let slots = children(pool);
-            slots
-                .iter()
-                .filter(|slot| !children(**slot).is_empty())
-                .count()
-                == 4
+            children(pool).iter().filter(|slot| is_busy(slot)).count() == 4
         });
         clients
     }
 
-    /// Waits until so many connections were put into the queue since fdaccept was started.
+    /// Waits until this fdaccept has passed `count` connections.
     #[track_caller]
     fn until_passed(&mut self, count: usize) {
         let pid = self.pid("echo-accept", None);
+        let expected = format!(" passed {count},");
         until("connections in the queue", || {
             kill(pid, Signal::SIGUSR1).unwrap();
-            self.scan
-                .line("accepted ")
-                .contains(&format!(" passed {count},"))
+            self.scan.line("accepted ").contains(&expected)
         });
     }
 
-    /// Ends everything, and waits for that.
+    /// Ends s6-svscan and both services.
     #[track_caller]
     fn finish(mut self) -> String {
         let pids = SERVICES.map(|service| self.pid(service, None));
         let mut command = Command::new(peer("s6-svscanctl").unwrap());
         command.arg("-t").arg(self.folder.path().join("scan"));
         assert!(command.status().unwrap().success());
-        let (status, log) = self.scan.finish();
-        assert!(status.success(), "{log}");
+        let log = self.scan.expect_end(0);
         for pid in pids {
             assert!(!is_alive(pid), "{log}");
         }
@@ -460,8 +379,8 @@ impl Drop for Tree {
     }
 }
 
-/// A port of 127.0.0.1 that nobody else gets, but that can be listened on. It is given back with
-/// the descriptor.
+/// A port of 127.0.0.1. While the descriptor is open, it is never a port that the kernel picks, and
+/// listen(2) still works there.
 fn reserve_port() -> (OwnedFd, u16) {
     let kind = SockType::Stream;
     let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -471,13 +390,11 @@ fn reserve_port() -> (OwnedFd, u16) {
     (socket, bound.port())
 }
 
-/// Sends `text`, and returns all that comes back.
-fn ask(mut client: TcpStream, text: &str) -> std::io::Result<String> {
-    client.write_all(text.as_bytes())?;
-    client.shutdown(Shutdown::Write)?;
-    let mut answer = String::new();
-    client.read_to_string(&mut answer)?;
-    Ok(answer)
+/// A tree whose fdaccept is ready.
+fn ready_tree() -> Option<Tree> {
+    let tree = Tree::start()?;
+    tree.until_ready();
+    Some(tree)
 }
 
 #[test]
@@ -485,9 +402,7 @@ fn run_scripts_are_executable_and_without_a_fault_that_shellcheck_knows() {
     for service in SERVICES {
         let file = contrib().join("s6").join(service).join("run");
         assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o755);
-        let Some(shellcheck) = peer("shellcheck") else {
-            return;
-        };
+        let shellcheck = needs!(peer("shellcheck"));
         let (status, stdout, stderr) = run(Command::new(shellcheck).arg(&file));
         assert_eq!(status, Some(0), "{stdout}{stderr}");
     }
@@ -495,15 +410,12 @@ fn run_scripts_are_executable_and_without_a_fault_that_shellcheck_knows() {
 
 #[test]
 fn s6_is_told_when_fdaccept_is_ready_and_clients_are_served() {
-    let Some(tree) = Tree::start() else {
-        return;
-    };
-    tree.until_ready();
+    let tree = needs!(ready_tree());
     assert_eq!(
         tree.run("s6-svstat", &["-o", "up,ready"], "echo-accept"),
         "true true"
     );
-    // It is true: nobody is refused.
+    // Readiness is true: no client is refused.
     Crowd::connect(tree.port, 10).expect_served();
     let log = tree.finish();
     assert!(!log.contains("not taken"), "{log}");
@@ -511,35 +423,29 @@ fn s6_is_told_when_fdaccept_is_ready_and_clients_are_served() {
 
 #[test]
 fn clients_that_wait_survive_a_crash_of_fdpool_under_s6() {
-    let Some(mut tree) = Tree::start() else {
-        return;
-    };
-    tree.until_ready();
+    let mut tree = needs!(ready_tree());
     let served = tree.occupy();
     let crowd = Crowd::connect(tree.port, 6);
     tree.until_passed(10);
     tree.crash("echo-pool");
     crowd.expect_served();
     assert_eq!(exchange(tree.port, b"next"), b"next");
-    // Their handlers have outlived the pool.
+    // The handlers outlived the pool.
     drop(served);
     tree.finish();
 }
 
 #[test]
 fn clients_that_wait_survive_a_crash_of_fdaccept_under_s6() {
-    let Some(mut tree) = Tree::start() else {
-        return;
-    };
-    tree.until_ready();
+    let mut tree = needs!(ready_tree());
     let served = tree.occupy();
     let crowd = Crowd::connect(tree.port, 6);
     tree.until_passed(10);
     tree.crash("echo-accept");
     tree.until_ready();
-    // Who is served notices nothing of it.
+    // The clients in service notice nothing of it.
     for client in served {
-        assert_eq!(ask(client, "hello").unwrap(), "hello");
+        client.expect_echo("hello");
     }
     crowd.expect_served();
     assert_eq!(exchange(tree.port, b"next"), b"next");
@@ -548,10 +454,7 @@ fn clients_that_wait_survive_a_crash_of_fdaccept_under_s6() {
 
 #[test]
 fn either_side_stops_and_starts_on_its_own_under_s6() {
-    let Some(mut tree) = Tree::start() else {
-        return;
-    };
-    tree.until_ready();
+    let mut tree = needs!(ready_tree());
     assert_eq!(exchange(tree.port, b"first"), b"first");
     tree.stop("echo-pool");
     let crowd = Crowd::connect(tree.port, 6);
@@ -572,17 +475,16 @@ fn both_programs_run_under_another_user_under_s6() {
     if !root() || peer("s6-setuidgid").is_none() {
         return;
     }
-    // Where these were built, nobody else may be allowed to look.
-    let programs = tempfile::tempdir().unwrap();
-    let text = "cp \"$0/fdaccept\" \"$0/fdpool\" \"$1\" && chmod 755 \"$1\" \"$1\"/*";
-    let mut copy = script("sh", text);
-    copy.arg(bin_dir()).arg(programs.path());
-    assert!(copy.status().unwrap().success());
+    let programs = open_dir();
+    for name in ["fdaccept", "fdpool"] {
+        copy_of(name, programs.path());
+    }
     let rest = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::iter::once(programs.path().to_owned()).chain(std::env::split_paths(&rest));
-    let Some(tree) = Tree::start_as("nobody", std::env::join_paths(dirs).unwrap()) else {
-        return;
-    };
+    let tree = needs!(Tree::start_as(
+        "nobody",
+        std::env::join_paths(dirs).unwrap()
+    ));
     tree.until_ready();
     assert_eq!(exchange(tree.port, b"as nobody"), b"as nobody");
     let nobody = User::from_name("nobody").unwrap().unwrap();
@@ -591,7 +493,7 @@ fn both_programs_run_under_another_user_under_s6() {
         let owner = std::fs::metadata(format!("/proc/{pid}")).unwrap().uid();
         assert_eq!(owner, nobody.uid.as_raw(), "{service}");
     }
-    // And once more, with what the first one has left in the directory.
+    // And once more, with what the first fdaccept has left in the directory.
     tree.crash("echo-accept");
     tree.until_ready();
     assert_eq!(exchange(tree.port, b"again"), b"again");

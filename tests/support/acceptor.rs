@@ -17,13 +17,15 @@ pub const ADDRESS: &str = "127.0.0.1:0";
 
 /// A command line of fdaccept. It listens at [`ADDRESS`] unless it is told otherwise.
 pub struct Fdaccept {
-    command: Command,
+    pub(super) command: Command,
     pub names: Names,
     name: Option<String>,
     pipe: Option<PipeReader>,
     addresses: Vec<OsString>,
     /// The command of a chain.
-    words: Vec<OsString>,
+    pub(super) words: Vec<OsString>,
+    /// Whether `command` has all its arguments.
+    pub(super) is_complete: bool,
 }
 
 impl Line for Fdaccept {
@@ -35,13 +37,29 @@ impl Line for Fdaccept {
 impl Fdaccept {
     /// Without a sink: the test adds one.
     pub fn plain() -> Self {
+        Self::of(program("fdaccept"))
+    }
+
+    /// A command that ends in fdaccept. It runs in the directory of its names, unless it is told
+    /// otherwise.
+    pub fn of(mut command: Command) -> Self {
+        // Whatever started this test must not interfere.
+        for name in [
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "LISTEN_FDNAMES",
+        ] {
+            command.env_remove(name);
+        }
         Self {
-            command: program("fdaccept"),
+            command,
             names: Names::new(),
             name: None,
             pipe: None,
             addresses: Vec::new(),
             words: Vec::new(),
+            is_complete: false,
         }
     }
 
@@ -90,31 +108,42 @@ impl Fdaccept {
         self
     }
 
-    /// Starts it, and waits until it listens everywhere.
-    #[track_caller]
-    pub fn start(mut self) -> Acceptor {
+    /// Adds what the command line still lacks. Returns the number of addresses.
+    pub(super) fn complete(&mut self) -> usize {
         if self.addresses.is_empty() {
             self.addresses.push(ADDRESS.into());
         }
-        self.command.args(&self.addresses);
-        if !self.words.is_empty() {
-            self.command.arg("--").args(&self.words);
+        if !self.is_complete {
+            self.command.args(&self.addresses);
+            if !self.words.is_empty() {
+                self.command.arg("--").args(&self.words);
+            }
         }
-        let mut process = Process::start(&mut self.command);
-        let mut ports = Vec::new();
-        for _ in &self.addresses {
-            let address = process.listening();
-            ports.extend(
-                address
-                    .rsplit_once(':')
-                    .and_then(|(_, port)| port.parse::<u16>().ok()),
-            );
+        if self.command.get_current_dir().is_none() {
+            self.command.current_dir(&self.names.directory);
         }
+        self.is_complete = true;
+        self.addresses.len()
+    }
+
+    /// Starts it, and waits until it listens everywhere.
+    #[track_caller]
+    pub fn start(mut self) -> Acceptor {
+        let count = self.complete();
+        let mut acceptor = self.spawn();
+        acceptor.hear(count);
+        acceptor
+    }
+
+    /// Starts it, and does not wait: the acceptor knows no port.
+    #[track_caller]
+    pub fn spawn(mut self) -> Acceptor {
+        self.complete();
         Acceptor {
-            process,
-            port: ports.first().copied().unwrap_or(0),
-            ports,
-            listeners: self.addresses.len(),
+            process: Process::start(&mut self.command),
+            port: 0,
+            ports: Vec::new(),
+            addresses: Vec::new(),
             names: self.names,
             name: self.name,
             pipe: self.pipe,
@@ -128,7 +157,8 @@ pub struct Acceptor {
     /// The first port.
     pub port: u16,
     pub ports: Vec<u16>,
-    listeners: usize,
+    /// Where it listens, as it says.
+    pub addresses: Vec<String>,
     /// A directory for its name, and for what else a test needs.
     pub names: Names,
     name: Option<String>,
@@ -150,6 +180,20 @@ impl DerefMut for Acceptor {
 }
 
 impl Acceptor {
+    /// Waits until it says where it listens, at so many addresses.
+    #[track_caller]
+    pub fn hear(&mut self, addresses: usize) {
+        for _ in 0..addresses {
+            let address = self.process.listening();
+            let port = address
+                .rsplit_once(':')
+                .map(|(_, port)| port.parse::<u16>());
+            self.ports.extend(port.into_iter().flatten());
+            self.addresses.push(address);
+        }
+        self.port = self.ports.first().copied().unwrap_or(0);
+    }
+
     /// The name of its queue.
     pub fn name(&self) -> &str {
         self.name.as_ref().unwrap()
@@ -175,7 +219,7 @@ impl Acceptor {
     #[track_caller]
     pub fn expect_clean_end(&mut self) {
         let log = self.process.expect_end(0);
-        assert_eq!(besides_counters(&log).len(), self.listeners, "{log}");
+        assert_eq!(besides_counters(&log).len(), self.addresses.len(), "{log}");
     }
 }
 

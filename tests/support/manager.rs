@@ -94,6 +94,31 @@ impl Manager {
         until(line, || self.next().is(line));
     }
 
+    /// Waits for a status that begins so.
+    #[track_caller]
+    pub fn until_status(&self, expected: &str) {
+        until(expected, || {
+            let told = self.next();
+            let status = told.value("STATUS=");
+            status.is_some_and(|status| status.starts_with(expected))
+        });
+    }
+
+    /// Leaves no room for a message, as if it had not read for long.
+    pub fn fill(&self) {
+        let send_all = || {
+            let socket = UnixDatagram::unbound().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let mut sent = 0;
+            while socket.send_to(b"X_FULL=1", &self.name).is_ok() {
+                sent += 1;
+            }
+            sent
+        };
+        // One sender may reach its own limit first.
+        while send_all() > 0 {}
+    }
+
     pub fn has_something(&self) -> bool {
         !poll::ready(self.socket.as_fd(), PollFlags::IN).is_empty()
     }

@@ -33,7 +33,16 @@ impl Names {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.directory.path().read_dir().unwrap().next().is_none()
+        self.files().is_empty()
+    }
+
+    /// What is in the directory, in order.
+    pub fn files(&self) -> Vec<String> {
+        let entries = self.directory.path().read_dir().unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
     }
 
     pub fn abstract_name(&self) -> String {

@@ -9,6 +9,40 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
 
+/// Ends a test that lacks something: `needs!(root())`, `let ss = needs!(peer("ss"))`.
+#[allow(unused_macros)] // not every group has such tests
+macro_rules! needs {
+    ($what:expr) => {
+        match crate::support::Needed::found($what) {
+            Some(found) => found,
+            None => return,
+        }
+    };
+}
+pub(crate) use needs;
+
+pub trait Needed {
+    type Found;
+
+    fn found(self) -> Option<Self::Found>;
+}
+
+impl Needed for bool {
+    type Found = ();
+
+    fn found(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Needed for Option<T> {
+    type Found = T;
+
+    fn found(self) -> Self {
+        self
+    }
+}
+
 /// Another program that a test needs: `None`, and a line that says so, if it is not installed.
 /// With FDTOOLS_REQUIRE_PEERS=1 that is a failure.
 pub fn peer(name: &str) -> Option<PathBuf> {

@@ -310,6 +310,15 @@ pub trait Line: Sized {
         self
     }
 
+    fn arg(self, argument: impl AsRef<OsStr>) -> Self {
+        self.args([argument])
+    }
+
+    /// Arguments that are parted by spaces.
+    fn options(self, options: &str) -> Self {
+        self.args(options.split_whitespace())
+    }
+
     fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command_mut().env(name, value);
         self

@@ -257,6 +257,9 @@ mod tests {
             "allow 10.0.0",
             "allow host.example",
             "allow 10.0.0.0/-1",
+            "allow 10.0.0.0/",
+            "allow 10.0.0.1-2",
+            "allow ::/129",
             "deny /8",
         ];
         for line in bad {

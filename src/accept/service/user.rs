@@ -139,20 +139,27 @@ mod tests {
 
     #[test]
     fn who_is_nobody_or_root_is_refused() {
-        let all_ones = "4294967295:4294967295";
-        for bad in [
-            "",
-            ":",
-            "root",
-            "0",
-            "0:1",
-            "-1:1",
-            all_ones,
-            "no such user",
-            "1:",
-            "1:no-such",
+        for (text, expected) in [
+            ("", "no such user"),
+            ("-1", "no such user"),
+            ("4294967296:1", "no such user"),
+            ("no such user", "no such user"),
+            (":", "no such group"),
+            ("1:", "no such group"),
+            ("root:", "no such group"),
+            ("1:-1", "no such group"),
+            ("1:4294967296", "no such group"),
+            ("1:no-such", "no such group"),
+            ("root", "must be another user than root"),
+            ("0", "must be another user than root"),
+            ("0:5", "must be another user than root"),
+            ("root:5", "must be another user than root"),
+            ("4294967295:5", "must be another user than root"),
+            ("5:4294967295", "must be another user than root"),
         ] {
-            assert!(matches!(User::find(bad), Err(Error::Invalid(_))), "{bad}");
+            let error = User::find(text).unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{text}");
+            assert_eq!(error.to_string(), expected, "{text}");
         }
     }
 }

@@ -1,0 +1,294 @@
+//! `--port-file`: the ports that fdaccept has bound, in a file.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::poll::ready;
+use crate::support::*;
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use rustix::event::PollFlags;
+
+/// The numbers of a port file.
+fn ports(path: impl AsRef<Path>) -> Vec<u16> {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.ends_with('\n'), "{text:?}");
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+/// The numbers in `./ports`.
+fn ports_of(acceptor: &Acceptor) -> Vec<u16> {
+    ports(acceptor.names.file("ports"))
+}
+
+/// A chain that writes its ports to `./ports`.
+fn filed() -> Fdaccept {
+    Fdaccept::cats().options("--port-file ./ports")
+}
+
+#[test]
+fn the_port_of_an_address_is_in_the_file() {
+    let acceptor = filed().start();
+    assert_eq!(ports_of(&acceptor), [acceptor.port]);
+    assert_eq!(acceptor.names.files(), ["ports"]);
+    acceptor.expect_echo();
+}
+
+#[test]
+fn the_ports_of_several_addresses_are_in_the_file_in_their_order() {
+    let addresses = [ADDRESS, "./listener", ADDRESS, ADDRESS];
+    let acceptor = addresses.iter().fold(filed(), Fdaccept::listen).start();
+    assert_eq!(acceptor.ports.len(), 3);
+    assert_eq!(ports_of(&acceptor), acceptor.ports);
+}
+
+#[test]
+fn a_port_of_several_addresses_is_in_the_file_once() {
+    for address in ["localhost:0", "0"] {
+        let acceptor = filed().listen(address).start();
+        assert_eq!(ports_of(&acceptor), [acceptor.port]);
+    }
+}
+
+#[test]
+fn a_port_that_several_addresses_were_given_is_in_the_file_once() {
+    // Another test may take a free port before fdaccept does.
+    let (acceptor, port) = eventually("a port that is free", || {
+        let free = TcpListener::bind(ADDRESS).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let addresses = [1, 2, 3].map(|last| format!("127.0.0.{last}:{port}"));
+        let mut acceptor = addresses.iter().fold(filed(), Fdaccept::listen).spawn();
+        let is_started = acceptor.line("").contains("listening on");
+        is_started.then_some((acceptor, port))
+    });
+    assert_eq!(ports_of(&acceptor), [port]);
+}
+
+#[test]
+fn the_port_of_an_inherited_listener_is_in_the_file() {
+    let listener = TcpListener::bind(ADDRESS).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let inherited = filed().listen("fd:0").stdin(OwnedFd::from(listener));
+    assert_eq!(ports_of(&inherited.start()), [port]);
+}
+
+#[test]
+fn a_file_that_was_there_is_replaced_as_a_whole() {
+    let old = "old ".repeat(10_000);
+    // With many lines a partial write would be seen.
+    let fdaccept = filed().file("ports", &old);
+    let fdaccept = [ADDRESS; 50].iter().fold(fdaccept, Fdaccept::listen);
+    let path = fdaccept.names.text("ports");
+    let mut before = File::open(&path).unwrap();
+    let inode = before.metadata().unwrap().ino();
+    let is_over = AtomicBool::new(false);
+    let (seen, mut acceptor) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                let text = std::fs::read_to_string(&path).unwrap();
+                if seen.last() != Some(&text) {
+                    seen.push(text);
+                }
+            }
+            seen
+        });
+        let acceptor = fdaccept.start();
+        is_over.store(true, Ordering::Relaxed);
+        (watcher.join().unwrap(), acceptor)
+    });
+    let now = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(now.lines().count(), 50);
+    assert!(seen.iter().all(|text| *text == old || *text == now));
+    assert_ne!(Path::new(&path).metadata().unwrap().ino(), inode);
+    // A reader of the old file still has it.
+    let mut still = String::new();
+    before.read_to_string(&mut still).unwrap();
+    assert_eq!(still, old);
+    assert!(acceptor.is_running());
+}
+
+#[test]
+fn the_file_is_there_before_it_is_said_that_this_is_ready() {
+    let manager = Manager::at_path();
+    let acceptor = filed().under(&manager).spawn();
+    manager.next_with("READY=1");
+    let port = ports_of(&acceptor)[0];
+    assert_eq!(exchange(port, b"hello"), b"hello");
+}
+
+/// fdaccept with a FIFO as the port file: it waits for a reader.
+fn with_fifo() -> Acceptor {
+    let fdaccept = Fdaccept::cats().options("--port-file ./fifo");
+    mkfifo(&*fdaccept.names.text("fifo"), Mode::S_IRWXU).unwrap();
+    fdaccept.spawn()
+}
+
+#[test]
+fn a_fifo_is_written_to_and_stays_one() {
+    let mut acceptor = with_fifo();
+    let fifo = acceptor.names.file("fifo");
+    let written = ports(&fifo);
+    assert_eq!(written, [acceptor.port()]);
+    assert!(!fifo.symlink_metadata().unwrap().is_file());
+}
+
+#[test]
+fn a_pipe_that_is_open_is_written_to() {
+    for words in [
+        "--port-file /dev/fd/3 --bind ./queue 127.0.0.1:0 3>&1 >/dev/null",
+        "--port-file /dev/fd/1 --bind ./queue 127.0.0.1:0",
+    ] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let fdaccept = Fdaccept::sh(&format!("exec fdaccept {words}"));
+        let mut acceptor = fdaccept.stdout(writer).spawn();
+        let mut line = String::new();
+        let mut byte = [0];
+        while !line.ends_with('\n') {
+            until("a line", || {
+                !ready(reader.as_fd(), PollFlags::IN).is_empty()
+            });
+            assert_eq!(reader.read(&mut byte).unwrap(), 1, "{line:?}");
+            line.push(char::from(byte[0]));
+        }
+        assert_eq!(line, format!("{}\n", acceptor.port()));
+    }
+}
+
+#[test]
+fn a_file_that_is_open_is_written_to() {
+    let text = "exec fdaccept --port-file /dev/fd/3 127.0.0.1:0 -- fdpool 1 -- cat 3>./ports";
+    let mut acceptor = Fdaccept::sh(text).spawn();
+    let line = acceptor.line("");
+    assert!(line.contains("listening on"), "{line}");
+    let port: u16 = line.rsplit_once(':').unwrap().1.parse().unwrap();
+    assert_eq!(ports_of(&acceptor), [port]);
+}
+
+/// Like `/dev/stdout`, which a file must not replace.
+#[test]
+fn a_link_to_an_open_file_stays_one() {
+    let fdaccept = Fdaccept::cats().options("--port-file ./stdout");
+    let link = fdaccept.names.text("stdout");
+    symlink("/proc/self/fd/1", &link).unwrap();
+    let out = File::create(fdaccept.names.text("out")).unwrap();
+    let acceptor = fdaccept.stdout(out).start();
+    assert!(Path::new(&link).symlink_metadata().unwrap().is_symlink());
+    assert_eq!(ports(acceptor.names.file("out")), [acceptor.port]);
+}
+
+/// Checks that fdaccept fails with this message, and leaves no file.
+#[track_caller]
+fn fails(port_file: &str, addresses: &[&str], status: i32, expected: &str) {
+    let fdaccept = Fdaccept::bound_at("./queue").args(["--port-file", port_file]);
+    std::fs::create_dir(fdaccept.names.text("directory")).unwrap();
+    let mut acceptor = addresses.iter().fold(fdaccept, Fdaccept::listen).spawn();
+    let log = acceptor.expect_end(status);
+    let expected = format!("fdaccept: {expected}");
+    assert_eq!(log.lines().next(), Some(&*expected), "{log}");
+    assert_eq!(acceptor.names.files(), ["directory"]);
+    let directory = acceptor.names.file("directory");
+    assert_eq!(directory.read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_without_a_port_is_a_usage_error() {
+    let expected = "--port-file needs an address with a port";
+    fails("./ports", &["./listener"], 2, expected);
+    let name = Names::new().abstract_name();
+    fails("./ports", &["./listener", &name], 2, expected);
+}
+
+#[track_caller]
+fn cannot_write(path: &str, cause: &str) {
+    let expected = format!("cannot write {path}: {cause}");
+    fails(path, &[ADDRESS, "./listener"], 1, &expected);
+}
+
+#[test]
+fn a_directory_as_the_file_is_an_error() {
+    cannot_write("./directory", "Is a directory");
+    cannot_write("/", "Is a directory");
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error() {
+    for path in ["./none/ports", "/no/such/ports", "./directory/../none/x"] {
+        cannot_write(path, "No such file or directory");
+    }
+}
+
+#[test]
+fn a_directory_that_is_none_is_an_error() {
+    cannot_write("/dev/null/ports", "Not a directory");
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_an_error() {
+    needs!(root());
+    let fdaccept = Fdaccept::by(NOBODY);
+    let ports = fdaccept.names.text("ports");
+    let name = Names::new().abstract_name();
+    let options = ["--port-file", &ports, "--bind", &name];
+    let mut acceptor = fdaccept.args(options).spawn();
+    let expected = format!("fdaccept: cannot write {ports}: Permission denied");
+    assert_eq!(acceptor.expect_end(1), expected);
+    assert!(!Path::new(&ports).exists());
+}
+
+#[test]
+fn a_fifo_without_a_reader_does_not_keep_a_signal_from_ending_it() {
+    let mut acceptor = with_fifo();
+    until_state(acceptor.pid(), 'S');
+    acceptor.term();
+    acceptor.expect_killed_by(Signal::SIGTERM);
+}
+
+#[test]
+fn the_mode_of_the_file_follows_the_umask() {
+    for (umask, mode) in [("022", 0o644), ("077", 0o600), ("027", 0o640), ("0", 0o666)] {
+        for is_there in [false, true] {
+            let text = "exec fdaccept --port-file ./ports 127.0.0.1:0 -- fdpool 1 -- cat";
+            let mut fdaccept = Fdaccept::sh(&format!("umask {umask}; {text}"));
+            let path = fdaccept.names.text("ports");
+            if is_there {
+                fdaccept = fdaccept.file("ports", "old");
+                let nobody = std::fs::Permissions::from_mode(0o400);
+                std::fs::set_permissions(&path, nobody).unwrap();
+            }
+            let acceptor = fdaccept.start();
+            let meta = Path::new(&path).symlink_metadata().unwrap();
+            assert_eq!(meta.permissions().mode() & 0o7777, mode, "{umask}");
+            assert_eq!(ports(&path), [acceptor.port]);
+        }
+    }
+}
+
+#[test]
+fn with_another_user_the_file_is_written_before() {
+    needs!(root());
+    // The directory is closed to other users.
+    let chain = Fdaccept::chain(["sleep", "1000"]).user(4_000_000_001);
+    let acceptor = chain.options("--port-file ./ports").start();
+    assert_eq!(ports_of(&acceptor), [acceptor.port]);
+    let meta = acceptor.names.file("ports").symlink_metadata().unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (0, 0));
+}
+
+#[test]
+fn a_path_of_any_bytes_can_be_the_file() {
+    for name in [&b"p\xff"[..], b"-p", b" ", b"p\n"] {
+        let fdaccept = Fdaccept::cats().arg("--port-file");
+        let path = Path::new(&fdaccept.names.text("")).join(std::ffi::OsStr::from_bytes(name));
+        let acceptor = fdaccept.arg(&path).start();
+        assert_eq!(ports(&path), [acceptor.port]);
+    }
+}
