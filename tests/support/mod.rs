@@ -4,6 +4,7 @@
 
 mod acceptor;
 mod clients;
+mod ends;
 mod hostile;
 mod load;
 mod log;
@@ -21,6 +22,7 @@ mod wait;
 
 pub use acceptor::*;
 pub use clients::*;
+pub use ends::*;
 pub use hostile::*;
 pub use load::*;
 pub use log::*;
