@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
-use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::time::Duration;
@@ -33,20 +32,6 @@ struct Target {
     pool: Pool,
     queue: OwnedFd,
     names: Names,
-}
-
-impl Deref for Target {
-    type Target = Pool;
-
-    fn deref(&self) -> &Pool {
-        &self.pool
-    }
-}
-
-impl DerefMut for Target {
-    fn deref_mut(&mut self) -> &mut Pool {
-        &mut self.pool
-    }
 }
 
 impl Target {
@@ -81,7 +66,7 @@ impl Target {
 
     /// The process that receives.
     fn slot(&self) -> Pid {
-        self.children()[0]
+        self.pool.children()[0]
     }
 
     fn send(&self, payload: &[u8], descriptors: &[BorrowedFd<'_>]) {
@@ -130,7 +115,7 @@ impl Target {
     #[track_caller]
     fn expect_refusal(&mut self, payload: &[u8]) {
         self.send(payload, &[]);
-        let line = self.line("without");
+        let line = self.pool.line("without");
         assert_eq!(line, "fdpool: a message came without a descriptor");
         self.expect_service();
     }
@@ -145,7 +130,7 @@ impl Target {
 
     /// What the pool and its slot have open.
     fn open(&self) -> [Vec<String>; 2] {
-        [self.pid(), self.slot()].map(open_in)
+        [self.pool.pid(), self.slot()].map(open_in)
     }
 
     /// Waits until the pool and its slot have open what they had before.
@@ -216,36 +201,35 @@ fn is_nonblocking(descriptor: impl AsFd) -> bool {
 
 #[test]
 fn a_message_without_a_descriptor_is_said_and_refused() {
-    let mut pool = Target::bound();
+    let mut target = Target::bound();
     for payload in [&b"FDTOOLS=1\nPROTO=TCP\n"[..], b"x", b"127.0.0.1 4000\0"] {
-        pool.expect_refusal(payload);
+        target.expect_refusal(payload);
     }
 }
 
 #[test]
 fn a_message_with_too_many_descriptors_is_said_and_all_are_closed() {
-    let mut pool = Target::bound();
-    pool.expect_service();
-    let (slot, before) = (pool.slot(), pool.open());
+    let mut target = Target::bound();
+    target.expect_service();
+    let (slot, before) = (target.slot(), target.open());
     for count in [2, 3, 253] {
         let (client, server) = tcp_pair();
-        pool.send(b"FDTOOLS=1\nPROTO=TCP\n", &vec![server.as_fd(); count]);
+        target.send(b"FDTOOLS=1\nPROTO=TCP\n", &vec![server.as_fd(); count]);
         drop(server);
-        let line = pool.line("descriptors");
+        let line = target.pool.line("descriptors");
         let expected = format!("a message came with {count} descriptors instead of one");
         assert_eq!(line, format!("fdpool: {expected}"));
         // The client learns it as well.
         assert_eq!(Client(client).rest(), "");
-        pool.expect_service();
-        assert_eq!(pool.slot(), slot);
-        pool.until_open(&before);
+        target.expect_service();
+        assert_eq!(target.slot(), slot);
+        target.until_open(&before);
     }
 }
 
-#[track_caller]
-fn assert_empty_messages_are_not_the_end(mut pool: Target) {
-    (0..3).for_each(|_| pool.expect_refusal(b""));
-    assert!(pool.is_running());
+fn assert_empty_messages_are_not_the_end(mut target: Target) {
+    (0..3).for_each(|_| target.expect_refusal(b""));
+    assert!(target.pool.is_running());
 }
 
 #[test]
@@ -262,17 +246,17 @@ fn an_empty_message_on_a_pair_is_not_the_end() {
 #[test]
 fn connections_behind_an_empty_message_are_served_though_the_sender_is_gone() {
     for payload in [&b"FDTOOLS=1\n"[..], b"x"] {
-        let mut pool = Target::on_pair(socket_pair(SockType::SeqPacket), &TELL);
+        let mut target = Target::on_pair(socket_pair(SockType::SeqPacket), &TELL);
         let (client, server) = unix_pair();
-        pool.while_stopped(|| {
-            pool.send(b"", &[]);
-            pool.send(b"", &[]);
-            pool.send(payload, &[server.as_fd()]);
-            shutdown(pool.queue.as_raw_fd(), Shutdown::Write).unwrap();
+        target.while_stopped(|| {
+            target.send(b"", &[]);
+            target.send(b"", &[]);
+            target.send(payload, &[server.as_fd()]);
+            shutdown(target.queue.as_raw_fd(), Shutdown::Write).unwrap();
         });
         drop(server);
         told(client.0);
-        pool.expect_exit(0);
+        target.pool.expect_exit(0);
     }
 }
 
@@ -280,28 +264,28 @@ fn connections_behind_an_empty_message_are_served_though_the_sender_is_gone() {
 
 #[test]
 fn an_oversized_payload_says_nothing_and_its_connection_is_served() {
-    let pool = Target::bound();
+    let target = Target::bound();
     for length in [4097, 60000] {
         let mut payload = USUAL.to_vec();
         payload.resize(length - 1, b'x');
         payload.push(b'\n');
-        pool.expect_bare(&payload);
+        target.expect_bare(&payload);
         // Also where what is cut off leaves whole lines.
         let mut lines = USUAL.to_vec();
         lines.resize(4095, b'x');
         lines.resize(length, b'\n');
-        pool.expect_bare(&lines);
-        pool.expect_service();
+        target.expect_bare(&lines);
+        target.expect_service();
     }
 }
 
 #[test]
 fn a_payload_of_full_length_is_understood() {
-    let pool = Target::bound();
+    let target = Target::bound();
     let mut payload = USUAL.to_vec();
     payload.resize(4095, b'x');
     payload.push(b'\n');
-    let environment = pool.environment_for(&payload);
+    let environment = target.environment_for(&payload);
     assert_eq!(environment["TCPREMOTEIP"], "192.0.2.1");
 }
 
@@ -315,15 +299,15 @@ fn a_message_with_an_empty_payload_is_a_bare_connection() {
 // What is a payload is tested beside its parser.
 #[test]
 fn a_payload_that_is_not_understood_is_a_bare_connection() {
-    let pool = Target::bound();
+    let target = Target::bound();
     for payload in [
         &b"x"[..],
         b"\0",
         b"FDTOOLS=2\nPROTO=TCP\nTCPREMOTEIP=192.0.2.1\n",
     ] {
-        pool.expect_bare(payload);
+        target.expect_bare(payload);
     }
-    pool.expect_service();
+    target.expect_service();
 }
 
 #[test]
@@ -334,24 +318,24 @@ fn a_name_that_comes_twice_voids_the_payload() {
 
 #[test]
 fn names_outside_the_table_get_into_no_environment() {
-    let pool = Target::bound();
-    pool.expect_service();
-    let usual = pool.environment_for(b"FDTOOLS=1\nPROTO=TCP\n");
+    let target = Target::bound();
+    target.expect_service();
+    let usual = target.environment_for(b"FDTOOLS=1\nPROTO=TCP\n");
     let payload = b"FDTOOLS=1\nPROTO=TCP\nLD_PRELOAD=/nowhere/x.so\nPATH=/nowhere\nIFS=x\n\
         BASH_ENV=/nowhere\nENV=/nowhere\nLISTEN_FDS=1\nNEWNAME=1\nPROTO2=TCP\nproto=UDP\n\
         TCPREMOTEINFO=x\nTCPREMOTEHOST=x\n PROTO=IPC\n=x\nnothing\n\n";
-    assert_eq!(pool.environment_for(payload), usual);
+    assert_eq!(target.environment_for(payload), usual);
     assert_eq!(ours(&usual), [("PROTO", "TCP")]);
 }
 
 #[test]
 fn values_that_are_not_what_their_names_promise_are_left_out() {
-    let pool = Target::bound();
+    let target = Target::bound();
     for line in ["TCPREMOTEIP=localhost", "IPCLOCALPATH=/a\0b"] {
         let payload = format!("FDTOOLS=1\nPROTO=TCP\n{line}\n");
-        pool.expect(payload.as_bytes(), &[("PROTO", "TCP")]);
+        target.expect(payload.as_bytes(), &[("PROTO", "TCP")]);
     }
-    let environment = pool.environment_for(b"FDTOOLS=1\nPROTO=SCTP\nTCPREMOTEIP=192.0.2.1\n");
+    let environment = target.environment_for(b"FDTOOLS=1\nPROTO=SCTP\nTCPREMOTEIP=192.0.2.1\n");
     assert_eq!(environment["PROTO"], "IPC", "it asks the connection itself");
     assert!(!environment.contains_key("TCPREMOTEIP"));
 }
@@ -361,8 +345,8 @@ fn bytes_that_are_not_utf8_are_left_out_except_in_paths() {
     let names = Names::new();
     let saved = names.text("environment");
     let text = format!("tr '\\0' '\\n' </proc/self/environ >{saved}; echo; echo");
-    let pool = Target::with_handler(&sh_c(&text));
-    pool.environment_for(
+    let target = Target::with_handler(&sh_c(&text));
+    target.environment_for(
         b"FDTOOLS=1\nPROTO=IPC\nIPCREMOTEPATH=/\xff\xfe\nTCPREMOTEIP=\xff\nTCPREMOTEPORT=1\xff\n\
         \xff=\xff\nPROTO\xff=TCP\n",
     );
@@ -376,7 +360,7 @@ fn bytes_that_are_not_utf8_are_left_out_except_in_paths() {
 
 #[test]
 fn one_message_leaves_nothing_for_the_next() {
-    let pool = Target::bound();
+    let target = Target::bound();
     let full = b"FDTOOLS=1\nPROTO=TCP\nTCPREMOTEIP=192.0.2.1\nTCPREMOTEPORT=1\nTCPLOCALIP=::1\n\
         TCPLOCALPORT=2\nTCPCONNNUM=3\n";
     let variables = [
@@ -389,9 +373,9 @@ fn one_message_leaves_nothing_for_the_next() {
         ("TCPREMOTEIP", "192.0.2.1"),
         ("TCPREMOTEPORT", "1"),
     ];
-    pool.expect(full, &variables);
-    pool.expect_bare(b"x");
-    pool.expect(b"FDTOOLS=1\nPROTO=IPC\n", &[("PROTO", "IPC")]);
+    target.expect(full, &variables);
+    target.expect_bare(b"x");
+    target.expect(b"FDTOOLS=1\nPROTO=IPC\n", &[("PROTO", "IPC")]);
 }
 
 #[test]
@@ -429,18 +413,18 @@ fn a_unix_client_cannot_write_lines_of_its_own_by_its_path() {
 
 #[test]
 fn what_is_no_socket_is_served_and_nothing_is_said_of_it() {
-    let pool = Target::bound();
-    let path = pool.names.file("answer");
+    let target = Target::bound();
+    let path = target.names.file("answer");
     let mut options = File::options();
     options.read(true).write(true).create_new(true);
     let file = options.open(&path).unwrap();
-    pool.send(b"x", &[file.as_fd()]);
+    target.send(b"x", &[file.as_fd()]);
     let told_to_file = || std::fs::read_to_string(&path).unwrap();
     until("the handler", || told_to_file().ends_with("\n\n"));
     assert_eq!(ours(&told(told_to_file().as_bytes())), []);
 
     let (reader, writer) = std::io::pipe().unwrap();
-    pool.send(b"x", &[writer.as_fd()]);
+    target.send(b"x", &[writer.as_fd()]);
     drop(writer);
     assert_eq!(ours(&told(reader)), []);
 
@@ -454,11 +438,11 @@ fn what_is_no_socket_is_served_and_nothing_is_said_of_it() {
         listener.as_fd(),
         path_only.as_fd(),
         // Its own queue.
-        pool.queue.as_fd(),
+        target.queue.as_fd(),
     ] {
-        pool.send(b"x", &[other]);
+        target.send(b"x", &[other]);
     }
-    pool.expect_service();
+    target.expect_service();
 }
 
 #[test]
@@ -466,7 +450,7 @@ fn of_a_socket_that_is_no_connection_nothing_is_said() {
     let names = Names::new();
     let saved = names.text("environment");
     let text = format!("env > {saved}.new; echo >> {saved}.new; mv {saved}.new {saved}");
-    let pool = Target::with_handler(&sh_c(&text));
+    let target = Target::with_handler(&sh_c(&text));
     let datagram = UdpSocket::bind(ADDRESS).unwrap();
     datagram.connect("127.0.0.1:9").unwrap();
     let unconnected = UnixDatagram::unbound().unwrap();
@@ -478,7 +462,7 @@ fn of_a_socket_that_is_no_connection_nothing_is_said() {
         listener.as_fd(),
         unix.as_fd(),
     ] {
-        pool.send(b"x", &[socket]);
+        target.send(b"x", &[socket]);
         let file = eventually("the handler", || File::open(&saved).ok());
         let mut environment = told(file);
         environment
@@ -491,12 +475,12 @@ fn of_a_socket_that_is_no_connection_nothing_is_said() {
 #[test]
 fn a_connection_that_does_not_block_is_made_to() {
     let text = "sed -n 's/^flags:[^0-9]*//p' /proc/self/fdinfo/0; cat";
-    let pool = Target::with_handler(&sh_c(text));
+    let target = Target::with_handler(&sh_c(text));
     let (client, server) = tcp_pair();
     let client = Client(client);
     server.set_nonblocking(true).unwrap();
     // Not closed here, so that the flag can be seen from both sides.
-    pool.send(b"x", &[server.as_fd()]);
+    target.send(b"x", &[server.as_fd()]);
     let flags = i32::from_str_radix(&client.line(), 8).unwrap();
     assert_eq!(flags & OFlag::O_NONBLOCK.bits(), 0);
     assert!(!is_nonblocking(&server));
@@ -506,16 +490,15 @@ fn a_connection_that_does_not_block_is_made_to() {
 
 // Sockets whose last close would block. They must not be closed by the process that receives.
 
-/// Sends `carrier` in a message that is refused, so that the receiver's copies are the last ones
-/// of it, and of what is `left` here. Expects that the pool goes on.
-#[track_caller]
-fn assert_refused_without_blocking(carrier: impl AsFd, left: impl Sized) {
-    let pool = Target::bound();
-    pool.while_stopped(|| {
-        pool.send(b"x", &[carrier.as_fd(), carrier.as_fd()]);
-        drop((carrier, left));
+/// Sends `carrier` in a message that is refused. The receiver's copies are the last ones of it, and
+/// what is `kept` here is closed before them. Expects that the pool goes on.
+fn assert_refused_without_blocking(carrier: impl AsFd, kept: impl Sized) {
+    let target = Target::bound();
+    target.while_stopped(|| {
+        target.send(b"x", &[carrier.as_fd(), carrier.as_fd()]);
+        drop((carrier, kept));
     });
-    pool.expect_service();
+    target.expect_service();
 }
 
 #[test]
@@ -529,8 +512,7 @@ fn a_lingering_socket_within_a_refused_one_does_not_block_the_receiver() {
     let (socket, _other) = lingering();
     let (inner, outer) = UnixStream::pair().unwrap();
     send(&inner, b"x", &[socket.as_fd()]).unwrap();
-    drop(socket);
-    assert_refused_without_blocking(outer, inner);
+    assert_refused_without_blocking(outer, (inner, socket));
 }
 
 #[test]
@@ -541,8 +523,7 @@ fn a_lingering_socket_behind_an_empty_message_does_not_block_the_receiver() {
         send(&inner, b"", &[]).unwrap();
     }
     send(&inner, b"x", &[socket.as_fd()]).unwrap();
-    drop(socket);
-    assert_refused_without_blocking(outer, inner);
+    assert_refused_without_blocking(outer, (inner, socket));
 }
 
 #[test]
@@ -552,8 +533,7 @@ fn a_lingering_socket_in_the_backlog_of_a_refused_one_does_not_block_the_receive
     let listener = UnixListener::bind(names.path()).unwrap();
     let client = UnixStream::connect(names.path()).unwrap();
     send(&client, b"x", &[socket.as_fd()]).unwrap();
-    drop(socket);
-    assert_refused_without_blocking(listener, client);
+    assert_refused_without_blocking(listener, (client, socket));
 }
 
 // Other queues, and fdrecv.
@@ -566,33 +546,36 @@ fn a_pair_that_does_not_block_is_waited_on_and_left_so() {
     );
     let (write_end, read_end) = socketpair(AddressFamily::Unix, kind, None, flags).unwrap();
     let copy = read_end.try_clone().unwrap();
-    let pool = Target::on_pair((write_end, read_end), &TELL);
-    pool.expect_service();
+    let target = Target::on_pair((write_end, read_end), &TELL);
+    target.expect_service();
     assert!(is_nonblocking(copy), "it is somebody else's");
-    let slot = pool.slot();
+    let slot = target.slot();
     let before = cpu_time(slot);
-    pool.expect_service();
+    target.expect_service();
     assert!(cpu_time(slot) - before < Duration::from_secs(1));
 }
 
 #[test]
 fn a_stream_pair_is_as_good() {
-    let mut pool = Target::on_pair(socket_pair(SockType::Stream), &TELL);
-    pool.expect_service();
-    pool.expect_refusal(b"FDTOOLS=1\nPROTO=TCP\n");
+    let mut target = Target::on_pair(socket_pair(SockType::Stream), &TELL);
+    target.expect_service();
+    target.expect_refusal(b"FDTOOLS=1\nPROTO=TCP\n");
     let null = File::open("/dev/null").unwrap();
-    pool.send(b"x", &[null.as_fd(), null.as_fd()]);
-    pool.line("fdpool: a message came with 2 descriptors");
-    pool.expect_service();
-    pool.expect_bare(b"x");
+    target.send(b"x", &[null.as_fd(), null.as_fd()]);
+    target
+        .pool
+        .line("fdpool: a message came with 2 descriptors");
+    target.expect_service();
+    target.expect_bare(b"x");
     // What is too long for one message reads as one with a connection and others without.
-    pool.expect_bare(&[b'x'; 10000]);
-    pool.line("fdpool: a message came without a descriptor");
-    assert!(pool.is_running());
+    target.expect_bare(&[b'x'; 10000]);
+    target
+        .pool
+        .line("fdpool: a message came without a descriptor");
+    assert!(target.pool.is_running());
 }
 
 /// Expects that fdrecv becomes the handler of a message with `payload`.
-#[track_caller]
 fn assert_received(queue: &OwnedFd, payload: &[u8], mut fdrecv: Process) {
     let environment = environment_for(queue, payload);
     assert_eq!(ours(&environment), [("PROTO", "IPC")]);
@@ -637,16 +620,16 @@ fn fdrecv_on_an_inherited_pair_passes_over_empty_messages() {
 #[test]
 fn a_message_whose_descriptors_do_not_fit_is_refused_and_the_next_is_served() {
     let text = "ulimit -n 30; exec fdpool --bind \"$NAME\" 1 sh -c 'env; echo'";
-    let mut pool = Target::bound_in(Names::new(), |name| Pool::of(sh(text).env("NAME", name)));
-    pool.expect_service();
-    let before = open_in(pool.slot());
+    let mut target = Target::bound_in(Names::new(), |name| Pool::of(sh(text).env("NAME", name)));
+    target.expect_service();
+    let before = open_in(target.slot());
     let zero = File::open("/dev/zero").unwrap();
     for _ in 0..3 {
-        pool.send(b"x", &[zero.as_fd(); 100]);
-        let line = pool.line("fdpool: a message ");
+        target.send(b"x", &[zero.as_fd(); 100]);
+        let line = target.pool.line("fdpool: a message ");
         assert!(line.contains("lost descriptors"), "{line}");
-        pool.expect_service();
-        let slot = pool.slot();
+        target.expect_service();
+        let slot = target.slot();
         until("the same descriptors as before", || open_in(slot) == before);
     }
 }
@@ -681,29 +664,34 @@ fn payload(random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn a_thousand_random_messages_leave_the_pool_as_it_was() {
-    for pool in [
+    for target in [
         Target::with_handler(&["true"]),
         Target::on_pair(socket_pair(SockType::SeqPacket), &["true"]),
     ] {
         let mut random = Random(1);
         // Its slot is ready, and has nothing open that it only needs to start.
-        pool.serve_one();
-        let (slot, before) = (pool.slot(), pool.open());
+        target.serve_one();
+        let (slot, before) = (target.slot(), target.open());
         let zero = File::open("/dev/zero").unwrap();
         let (one, other) = UnixStream::pair().unwrap();
         for _ in 0..500 {
             let payload = payload(&mut random);
-            let kinds = [zero.as_fd(), one.as_fd(), other.as_fd(), pool.queue.as_fd()];
+            let kinds = [
+                zero.as_fd(),
+                one.as_fd(),
+                other.as_fd(),
+                target.queue.as_fd(),
+            ];
             let count = pick(&mut random, &[0, 0, 1, 2, 3, 253]);
             let carried: Vec<_> = (0..count).map(|_| pick(&mut random, &kinds)).collect();
-            match send(&pool.queue, &payload, &carried) {
+            match send(&target.queue, &payload, &carried) {
                 // The kernel does not pass descriptors round in circles for ever.
                 Err(error) if error.raw_os_error() == Some(Errno::ETOOMANYREFS as i32) => {}
                 sent => sent.unwrap(),
             }
         }
-        pool.serve_one();
-        assert_eq!(pool.children(), [slot], "no slot was lost");
-        pool.until_open(&before);
+        target.serve_one();
+        assert_eq!(target.pool.children(), [slot], "no slot was lost");
+        target.until_open(&before);
     }
 }

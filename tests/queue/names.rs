@@ -28,6 +28,13 @@ const PROGRAMS: [(&str, &[&str]); 3] = [
 
 const IN_USE: &str = "Address already in use";
 
+/// A path that vanishes with its directory.
+fn a_path() -> (Names, String) {
+    let names = Names::new();
+    let path = names.path();
+    (names, path)
+}
+
 /// One of [`OWNERS`], with `path` as its name and `options` before everything else.
 fn owner(kind: &str, path: impl AsRef<OsStr>, options: &[&str]) -> Command {
     let mut command = program(program_of(kind));
@@ -54,16 +61,11 @@ fn program_of(kind: &str) -> &str {
 
 /// Starts an owner of `path`, and waits until the path is there.
 #[track_caller]
-fn start_with(kind: &str, path: impl AsRef<Path>, options: &[&str]) -> Process {
+fn start(kind: &str, path: impl AsRef<Path>, options: &[&str]) -> Process {
     let path = path.as_ref();
     let process = owner(kind, path, options).start();
     until("the path to be there", || mode_if_there(path).is_some());
     process
-}
-
-#[track_caller]
-fn start(kind: &str, path: impl AsRef<Path>) -> Process {
-    start_with(kind, path, &[])
 }
 
 /// Waits until an owner does not simply die of a signal any more.
@@ -84,8 +86,12 @@ fn kill_group(owner: &mut Process, path: &str) {
     owner.signal_group(Signal::SIGKILL);
     owner.wait();
     assert!(Path::new(path).exists());
-    // A slot may hold the lock a moment longer.
+    // A slot may have the lock and the socket a moment longer.
     until("the lock to be free", || !is_locked(path));
+    until("the socket to be nobody's", || {
+        let knock = UnixDatagram::unbound().unwrap().connect(path);
+        knock.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
 }
 
 fn mode(path: impl AsRef<Path>) -> u32 {
@@ -112,9 +118,11 @@ fn is_locked(path: impl AsRef<Path>) -> bool {
 #[track_caller]
 fn until_bound(name: &str) {
     until("the name", || {
-        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        // Others may have names that are not UTF-8.
+        let sockets = std::fs::read("/proc/net/unix").unwrap();
         let end = format!(" {name}");
-        sockets.lines().any(|line| line.ends_with(&end))
+        let mut lines = sockets.split(|byte| *byte == b'\n');
+        lines.any(|line| line.ends_with(end.as_bytes()))
     });
 }
 
@@ -139,7 +147,7 @@ fn only_the_owner_may_use_a_path_unless_told_otherwise() {
             (&["--mode", "0"], 0),
         ] {
             let names = Names::new();
-            let _owner = start_with(kind, names.path(), options);
+            let _owner = start(kind, names.path(), options);
             assert_eq!(mode(names.path()), expected, "{kind} {options:?}");
         }
     }
@@ -175,9 +183,8 @@ fn a_path_has_its_mode_from_the_first_instant_whatever_the_umask() {
 #[test]
 fn the_owner_of_a_path_holds_its_lock() {
     for kind in OWNERS {
-        let names = Names::new();
-        let path = &names.path();
-        let mut owner = start(kind, path);
+        let (_names, path) = &a_path();
+        let mut owner = start(kind, path, &[]);
         assert!(is_locked(path), "{kind}");
         assert_eq!(mode(lock_of(path)), 0o600, "{kind}");
         kill_group(&mut owner, path);
@@ -186,8 +193,7 @@ fn the_owner_of_a_path_holds_its_lock() {
 
 #[test]
 fn a_handler_does_not_hold_the_lock_of_its_pool() {
-    let names = Names::new();
-    let path = &names.path();
+    let (_names, path) = &a_path();
     let handler = sh_c("ls -l /proc/self/fd/; exec cat");
     let mut pool = Pool::bound_at(path).slots(1, handler).start();
     let acceptor = Fdaccept::plain().args(["--connect", path]).start();
@@ -206,9 +212,8 @@ fn a_handler_does_not_hold_the_lock_of_its_pool() {
 #[test]
 fn a_socket_whose_owner_was_killed_is_replaced() {
     for kind in OWNERS {
-        let names = Names::new();
-        let path = &names.path();
-        kill_group(&mut start(kind, path), path);
+        let (_names, path) = &a_path();
+        kill_group(&mut start(kind, path, &[]), path);
         let mut second = owner(kind, path, &["--mode", "644"]).start();
         // Between the old one and the new one there is none for an instant.
         until("the new socket", || mode_if_there(path) == Some(0o644));
@@ -217,23 +222,10 @@ fn a_socket_whose_owner_was_killed_is_replaced() {
 }
 
 #[test]
-fn a_consumer_finds_the_fdaccept_that_replaced_a_killed_one() {
-    let names = Names::new();
-    let path = &names.path();
-    let mut first = Fdaccept::bound_at(path).start();
-    let _pool = Pool::on(path).slots(1, ["cat"]).start();
-    assert_eq!(exchange(first.port, b"one"), b"one");
-    first.slay();
-    let second = Fdaccept::bound_at(path).start();
-    assert_eq!(exchange(second.port, b"two"), b"two");
-}
-
-#[test]
 fn a_path_that_another_one_owns_is_in_use() {
     for first in OWNERS {
-        let names = Names::new();
-        let path = &names.path();
-        let mut process = start(first, path);
+        let (_names, path) = &a_path();
+        let mut process = start(first, path, &[]);
         for second in OWNERS {
             cannot_have(second, path, 1, IN_USE);
         }
@@ -254,8 +246,7 @@ fn an_owner_whose_path_another_one_wants_goes_on_serving() {
 #[test]
 fn a_socket_of_another_programs_is_in_use() {
     for kind in OWNERS {
-        let names = Names::new();
-        let path = &names.path();
+        let (_names, path) = &a_path();
         let listener = UnixListener::bind(path).unwrap();
         cannot_have(kind, path, 1, IN_USE);
         // It still is theirs, and nobody knocked at it.
@@ -278,8 +269,7 @@ fn a_socket_of_another_programs_is_in_use() {
 #[test]
 fn a_file_that_is_no_socket_survives() {
     for kind in OWNERS {
-        let names = Names::new();
-        let path = &names.path();
+        let (names, path) = &a_path();
         let cannot_have = || {
             let cause = format!("{path} exists and is not a socket");
             cannot_have(kind, path, 2, &cause);
@@ -330,10 +320,8 @@ fn a_directory_that_is_not_there_is_an_error() {
 }
 
 /// Starts two owners of one path at once, 100 times.
-#[track_caller]
 fn race(kind: &str) {
-    let names = Names::new();
-    let path = &names.path();
+    let (_names, path) = &a_path();
     for round in 0..100 {
         let mut two = [(); 2].map(|()| owner(kind, path, &[]).start());
         let loser = eventually("one to give up", || {
@@ -368,7 +356,7 @@ fn a_path_and_its_lock_are_gone_when_the_owner_ends() {
     for kind in OWNERS {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let names = Names::new();
-            let mut owner = start(kind, names.path());
+            let mut owner = start(kind, names.path(), &[]);
             until_it_minds_signals(kind, &mut owner);
             owner.end_by(signal);
             assert!(names.is_empty(), "{kind} {signal}");
@@ -378,9 +366,8 @@ fn a_path_and_its_lock_are_gone_when_the_owner_ends() {
 
 #[test]
 fn fdrecv_gives_its_path_up_before_it_becomes_the_command() {
-    let names = Names::new();
-    let path = &names.path();
-    let consumer = start("fdrecv", path);
+    let (names, path) = &a_path();
+    let consumer = start("fdrecv", path, &[]);
     let acceptor = Fdaccept::plain().args(["--connect", path]).start();
     acceptor.client().expect_served();
     assert!(names.is_empty());
@@ -391,9 +378,8 @@ fn fdrecv_gives_its_path_up_before_it_becomes_the_command() {
 #[test]
 fn a_path_that_somebody_else_took_meanwhile_stays() {
     for kind in OWNERS {
-        let names = Names::new();
-        let path = &names.path();
-        let mut owner = start(kind, path);
+        let (_names, path) = &a_path();
+        let mut owner = start(kind, path, &[]);
         until_it_minds_signals(kind, &mut owner);
         std::fs::remove_file(path).unwrap();
         std::fs::write(path, "new").unwrap();
@@ -431,7 +417,7 @@ fn a_path_may_have_107_bytes() {
     for kind in OWNERS {
         let names = Names::new();
         let path = long_path(&names, 107);
-        let _owner = start(kind, &path);
+        let _owner = start(kind, &path, &[]);
         assert!(is_locked(&path));
     }
 }
@@ -460,7 +446,7 @@ fn a_path_need_not_be_utf8() {
     for odd in [&b"s\xff\xfe"[..], b"a b", b"s\n", b"'\"$(x)"] {
         let names = Names::new();
         let path = names.directory.path().join(OsStr::from_bytes(odd));
-        let mut acceptor = start("fdaccept", &path);
+        let mut acceptor = start("fdaccept", &path, &[]);
         let mut fdrecv = program("fdrecv");
         let mut consumer = fdrecv.arg("--connect").arg(&path).arg("cat").start();
         assert_eq!(exchange(acceptor.port(), b"odd"), b"odd");
@@ -495,10 +481,11 @@ fn a_name_in_a_message_has_no_control_characters() {
 // Other users.
 
 /// Names for a test of 2 users, in a directory that both can look into. `None` without root.
-fn others() -> Option<Names> {
-    root().then(|| Names {
+fn shared_names() -> Option<Names> {
+    let names = || Names {
         directory: open_dir(),
-    })
+    };
+    root().then(names)
 }
 
 /// Starts one of the programs by another user.
@@ -512,7 +499,7 @@ const TRUST: [&str; 2] = ["--allow-uid", "65534"];
 
 #[test]
 fn a_path_that_may_not_be_used_is_an_error() {
-    let Some(names) = others() else { return };
+    let Some(names) = shared_names() else { return };
     let path = &names.path();
     let mut acceptor = Fdaccept::bound_at(path).start();
     for (name, rest) in &PROGRAMS[1..] {
@@ -531,9 +518,9 @@ fn a_path_that_may_not_be_used_is_an_error() {
 
 #[test]
 fn a_receiver_at_a_path_that_may_not_be_used_is_an_error() {
-    let Some(names) = others() else { return };
+    let Some(names) = shared_names() else { return };
     let path = &names.path();
-    let _pool = start("fdpool", path);
+    let _pool = start("fdpool", path, &[]);
     // At once, while there is no client to lose.
     let mut fdaccept = start_by(NOBODY, "fdaccept", &["--connect", path, ADDRESS]);
     let expected = format!("fdaccept: cannot connect to {path}: Permission denied");
@@ -542,7 +529,7 @@ fn a_receiver_at_a_path_that_may_not_be_used_is_an_error() {
 
 #[test]
 fn a_directory_that_may_not_be_written_is_an_error() {
-    let Some(names) = others() else { return };
+    let Some(names) = shared_names() else { return };
     let path = &names.path();
     for (name, rest) in PROGRAMS {
         let arguments = [&["--bind", path], rest].concat();
@@ -555,7 +542,7 @@ fn a_directory_that_may_not_be_written_is_an_error() {
 
 #[test]
 fn an_allowed_uid_gets_no_path_that_its_mode_denies() {
-    let Some(names) = others() else { return };
+    let Some(names) = shared_names() else { return };
     let path = &names.path();
     let _acceptor = Fdaccept::bound_at(path).args(TRUST).start();
     let mut fdrecv = start_by(NOBODY, "fdrecv", &["--connect", path, "cat"]);
@@ -564,6 +551,11 @@ fn an_allowed_uid_gets_no_path_that_its_mode_denies() {
 }
 
 // Abstract names.
+
+/// A name for a test of 2 users. `None` without root.
+fn shared_name() -> Option<String> {
+    root().then(|| Names::new().abstract_name())
+}
 
 #[test]
 fn an_abstract_name_has_one_owner() {
@@ -585,8 +577,7 @@ fn an_abstract_name_has_one_owner() {
 
 #[test]
 fn fdaccept_refuses_a_consumer_of_another_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let name = names.abstract_name();
+    let Some(name) = shared_name() else { return };
     let mut acceptor = Fdaccept::bound_at(&name).start();
     let mut consumer = start_by(NOBODY, "fdrecv", &["--connect", &name, "cat"]);
     let line = acceptor.line("a consumer was refused");
@@ -598,8 +589,7 @@ fn fdaccept_refuses_a_consumer_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn fdaccept_serves_a_consumer_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let name = names.abstract_name();
+    let Some(name) = shared_name() else { return };
     let acceptor = Fdaccept::bound_at(&name).args(TRUST).start();
     let mut consumer = start_by(NOBODY, "fdrecv", &["--connect", &name, "cat"]);
     assert_eq!(exchange(acceptor.port, b"allowed"), b"allowed");
@@ -615,8 +605,7 @@ fn foreign_fdaccept(name: &str) -> (Process, u16) {
 
 #[test]
 fn a_consumer_refuses_an_fdaccept_of_another_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let name = &names.abstract_name();
+    let Some(name) = &shared_name() else { return };
     let (_acceptor, port) = foreign_fdaccept(name);
     let refused =
         format!("{name} belongs to uid 65534, which is not trusted (--allow-uid 65534 would)");
@@ -632,8 +621,7 @@ fn a_consumer_refuses_an_fdaccept_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn a_consumer_trusts_an_fdaccept_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let name = &names.abstract_name();
+    let Some(name) = &shared_name() else { return };
     let (_acceptor, port) = foreign_fdaccept(name);
     let _pool = Pool::on(name).args(TRUST).slots(1, ["cat"]).start();
     assert_eq!(exchange(port, b"allowed"), b"allowed");
@@ -641,8 +629,7 @@ fn a_consumer_trusts_an_fdaccept_of_an_allowed_uid_at_an_abstract_name() {
 
 #[test]
 fn two_users_of_whom_none_is_root_do_not_trust_each_other() {
-    let Some(names) = others() else { return };
-    let name = &names.abstract_name();
+    let Some(name) = &shared_name() else { return };
     let (mut acceptor, _) = foreign_fdaccept(name);
     let arguments = ["--allow-uid", "65534", "--connect", name, "cat"];
     let log = start_by(SOMEBODY, "fdrecv", &arguments[2..]).expect_end(1);
@@ -663,8 +650,8 @@ fn foreign_sender(name: &str, options: &[&str]) -> (Process, Process, u16) {
 
 #[test]
 fn fdpool_refuses_a_sender_of_another_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let (mut pool, _sender, port) = foreign_sender(&names.abstract_name(), &[]);
+    let Some(name) = shared_name() else { return };
+    let (mut pool, _sender, port) = foreign_sender(&name, &[]);
     let answer = try_exchange(port, b"refused").unwrap_or_default();
     assert_eq!(answer, b"");
     let refused = "a message came from uid 65534, which may not send to this name";
@@ -674,8 +661,8 @@ fn fdpool_refuses_a_sender_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn fdpool_serves_a_sender_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let (_pool, _sender, port) = foreign_sender(&names.abstract_name(), &TRUST);
+    let Some(name) = shared_name() else { return };
+    let (_pool, _sender, port) = foreign_sender(&name, &TRUST);
     assert_eq!(exchange(port, b"allowed"), b"allowed");
 }
 
@@ -689,8 +676,8 @@ fn foreign_receiver(name: &str, options: &[&str]) -> (Process, Acceptor) {
 
 #[test]
 fn fdaccept_sends_nothing_to_a_receiver_of_another_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let (_pool, mut sender) = foreign_receiver(&names.abstract_name(), &[]);
+    let Some(name) = shared_name() else { return };
+    let (_pool, mut sender) = foreign_receiver(&name, &[]);
     let client = sender.client();
     let line = sender.line("which is not trusted");
     assert!(line.ends_with("; connections wait"), "{line}");
@@ -701,7 +688,7 @@ fn fdaccept_sends_nothing_to_a_receiver_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn fdaccept_sends_to_a_receiver_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(names) = others() else { return };
-    let (_pool, sender) = foreign_receiver(&names.abstract_name(), &TRUST);
+    let Some(name) = shared_name() else { return };
+    let (_pool, sender) = foreign_receiver(&name, &TRUST);
     assert_eq!(exchange(sender.port, b"allowed"), b"allowed");
 }

@@ -54,6 +54,12 @@ fn fdpool(source: &(impl Source + ?Sized), size: usize) -> Pool {
     Pool::on(source).slots(size, ANSWER).start()
 }
 
+/// A pool that ends with its queue.
+fn fdpool_once(source: &impl Source, size: usize) -> Pool {
+    let pool = Pool::on(source).args(["--once"]);
+    pool.slots(size, ANSWER).start()
+}
+
 fn fdrecv(source: &(impl Source + ?Sized)) -> Process {
     fdrecv_on(source).arg("--").args(ANSWER).start()
 }
@@ -134,7 +140,6 @@ fn join<T>(
     (acceptor, consumer)
 }
 
-#[track_caller]
 fn assert_feeds_fdpool(ends: (OwnedFd, OwnedFd)) {
     let (mut acceptor, mut pool) = join(None, ends, |queue| fdpool(queue, 2));
     assert_three_served(acceptor.port);
@@ -142,7 +147,6 @@ fn assert_feeds_fdpool(ends: (OwnedFd, OwnedFd)) {
     pool.expect_end(0);
 }
 
-#[track_caller]
 fn assert_feeds_fdrecv_and_ends_with_it(ends: (OwnedFd, OwnedFd)) {
     let (mut acceptor, mut handler) = join(None, ends, fdrecv);
     assert_served(acceptor.port);
@@ -211,7 +215,6 @@ fn three_consumers_on_one_pipe_all_get_work() {
 }
 
 /// Consumers come and go while connections wait: each connection is answered.
-#[track_caller]
 fn come_and_go(acceptor: &Acceptor) {
     let port = acceptor.port;
     let start = || Pool::on(acceptor).args(["-v"]).slots(2, ANSWER).start();
@@ -269,7 +272,6 @@ fn consumer_at_6(words: &str, read_end: OwnedFd) -> Process {
     sh(&text).arg("sh").args(ANSWER).stdin(read_end).start()
 }
 
-#[track_caller]
 fn assert_queue_fd_on_both_sides((write_end, read_end): (OwnedFd, OwnedFd)) {
     let (mut acceptor, port) = fdaccept_at_5(write_end);
     let mut pool = consumer_at_6("fdpool --queue-fd 6 2", read_end);
@@ -315,11 +317,9 @@ fn fdaccept_fails_when_the_readers_of_its_queue_fd_are_gone() {
 
 // A name that fdaccept owns.
 
-#[track_caller]
 fn assert_named_queue_feeds_fdpool(name: &str) {
     let mut acceptor = Fdaccept::bound_at(name).start();
-    let pool = Pool::on(&acceptor).args(["--once"]);
-    let mut pool = pool.slots(2, ANSWER).start();
+    let mut pool = fdpool_once(&acceptor, 2);
     assert_three_served(acceptor.port);
     acceptor.stop();
     pool.expect_end(0);
@@ -335,7 +335,6 @@ fn fdpool_connects_to_an_abstract_name_that_fdaccept_owns() {
     assert_named_queue_feeds_fdpool(&Names::new().abstract_name());
 }
 
-#[track_caller]
 fn assert_named_queue_feeds_fdrecv(name: &str) {
     let mut acceptor = Fdaccept::bound_at(name).start();
     for _ in 0..3 {
@@ -398,8 +397,7 @@ fn fdpool_once_ends_with_fdaccept() {
     let names = Names::new();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let mut acceptor = Fdaccept::bound_at(&names.path()).start();
-        let pool = Pool::on(&acceptor).args(["--once"]);
-        let mut pool = pool.slots(2, ANSWER).start();
+        let mut pool = fdpool_once(&acceptor, 2);
         assert_served(acceptor.port);
         acceptor.end_by(signal);
         pool.expect_end(0);
@@ -408,7 +406,6 @@ fn fdpool_once_ends_with_fdaccept() {
 
 // A name that the consumer owns.
 
-#[track_caller]
 fn assert_fdpool_owns(name: &str) {
     let mut pool = pool_at(name, 2);
     let mut acceptor = sender(name);
@@ -436,7 +433,6 @@ fn fdrecv_at(name: &str, options: &[&str]) -> Process {
     fdrecv.args(ANSWER).start()
 }
 
-#[track_caller]
 fn assert_fdrecv_owns(name: &str) {
     let mut handler = fdrecv_at(name, &[]);
     let mut acceptor = sender(name);
@@ -514,15 +510,15 @@ fn fdaccept_ends_with_0_when_its_readers_leave_and_all_was_taken() {
 #[test]
 fn fdaccept_ends_with_1_and_their_number_when_its_readers_leave_connections() {
     for (count, message) in [
-        (1, "1 connection was accepted and not taken"),
-        (3, "3 connections were accepted and not taken"),
+        (1, "fdaccept: 1 connection was accepted and not taken"),
+        (3, "fdaccept: 3 connections were accepted and not taken"),
     ] {
         let mut acceptor = Fdaccept::piped().args(["-v"]).start();
         let clients: Vec<_> = (0..count).map(|_| acceptor.client()).collect();
         acceptor.until_accepted(count);
         drop(acceptor.take_pipe());
         let log = acceptor.expect_end(1);
-        assert!(log.contains(message), "{log}");
+        assert!(log.ends_with(message), "{log}");
         // They are not left hanging.
         clients.into_iter().for_each(Client::expect_closed);
     }
@@ -584,7 +580,6 @@ fn fdrecv_of_a_named_queue_ends_with_69_when_fdaccept_goes() {
 
 /// Fills the queue of an fdaccept that serves through one busy slot, kills fdaccept, and expects
 /// that the queue is served to its end.
-#[track_caller]
 fn assert_drained_after_kill(acceptor: &mut Acceptor) {
     // The consumer has the queue.
     assert_served(acceptor.port);
@@ -601,7 +596,6 @@ fn assert_drained_after_kill(acceptor: &mut Acceptor) {
     assert_answered(&waiting);
 }
 
-#[track_caller]
 fn assert_pool_drains(ends: (OwnedFd, OwnedFd)) {
     let (mut acceptor, mut pool) = join(Some("-v"), ends, |queue| fdpool(queue, 1));
     assert_drained_after_kill(&mut acceptor);
@@ -621,8 +615,7 @@ fn a_pool_on_a_socket_drains_the_queue_of_an_fdaccept_that_was_killed() {
 #[test]
 fn a_pool_on_a_named_queue_drains_it_when_its_fdaccept_was_killed() {
     let mut acceptor = Fdaccept::bound().args(["-v"]).start();
-    let pool = Pool::on(&acceptor).args(["--once"]);
-    let mut pool = pool.slots(1, ANSWER).start();
+    let mut pool = fdpool_once(&acceptor, 1);
     assert_drained_after_kill(&mut acceptor);
     pool.expect_end(0);
 }
