@@ -74,6 +74,32 @@ fn pool_at(name: &str, size: usize) -> Pool {
     Pool::bound_at(name).slots(size, ANSWER).start()
 }
 
+fn with_pipe(expect: fn((OwnedFd, OwnedFd))) {
+    expect(pipe_ends());
+}
+
+fn with_sockets(expect: fn((OwnedFd, OwnedFd))) {
+    socket_pairs().into_iter().for_each(expect);
+}
+
+fn at_path(expect: fn(&str)) {
+    expect(&Names::new().path());
+}
+
+fn at_name(expect: fn(&str)) {
+    expect(&Names::new().abstract_name());
+}
+
+/// Tests that expect the same of different queues.
+macro_rules! tests {
+    ($($test:ident: $body:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            $body;
+        }
+    )*};
+}
+
 // A chain: fdaccept starts the consumer.
 
 #[track_caller]
@@ -140,40 +166,25 @@ fn join<T>(
     (acceptor, consumer)
 }
 
-fn assert_feeds_fdpool(ends: (OwnedFd, OwnedFd)) {
+fn feeds_fdpool(ends: (OwnedFd, OwnedFd)) {
     let (mut acceptor, mut pool) = join(None, ends, |queue| fdpool(queue, 2));
     assert_three_served(acceptor.port);
     acceptor.stop();
     pool.expect_end(0);
 }
 
-fn assert_feeds_fdrecv_and_ends_with_it(ends: (OwnedFd, OwnedFd)) {
+fn feeds_fdrecv_and_ends_with_it(ends: (OwnedFd, OwnedFd)) {
     let (mut acceptor, mut handler) = join(None, ends, fdrecv);
     assert_served(acceptor.port);
     handler.expect_end(0);
     acceptor.expect_end(0);
 }
 
-#[test]
-fn a_pipe_feeds_fdpool() {
-    assert_feeds_fdpool(pipe_ends());
-}
-
-#[test]
-fn a_socket_on_standard_output_feeds_fdpool() {
-    socket_pairs().into_iter().for_each(assert_feeds_fdpool);
-}
-
-#[test]
-fn a_pipe_feeds_fdrecv_and_ends_with_it() {
-    assert_feeds_fdrecv_and_ends_with_it(pipe_ends());
-}
-
-#[test]
-fn a_socket_on_standard_output_feeds_fdrecv_and_ends_with_it() {
-    socket_pairs()
-        .into_iter()
-        .for_each(assert_feeds_fdrecv_and_ends_with_it);
+tests! {
+    a_pipe_feeds_fdpool: with_pipe(feeds_fdpool);
+    a_socket_on_standard_output_feeds_fdpool: with_sockets(feeds_fdpool);
+    a_pipe_feeds_fdrecv_and_ends_with_it: with_pipe(feeds_fdrecv_and_ends_with_it);
+    a_socket_on_standard_output_feeds_fdrecv_and_ends_with_it: with_sockets(feeds_fdrecv_and_ends_with_it);
 }
 
 #[test]
@@ -272,7 +283,7 @@ fn consumer_at_6(words: &str, read_end: OwnedFd) -> Process {
     sh(&text).arg("sh").args(ANSWER).stdin(read_end).start()
 }
 
-fn assert_queue_fd_on_both_sides((write_end, read_end): (OwnedFd, OwnedFd)) {
+fn queue_fd_on_both_sides((write_end, read_end): (OwnedFd, OwnedFd)) {
     let (mut acceptor, port) = fdaccept_at_5(write_end);
     let mut pool = consumer_at_6("fdpool --queue-fd 6 2", read_end);
     assert_served(port);
@@ -280,16 +291,9 @@ fn assert_queue_fd_on_both_sides((write_end, read_end): (OwnedFd, OwnedFd)) {
     pool.expect_end(0);
 }
 
-#[test]
-fn queue_fd_takes_a_socket_pair_on_both_sides() {
-    socket_pairs()
-        .into_iter()
-        .for_each(assert_queue_fd_on_both_sides);
-}
-
-#[test]
-fn queue_fd_takes_a_pipe_on_both_sides() {
-    assert_queue_fd_on_both_sides(pipe_ends());
+tests! {
+    queue_fd_takes_a_socket_pair_on_both_sides: with_sockets(queue_fd_on_both_sides);
+    queue_fd_takes_a_pipe_on_both_sides: with_pipe(queue_fd_on_both_sides);
 }
 
 #[test]
@@ -317,7 +321,7 @@ fn fdaccept_fails_when_the_readers_of_its_queue_fd_are_gone() {
 
 // A name that fdaccept owns.
 
-fn assert_named_queue_feeds_fdpool(name: &str) {
+fn named_queue_feeds_fdpool(name: &str) {
     let mut acceptor = Fdaccept::bound_at(name).start();
     let mut pool = fdpool_once(&acceptor, 2);
     assert_three_served(acceptor.port);
@@ -325,17 +329,12 @@ fn assert_named_queue_feeds_fdpool(name: &str) {
     pool.expect_end(0);
 }
 
-#[test]
-fn fdpool_connects_to_a_path_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdpool(&Names::new().path());
+tests! {
+    fdpool_connects_to_a_path_that_fdaccept_owns: at_path(named_queue_feeds_fdpool);
+    fdpool_connects_to_an_abstract_name_that_fdaccept_owns: at_name(named_queue_feeds_fdpool);
 }
 
-#[test]
-fn fdpool_connects_to_an_abstract_name_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdpool(&Names::new().abstract_name());
-}
-
-fn assert_named_queue_feeds_fdrecv(name: &str) {
+fn named_queue_feeds_fdrecv(name: &str) {
     let mut acceptor = Fdaccept::bound_at(name).start();
     for _ in 0..3 {
         let mut handler = fdrecv(&acceptor);
@@ -347,14 +346,9 @@ fn assert_named_queue_feeds_fdrecv(name: &str) {
     acceptor.stop();
 }
 
-#[test]
-fn fdrecv_connects_to_a_path_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdrecv(&Names::new().path());
-}
-
-#[test]
-fn fdrecv_connects_to_an_abstract_name_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdrecv(&Names::new().abstract_name());
+tests! {
+    fdrecv_connects_to_a_path_that_fdaccept_owns: at_path(named_queue_feeds_fdrecv);
+    fdrecv_connects_to_an_abstract_name_that_fdaccept_owns: at_name(named_queue_feeds_fdrecv);
 }
 
 #[test]
@@ -406,7 +400,7 @@ fn fdpool_once_ends_with_fdaccept() {
 
 // A name that the consumer owns.
 
-fn assert_fdpool_owns(name: &str) {
+fn fdpool_owns(name: &str) {
     let mut pool = pool_at(name, 2);
     let mut acceptor = sender(name);
     assert_three_served(acceptor.port);
@@ -416,14 +410,9 @@ fn assert_fdpool_owns(name: &str) {
     pool.stop();
 }
 
-#[test]
-fn fdaccept_connects_to_a_path_that_fdpool_owns() {
-    assert_fdpool_owns(&Names::new().path());
-}
-
-#[test]
-fn fdaccept_connects_to_an_abstract_name_that_fdpool_owns() {
-    assert_fdpool_owns(&Names::new().abstract_name());
+tests! {
+    fdaccept_connects_to_a_path_that_fdpool_owns: at_path(fdpool_owns);
+    fdaccept_connects_to_an_abstract_name_that_fdpool_owns: at_name(fdpool_owns);
 }
 
 /// fdrecv that owns a name.
@@ -433,7 +422,7 @@ fn fdrecv_at(name: &str, options: &[&str]) -> Process {
     fdrecv.args(ANSWER).start()
 }
 
-fn assert_fdrecv_owns(name: &str) {
+fn fdrecv_owns(name: &str) {
     let mut handler = fdrecv_at(name, &[]);
     let mut acceptor = sender(name);
     assert_served(acceptor.port);
@@ -441,14 +430,9 @@ fn assert_fdrecv_owns(name: &str) {
     acceptor.stop();
 }
 
-#[test]
-fn fdaccept_connects_to_a_path_that_fdrecv_owns() {
-    assert_fdrecv_owns(&Names::new().path());
-}
-
-#[test]
-fn fdaccept_connects_to_an_abstract_name_that_fdrecv_owns() {
-    assert_fdrecv_owns(&Names::new().abstract_name());
+tests! {
+    fdaccept_connects_to_a_path_that_fdrecv_owns: at_path(fdrecv_owns);
+    fdaccept_connects_to_an_abstract_name_that_fdrecv_owns: at_name(fdrecv_owns);
 }
 
 #[test]
@@ -596,20 +580,15 @@ fn assert_drained_after_kill(acceptor: &mut Acceptor) {
     assert_answered(&waiting);
 }
 
-fn assert_pool_drains(ends: (OwnedFd, OwnedFd)) {
+fn pool_drains(ends: (OwnedFd, OwnedFd)) {
     let (mut acceptor, mut pool) = join(Some("-v"), ends, |queue| fdpool(queue, 1));
     assert_drained_after_kill(&mut acceptor);
     pool.expect_end(0);
 }
 
-#[test]
-fn a_pool_on_a_pipe_drains_the_queue_of_an_fdaccept_that_was_killed() {
-    assert_pool_drains(pipe_ends());
-}
-
-#[test]
-fn a_pool_on_a_socket_drains_the_queue_of_an_fdaccept_that_was_killed() {
-    socket_pairs().into_iter().for_each(assert_pool_drains);
+tests! {
+    a_pool_on_a_pipe_drains_the_queue_of_an_fdaccept_that_was_killed: with_pipe(pool_drains);
+    a_pool_on_a_socket_drains_the_queue_of_an_fdaccept_that_was_killed: with_sockets(pool_drains);
 }
 
 #[test]
