@@ -369,7 +369,8 @@ fn fdrecv_gives_its_path_up_before_it_becomes_the_command() {
     let (names, path) = &a_path();
     let consumer = start("fdrecv", path, &[]);
     let acceptor = Fdaccept::plain().args(["--connect", path]).start();
-    acceptor.client().expect_served();
+    let client = acceptor.client();
+    client.expect_served();
     assert!(names.is_empty());
     let open = descriptors(consumer.pid());
     assert_eq!(open.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [0, 1, 2]);
