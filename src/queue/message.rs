@@ -347,14 +347,32 @@ mod tests {
         for line in [
             "PROTO=UDP",
             "TCPREMOTEIP=localhost",
-            "TCPREMOTEIP=127.0.0.1 ",
+            "TCPREMOTEIP=192.0.2.1 ",
+            "TCPREMOTEIP=192.0.2.256",
+            "TCPREMOTEIP=192.0.2.1;reboot",
+            "TCPREMOTEIP=[::1]",
+            "TCPREMOTEIP=fe80::1%lo",
+            "TCPREMOTEIP=",
+            "TCPLOCALIP=0x7f.1",
+            "REMOTE_ADDR=$(reboot)",
             "TCPREMOTEPORT=65536",
-            "TCPREMOTEPORT=+5",
+            "TCPREMOTEPORT=-1",
+            "TCPREMOTEPORT=+1",
+            "TCPREMOTEPORT= 1",
             "TCPREMOTEPORT=",
+            "TCPLOCALPORT=http",
+            "REMOTE_PORT=1e3",
             "IPCREMOTEEUID=-1",
+            "IPCREMOTEEUID=root",
             "IPCREMOTEEUID=4294967296",
+            "IPCREMOTEEGID=-1",
+            "IPCREMOTEPID=0x10",
             "IPCREMOTEPATH=",
-            "IPCREMOTEPATH=a\tb",
+            "IPCREMOTEPATH=/a\tb",
+            "IPCLOCALPATH=/a\x1b[31m",
+            "IPCLOCALPATH=/a\x7f",
+            "IPCLOCALPATH=/a\0b",
+            "TCPCONNNUM=many",
         ] {
             let info = decode(format!("{line}\n").as_bytes()).unwrap();
             assert_eq!(info, Info::new(), "{line}");
@@ -414,6 +432,8 @@ mod tests {
     fn a_name_that_comes_twice_voids_the_payload() {
         assert_eq!(decode(b"TCPREMOTEPORT=1\nTCPREMOTEPORT=1\n"), None);
         assert_eq!(decode(b"FDTOOLS=1\n"), None);
+        assert_eq!(decode(b"PROTO=TCP\nFDTOOLS=1\n"), None);
+        assert_eq!(decode(b"PROTO=TCP\nOTHER=2\nPROTO=TCP\n"), None);
         assert_eq!(decode(b"OTHER=1\nOTHER=2\n"), None);
     }
 
@@ -421,10 +441,17 @@ mod tests {
     fn what_is_no_payload_is_not_understood() {
         for payload in [
             &b""[..],
+            b"x",
             b"\0",
+            b"\n",
             b"127.0.0.1 4000\0",
-            b"FDTOOLS=2\n",
+            b"FDTOOLS=2\nPROTO=TCP\n",
+            b"FDTOOLS=\nPROTO=TCP\n",
             b"FDTOOLS=1",
+            b" FDTOOLS=1\nPROTO=TCP\n",
+            b"fdtools=1\nPROTO=TCP\n",
+            b"PROTO=TCP\nFDTOOLS=1\n",
+            b"FDTOOLS=1\r\nPROTO=TCP\r\n",
             b"FDTOOLS=1\nPROTO=TCP",
             &[b'x'; 5000],
         ] {

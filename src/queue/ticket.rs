@@ -276,6 +276,42 @@ mod tests {
         assert!(read(&b"GET / HTTP/1.1\r\n"[..]).is_err());
     }
 
+    /// A pipe that stays open: there is no end to read.
+    struct OpenPipe<'a>(&'a [u8]);
+
+    impl Read for OpenPipe<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            assert!(!self.0.is_empty(), "it waits for more");
+            self.0.read(buffer)
+        }
+    }
+
+    #[test]
+    fn text_is_an_error_at_once() {
+        assert!(read(OpenPipe(b"hello\n")).is_err());
+        assert!(read(OpenPipe(b"\0")).is_err());
+    }
+
+    #[test]
+    fn a_ticket_of_another_version_is_an_error_at_once() {
+        assert!(read(OpenPipe(b"fdtools-ticket 2 ")).is_err());
+    }
+
+    #[test]
+    fn a_line_that_ends_too_early_is_an_error_at_once() {
+        let line = b"fdtools-ticket 1 00000000000000000000000000000000\n";
+        assert!(read(OpenPipe(line)).is_err());
+    }
+
+    #[test]
+    fn a_line_with_a_wrong_field_is_an_error_at_once() {
+        let door = "0".repeat(32);
+        for uid in ["-000000001", "4294967296", "000000000x"] {
+            let line = format!("fdtools-ticket 1 {door} {uid} {door}\n");
+            assert!(read(OpenPipe(line.as_bytes())).is_err());
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_no_ticket(bytes in vec(any::<u8>(), 0..200)) {

@@ -1,539 +1,464 @@
 //! Every way to join the programs: each source with each sink that fits it, over real clients.
 
-use std::io::{ErrorKind, Read, Write, pipe};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::fmt::Display;
+use std::os::fd::OwnedFd;
 
 use crate::support::*;
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockType;
+use nix::unistd::Pid;
 
-/// A handler that answers the first line and ends; its client does not have to end for that.
+/// A handler that answers the first line and ends. Its client need not end for that.
 const ANSWER: [&str; 3] = ["sh", "-c", "read line && echo \"served $line\""];
 
 /// One fdrecv after another, until the queue is closed.
 const LOOP: &str = "while fdrecv -- \"$@\" || [ $? -ne 69 ]; do :; done";
 
-/// Any free port.
-const ADDRESS: &str = "127.0.0.1:0";
+/// Ends of one owner of a name after another. KILL leaves the path behind, TERM does not.
+const ENDS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM];
 
-/// Whether the other side answers and, when the handler ends, the client sees the end, though it
-/// keeps its own sending side open.
+/// Expects an answer, and the end of the connection with the handler, though the client keeps its
+/// own sending side open.
 #[track_caller]
 fn assert_served(port: u16) {
-    let mut client = request(port, "hello");
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "served hello\n");
+    assert_eq!(request(port, "hello").rest(), "served hello\n");
+}
+
+#[track_caller]
+fn assert_three_served(port: u16) {
+    (0..3).for_each(|_| assert_served(port));
 }
 
 /// A client that has sent one line.
 #[track_caller]
-fn request(port: u16, line: &str) -> TcpStream {
-    let mut client = connect(port);
-    writeln!(client, "{line}").unwrap();
+fn request(port: u16, line: impl Display) -> Client {
+    let client = Client::connect(port);
+    client.send(&format!("{line}\n"));
     client
 }
 
-/// Ends a program as a service manager does, and expects that this is no failure.
+/// So many clients. Each has sent its number.
 #[track_caller]
-fn stop(process: &mut Process) {
-    process.signal(Signal::SIGTERM);
-    assert_ends_with(process, 0);
+fn requests(port: u16, count: usize) -> Vec<Client> {
+    (0..count).map(|number| request(port, number)).collect()
 }
 
 #[track_caller]
-fn assert_ends_with(process: &mut Process, status: i32) {
-    let (ended, log) = process.finish();
-    assert_eq!(ended.code(), Some(status), "{log}");
+fn assert_answered(clients: &[Client]) {
+    for (number, client) in clients.iter().enumerate() {
+        assert_eq!(client.line(), format!("served {number}"));
+    }
 }
 
-fn fdaccept(arguments: &[&str]) -> Command {
-    let mut command = program("fdaccept");
-    command.args(arguments);
-    command
+fn fdpool(source: &(impl Source + ?Sized), size: usize) -> Pool {
+    Pool::on(source).slots(size, ANSWER).start()
 }
 
-/// `fdpool`, or whatever else these words start with, and then the handler that answers.
-fn consumer(words: &[&str]) -> Command {
-    let mut command = program(words[0]);
-    command.args(&words[1..]).arg("--").args(ANSWER);
-    command
+/// A pool that ends with its queue.
+fn fdpool_once(source: &impl Source, size: usize) -> Pool {
+    let pool = Pool::on(source).args(["--once"]);
+    pool.slots(size, ANSWER).start()
+}
+
+fn fdrecv(source: &(impl Source + ?Sized)) -> Process {
+    fdrecv_on(source).arg("--").args(ANSWER).start()
+}
+
+/// fdaccept that sends to a name.
+#[track_caller]
+fn sender(name: &str) -> Acceptor {
+    Fdaccept::plain().args(["--connect", name]).start()
+}
+
+fn pool_at(name: &str, size: usize) -> Pool {
+    Pool::bound_at(name).slots(size, ANSWER).start()
+}
+
+fn with_pipe(expect: fn((OwnedFd, OwnedFd))) {
+    expect(pipe_ends());
+}
+
+fn with_sockets(expect: fn((OwnedFd, OwnedFd))) {
+    socket_pairs().into_iter().for_each(expect);
+}
+
+fn at_path(expect: fn(&str)) {
+    expect(&Names::new().path());
+}
+
+fn at_name(expect: fn(&str)) {
+    expect(&Names::new().abstract_name());
+}
+
+/// Tests that expect the same of different queues.
+macro_rules! tests {
+    ($($test:ident: $body:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            $body;
+        }
+    )*};
 }
 
 // A chain: fdaccept starts the consumer.
 
+#[track_caller]
+fn chain(words: &[&str]) -> Acceptor {
+    Fdaccept::chain(words.iter().chain(&ANSWER)).start()
+}
+
 #[test]
 fn a_chain_feeds_fdpool() {
-    let mut chain = fdaccept(&[ADDRESS, "--", "fdpool", "2", "--"]);
-    let mut chain = Process::start(chain.args(ANSWER));
-    let port = chain.port();
-    for _ in 0..3 {
-        assert_served(port);
-    }
-    stop(&mut chain);
+    let mut chain = chain(&["fdpool", "2", "--"]);
+    assert_three_served(chain.port);
+    chain.stop();
 }
 
 #[test]
 fn a_chain_feeds_fdrecv_and_exits_as_its_handler() {
-    let handler = ["sh", "-c", "read line && echo \"served $line\"; exit 9"];
-    let mut chain = fdaccept(&[ADDRESS, "--", "fdrecv", "--"]);
-    let mut chain = Process::start(chain.args(handler));
-    assert_served(chain.port());
-    assert_ends_with(&mut chain, 9);
+    let text = "read line && echo \"served $line\"; exit 9";
+    let mut chain = Fdaccept::chain(["fdrecv", "--", "sh", "-c", text]).start();
+    assert_served(chain.port);
+    chain.expect_end(9);
 }
 
 #[test]
 fn a_chain_feeds_a_loop_of_fdrecv() {
-    let mut chain = fdaccept(&[ADDRESS, "--", "sh", "-c", LOOP, "sh"]);
-    let mut chain = Process::start(chain.args(ANSWER));
-    let port = chain.port();
-    for _ in 0..3 {
-        assert_served(port);
-    }
-    stop(&mut chain);
+    let mut chain = chain(&["sh", "-c", LOOP, "sh"]);
+    assert_three_served(chain.port);
+    chain.stop();
 }
 
 #[test]
 fn a_chain_exits_as_its_command_exits() {
     for status in [0, 7, 255] {
-        let exit = format!("exit {status}");
-        let mut chain = Process::start(&mut fdaccept(&[ADDRESS, "--", "sh", "-c", &exit]));
-        assert_ends_with(&mut chain, status);
+        let mut chain = Fdaccept::chain(sh_c(&format!("exit {status}"))).start();
+        chain.expect_end(status);
     }
 }
 
 #[test]
 fn a_chain_whose_command_dies_of_a_signal_exits_with_128_and_its_number() {
     for (signal, status) in [("KILL", 137), ("TERM", 143)] {
-        let die = format!("kill -{signal} $$");
-        let mut chain = Process::start(&mut fdaccept(&[ADDRESS, "--", "sh", "-c", &die]));
-        assert_ends_with(&mut chain, status);
+        let mut chain = Fdaccept::chain(sh_c(&format!("kill -{signal} $$"))).start();
+        chain.expect_end(status);
     }
 }
 
 #[test]
 fn a_chain_ends_with_69_if_its_fdrecv_received_nothing() {
-    let mut chain = Process::start(&mut fdaccept(&[ADDRESS, "--", "fdrecv", "--", "cat"]));
-    chain.port();
-    chain.signal(Signal::SIGTERM);
-    assert_ends_with(&mut chain, 69);
+    let mut chain = Fdaccept::chain(["fdrecv", "--", "cat"]).start();
+    chain.term();
+    chain.expect_end(69);
 }
 
-// A pipe, on which tickets travel.
+// A pipe, on which tickets travel, and sockets that something else made.
 
-/// A pipeline of fdaccept and a consumer.
-fn pipeline(options: &[&str], consumer: &mut Command) -> (Process, Process) {
-    let (reader, writer) = pipe().unwrap();
-    let acceptor = Process::start(fdaccept(options).arg(ADDRESS).stdout(writer));
-    let consumer = start_on(reader, consumer);
+/// Joins fdaccept's standard output with the standard input of `consumer`. Nothing else has an end.
+#[track_caller]
+fn join<T>(
+    option: Option<&str>,
+    (write_end, read_end): (OwnedFd, OwnedFd),
+    consumer: impl FnOnce(&OwnedFd) -> T,
+) -> (Acceptor, T) {
+    let acceptor = Fdaccept::plain().args(option).stdout(write_end).start();
+    let consumer = consumer(&read_end);
     (acceptor, consumer)
 }
 
-/// A consumer with this read end as its standard input. The command, which would keep that open,
-/// is made to forget it.
-fn start_on(read_end: impl Into<Stdio>, consumer: &mut Command) -> Process {
-    let process = Process::start(consumer.stdin(read_end));
-    consumer.stdin(Stdio::null());
-    process
+fn feeds_fdpool(ends: (OwnedFd, OwnedFd)) {
+    let (mut acceptor, mut pool) = join(None, ends, |queue| fdpool(queue, 2));
+    assert_three_served(acceptor.port);
+    acceptor.stop();
+    pool.expect_end(0);
 }
 
-#[test]
-fn a_pipe_feeds_fdpool() {
-    let (mut acceptor, mut pool) = pipeline(&[], &mut consumer(&["fdpool", "2"]));
-    let port = acceptor.port();
-    for _ in 0..3 {
-        assert_served(port);
-    }
-    stop(&mut acceptor);
-    assert_ends_with(&mut pool, 0);
+fn feeds_fdrecv_and_ends_with_it(ends: (OwnedFd, OwnedFd)) {
+    let (mut acceptor, mut handler) = join(None, ends, fdrecv);
+    assert_served(acceptor.port);
+    handler.expect_end(0);
+    acceptor.expect_end(0);
 }
 
-#[test]
-fn a_pipe_feeds_fdrecv_and_ends_with_it() {
-    let (mut acceptor, mut handler) = pipeline(&[], &mut consumer(&["fdrecv"]));
-    assert_served(acceptor.port());
-    assert_ends_with(&mut handler, 0);
-    assert_ends_with(&mut acceptor, 0);
+tests! {
+    a_pipe_feeds_fdpool: with_pipe(feeds_fdpool);
+    a_socket_on_standard_output_feeds_fdpool: with_sockets(feeds_fdpool);
+    a_pipe_feeds_fdrecv_and_ends_with_it: with_pipe(feeds_fdrecv_and_ends_with_it);
+    a_socket_on_standard_output_feeds_fdrecv_and_ends_with_it: with_sockets(feeds_fdrecv_and_ends_with_it);
 }
 
 #[test]
 fn a_pipe_feeds_one_fdrecv_after_another() {
-    let (reader, writer) = pipe().unwrap();
-    let mut acceptor = Process::start(fdaccept(&[ADDRESS]).stdout(writer));
-    let port = acceptor.port();
+    let mut acceptor = Fdaccept::piped().start();
     for _ in 0..3 {
-        let mut handler = start_on(reader.try_clone().unwrap(), &mut consumer(&["fdrecv"]));
-        assert_served(port);
-        assert_ends_with(&mut handler, 0);
+        let mut handler = fdrecv(&acceptor);
+        assert_served(acceptor.port);
+        handler.expect_end(0);
     }
-    drop(reader);
-    assert_ends_with(&mut acceptor, 0);
+    drop(acceptor.take_pipe());
+    acceptor.expect_end(0);
 }
 
 #[test]
 fn three_consumers_on_one_pipe_all_get_work() {
     for words in [&["fdpool", "1"][..], &["fdrecv"]] {
-        let (reader, writer) = pipe().unwrap();
-        let mut acceptor = Process::start(fdaccept(&[ADDRESS]).stdout(writer));
-        let port = acceptor.port();
-        let mut consumers: Vec<_> = ["a", "b", "c"]
-            .iter()
-            .map(|name| {
-                let mut command = program(words[0]);
-                command.args(&words[1..]).args(["--", "sh", "-c"]);
-                command.arg(format!("echo {name}; exec cat"));
-                start_on(reader.try_clone().unwrap(), &mut command)
-            })
-            .collect();
-        drop(reader);
-        // Each has room for one connection, so a third that is served is the third consumer's.
-        let clients: Vec<_> = (0..3).map(|_| connect(port)).collect();
-        let mut names: Vec<_> = clients.iter().map(read_line).collect();
+        let mut acceptor = Fdaccept::piped().start();
+        let pipe = acceptor.take_pipe();
+        let mut consumers = ["a", "b", "c"].map(|name| {
+            let text = format!("echo {name}; exec cat");
+            let mut consumer = program(words[0]);
+            pipe.give_to(consumer.args(&words[1..]).arg("--").args(sh_c(&text)));
+            consumer.start()
+        });
+        drop(pipe);
+        // Each has room for 1 connection: the third one served is the third consumer's.
+        let clients = [(); 3].map(|()| acceptor.client());
+        let mut names = clients.each_ref().map(Client::line);
         names.sort();
         assert_eq!(names, ["a", "b", "c"]);
         drop(clients);
-        acceptor.signal(Signal::SIGTERM);
+        acceptor.term();
         for consumer in &mut consumers {
-            assert_ends_with(consumer, 0);
+            consumer.expect_end(0);
         }
-        assert_ends_with(&mut acceptor, 0);
+        acceptor.expect_end(0);
     }
+}
+
+/// Consumers come and go while connections wait: each connection is answered.
+fn come_and_go(acceptor: &Acceptor) {
+    let port = acceptor.port;
+    let start = || Pool::on(acceptor).args(["-v"]).slots(2, ANSWER).start();
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let first = clients.len();
+        clients.extend((first..first + 4).map(|number| request(port, number)));
+        let mut pool = start();
+        // It stops once it has begun to serve. Other connections may still wait.
+        pool.line("pid ");
+        pool.stop();
+    }
+    let mut last = start();
+    assert_answered(&clients);
+    // Without a connection left for it, the last pool may not have begun.
+    assert_served(port);
+    last.stop();
 }
 
 #[test]
 fn consumers_that_join_and_leave_a_pipe_lose_no_connection() {
-    let (reader, writer) = pipe().unwrap();
-    let mut acceptor = Process::start(fdaccept(&[ADDRESS]).stdout(writer));
-    let port = acceptor.port();
-    come_and_go(port, || {
-        let mut pool = consumer(&["fdpool", "-v", "2"]);
-        start_on(reader.try_clone().unwrap(), &mut pool)
-    });
-    drop(reader);
-    assert_ends_with(&mut acceptor, 0);
-}
-
-/// Consumers come and go while connections wait: each of these is answered.
-#[track_caller]
-fn come_and_go(port: u16, start: impl Fn() -> Process) {
-    let mut clients = Vec::new();
-    for _ in 0..5 {
-        let first = clients.len();
-        clients.extend((first..first + 4).map(|number| request(port, &number.to_string())));
-        let mut pool = start();
-        // It is stopped when it has begun to serve; others may still wait.
-        pool.line("pid ");
-        stop(&mut pool);
-    }
-    let mut last = start();
-    for (number, client) in clients.iter().enumerate() {
-        assert_eq!(read_line(client), format!("served {number}"));
-    }
-    // If nothing was left for it, it may not have begun.
-    assert_served(port);
-    stop(&mut last);
-}
-
-// Sockets that something else made.
-
-/// fdaccept on one side of a pair as its standard output, and a consumer on the other.
-fn pair_pipeline(kind: SockType, consumer: &mut Command) -> (Process, Process) {
-    let (write_end, read_end) = socket_pair(kind);
-    let acceptor = Process::start(fdaccept(&[ADDRESS]).stdout(write_end));
-    let consumer = start_on(read_end, consumer);
-    (acceptor, consumer)
-}
-
-#[test]
-fn a_socket_on_standard_output_feeds_fdpool() {
-    for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (mut acceptor, mut pool) = pair_pipeline(kind, &mut consumer(&["fdpool", "2"]));
-        let port = acceptor.port();
-        for _ in 0..3 {
-            assert_served(port);
-        }
-        stop(&mut acceptor);
-        assert_ends_with(&mut pool, 0);
-    }
-}
-
-#[test]
-fn a_socket_on_standard_output_feeds_fdrecv_and_ends_with_it() {
-    for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (mut acceptor, mut handler) = pair_pipeline(kind, &mut consumer(&["fdrecv"]));
-        assert_served(acceptor.port());
-        assert_ends_with(&mut handler, 0);
-        assert_ends_with(&mut acceptor, 0);
-    }
+    let mut acceptor = Fdaccept::piped().start();
+    come_and_go(&acceptor);
+    drop(acceptor.take_pipe());
+    acceptor.expect_end(0);
 }
 
 #[test]
 fn many_connections_through_a_stream_socket_stay_apart() {
-    // A stream has no messages; connections that wait there together are still one each.
+    // A stream has no messages. Connections that wait in it together are still one each.
     let (write_end, read_end) = socket_pair(SockType::Stream);
-    let mut acceptor = Process::start(fdaccept(&["-v", ADDRESS]).stdout(write_end));
-    let port = acceptor.port();
-    let clients: Vec<_> = (0..20)
-        .map(|number| request(port, &number.to_string()))
-        .collect();
-    (0..20).for_each(|_| drop(acceptor.line("accepted ")));
-    let mut pool = Process::start(consumer(&["fdpool", "3"]).stdin(read_end));
-    for (number, client) in clients.iter().enumerate() {
-        assert_eq!(read_line(client), format!("served {number}"));
-    }
-    stop(&mut acceptor);
-    assert_ends_with(&mut pool, 0);
+    let mut acceptor = Fdaccept::plain().args(["-v"]).stdout(write_end).start();
+    let clients = requests(acceptor.port, 20);
+    acceptor.until_accepted(20);
+    let mut pool = fdpool(&read_end, 3);
+    drop(read_end);
+    assert_answered(&clients);
+    acceptor.stop();
+    pool.expect_end(0);
 }
 
-/// fdaccept with its side of the queue at descriptor 5, and nothing of it elsewhere.
-fn fdaccept_at_5(write_end: impl Into<Stdio>) -> Process {
+// Queues at other descriptors.
+
+/// fdaccept with its side of the queue as descriptor 5, and nothing of it elsewhere.
+fn fdaccept_at_5(write_end: OwnedFd) -> (Process, u16) {
     let text = format!("exec fdaccept --queue-fd 5 {ADDRESS} 5>&1 >/dev/null");
-    Process::start(script("sh", &text).stdout(write_end))
+    let mut acceptor = sh(&text).stdout(write_end).start();
+    let port = acceptor.port();
+    (acceptor, port)
 }
 
-/// A consumer with its side of the queue at descriptor 6.
-fn consumer_at_6(words: &str, read_end: impl Into<Stdio>) -> Process {
-    let mut command = script("sh", &format!("exec {words} -- \"$@\" 6<&0 </dev/null"));
-    Process::start(command.arg("sh").args(ANSWER).stdin(read_end))
+/// A consumer with its side of the queue as descriptor 6.
+fn consumer_at_6(words: &str, read_end: OwnedFd) -> Process {
+    let text = format!("exec {words} -- \"$@\" 6<&0 </dev/null");
+    sh(&text).arg("sh").args(ANSWER).stdin(read_end).start()
 }
 
-#[test]
-fn queue_fd_takes_a_socket_pair_on_both_sides() {
-    for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (write_end, read_end) = socket_pair(kind);
-        let mut acceptor = fdaccept_at_5(write_end);
-        let mut pool = consumer_at_6("fdpool --queue-fd 6 2", read_end);
-        assert_served(acceptor.port());
-        stop(&mut acceptor);
-        assert_ends_with(&mut pool, 0);
-    }
+fn queue_fd_on_both_sides((write_end, read_end): (OwnedFd, OwnedFd)) {
+    let (mut acceptor, port) = fdaccept_at_5(write_end);
+    let mut pool = consumer_at_6("fdpool --queue-fd 6 2", read_end);
+    assert_served(port);
+    acceptor.stop();
+    pool.expect_end(0);
 }
 
-#[test]
-fn queue_fd_takes_a_pipe_on_both_sides() {
-    let (reader, writer) = pipe().unwrap();
-    let mut acceptor = fdaccept_at_5(writer);
-    let mut pool = consumer_at_6("fdpool --queue-fd 6 2", reader);
-    assert_served(acceptor.port());
-    stop(&mut acceptor);
-    assert_ends_with(&mut pool, 0);
+tests! {
+    queue_fd_takes_a_socket_pair_on_both_sides: with_sockets(queue_fd_on_both_sides);
+    queue_fd_takes_a_pipe_on_both_sides: with_pipe(queue_fd_on_both_sides);
 }
 
 #[test]
 fn queue_fd_of_fdrecv_takes_a_socket_or_a_pipe() {
-    for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (write_end, read_end) = socket_pair(kind);
-        let mut acceptor = Process::start(fdaccept(&[ADDRESS]).stdout(write_end));
-        let mut handler = consumer_at_6("fdrecv --queue-fd 6", read_end);
-        assert_served(acceptor.port());
-        assert_ends_with(&mut handler, 0);
+    let consumer = |queue: &OwnedFd| {
+        let queue = queue.try_clone().unwrap();
+        consumer_at_6("fdrecv --queue-fd 6", queue)
+    };
+    for ends in socket_pairs().into_iter().chain([pipe_ends()]) {
+        let (mut acceptor, mut handler) = join(None, ends, consumer);
+        assert_served(acceptor.port);
+        handler.expect_end(0);
+        acceptor.expect_end(0);
     }
-    let (reader, writer) = pipe().unwrap();
-    let mut acceptor = Process::start(fdaccept(&[ADDRESS]).stdout(writer));
-    let mut handler = consumer_at_6("fdrecv --queue-fd 6", reader);
-    assert_served(acceptor.port());
-    assert_ends_with(&mut handler, 0);
-    assert_ends_with(&mut acceptor, 0);
 }
 
 #[test]
 fn fdaccept_fails_when_the_readers_of_its_queue_fd_are_gone() {
     let (write_end, read_end) = socket_pair(SockType::SeqPacket);
-    let mut acceptor = fdaccept_at_5(write_end);
-    acceptor.port();
+    let (mut acceptor, _) = fdaccept_at_5(write_end);
     drop(read_end);
-    let (status, log) = acceptor.finish();
-    assert_eq!(status.code(), Some(1));
+    let log = acceptor.expect_end(1);
     assert!(log.contains("nobody takes connections"), "{log}");
 }
 
 // A name that fdaccept owns.
 
-#[track_caller]
-fn assert_named_queue_feeds_fdpool(name: &str) {
-    let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-    let port = acceptor.port();
-    let mut pool = consumer(&["fdpool", "--once", "--connect", name, "2"]);
-    let mut pool = Process::start(&mut pool);
+fn named_queue_feeds_fdpool(name: &str) {
+    let mut acceptor = Fdaccept::bound_at(name).start();
+    let mut pool = fdpool_once(&acceptor, 2);
+    assert_three_served(acceptor.port);
+    acceptor.stop();
+    pool.expect_end(0);
+}
+
+tests! {
+    fdpool_connects_to_a_path_that_fdaccept_owns: at_path(named_queue_feeds_fdpool);
+    fdpool_connects_to_an_abstract_name_that_fdaccept_owns: at_name(named_queue_feeds_fdpool);
+}
+
+fn named_queue_feeds_fdrecv(name: &str) {
+    let mut acceptor = Fdaccept::bound_at(name).start();
     for _ in 0..3 {
-        assert_served(port);
-    }
-    stop(&mut acceptor);
-    assert_ends_with(&mut pool, 0);
-}
-
-#[test]
-fn fdpool_connects_to_a_path_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdpool(&Names::new().path());
-}
-
-#[test]
-fn fdpool_connects_to_an_abstract_name_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdpool(&Names::new().abstract_name());
-}
-
-#[track_caller]
-fn assert_named_queue_feeds_fdrecv(name: &str) {
-    let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-    let port = acceptor.port();
-    for _ in 0..3 {
-        let mut handler = Process::start(&mut consumer(&["fdrecv", "--connect", name]));
-        assert_served(port);
-        assert_ends_with(&mut handler, 0);
+        let mut handler = fdrecv(&acceptor);
+        assert_served(acceptor.port);
+        handler.expect_end(0);
     }
     // Unlike a pipe, a name does not end with its consumers.
     assert!(acceptor.is_running());
-    stop(&mut acceptor);
+    acceptor.stop();
 }
 
-#[test]
-fn fdrecv_connects_to_a_path_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdrecv(&Names::new().path());
-}
-
-#[test]
-fn fdrecv_connects_to_an_abstract_name_that_fdaccept_owns() {
-    assert_named_queue_feeds_fdrecv(&Names::new().abstract_name());
+tests! {
+    fdrecv_connects_to_a_path_that_fdaccept_owns: at_path(named_queue_feeds_fdrecv);
+    fdrecv_connects_to_an_abstract_name_that_fdaccept_owns: at_name(named_queue_feeds_fdrecv);
 }
 
 #[test]
 fn consumers_that_join_and_leave_a_named_queue_lose_no_connection() {
-    let names = Names::new();
-    let name = &names.path();
-    let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-    let port = acceptor.port();
-    come_and_go(port, || {
-        Process::start(&mut consumer(&["fdpool", "-v", "--connect", name, "2"]))
-    });
-    stop(&mut acceptor);
+    let mut acceptor = Fdaccept::bound().start();
+    come_and_go(&acceptor);
+    acceptor.stop();
 }
 
 #[test]
 fn fdpool_waits_for_a_name_that_does_not_exist_yet() {
-    let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut pool = consumer(&["fdpool", "--connect", name, "2"]);
-        let mut pool = Process::start(&mut pool);
+    for name in Names::new().both() {
+        let mut pool = fdpool(&name, 2);
         pool.line(&format!("cannot connect to {name}"));
-        let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-        assert_served(acceptor.port());
+        let mut acceptor = Fdaccept::bound_at(&name).start();
+        assert_served(acceptor.port);
         pool.line(&format!("connected to {name}"));
-        stop(&mut pool);
-        stop(&mut acceptor);
+        pool.stop();
+        acceptor.stop();
     }
 }
 
 #[test]
 fn fdpool_connects_again_when_fdaccept_is_back() {
-    let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut pool = consumer(&["fdpool", "--connect", name, "2"]);
-        let mut pool = Process::start(&mut pool);
-        // KILL leaves the path behind, TERM does not.
-        for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
-            let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-            let port = acceptor.port();
-            assert_served(port);
-            assert_served(port);
-            acceptor.signal(signal);
-            acceptor.wait();
+    for name in Names::new().both() {
+        let mut pool = fdpool(&name, 2);
+        for signal in ENDS {
+            let mut acceptor = Fdaccept::bound_at(&name).start();
+            assert_served(acceptor.port);
+            assert_served(acceptor.port);
+            acceptor.end_by(signal);
             assert!(pool.is_running());
         }
-        stop(&mut pool);
+        pool.stop();
     }
 }
 
 #[test]
 fn fdpool_once_ends_with_fdaccept() {
     let names = Names::new();
-    let name = &names.path();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-        let port = acceptor.port();
-        let mut pool = consumer(&["fdpool", "--once", "--connect", name, "2"]);
-        let mut pool = Process::start(&mut pool);
-        assert_served(port);
-        acceptor.signal(signal);
-        acceptor.wait();
-        assert_ends_with(&mut pool, 0);
+        let mut acceptor = Fdaccept::bound_at(&names.path()).start();
+        let mut pool = fdpool_once(&acceptor, 2);
+        assert_served(acceptor.port);
+        acceptor.end_by(signal);
+        pool.expect_end(0);
     }
 }
 
 // A name that the consumer owns.
 
-#[track_caller]
-fn assert_fdpool_owns(name: &str) {
-    let mut pool = Process::start(&mut consumer(&["fdpool", "--bind", name, "2"]));
-    let mut acceptor = Process::start(&mut fdaccept(&["--connect", name, ADDRESS]));
-    let port = acceptor.port();
-    for _ in 0..3 {
-        assert_served(port);
-    }
-    stop(&mut acceptor);
+fn fdpool_owns(name: &str) {
+    let mut pool = pool_at(name, 2);
+    let mut acceptor = sender(name);
+    assert_three_served(acceptor.port);
+    acceptor.stop();
     // Other senders may come.
     assert!(pool.is_running());
-    stop(&mut pool);
+    pool.stop();
 }
 
-#[test]
-fn fdaccept_connects_to_a_path_that_fdpool_owns() {
-    assert_fdpool_owns(&Names::new().path());
+tests! {
+    fdaccept_connects_to_a_path_that_fdpool_owns: at_path(fdpool_owns);
+    fdaccept_connects_to_an_abstract_name_that_fdpool_owns: at_name(fdpool_owns);
 }
 
-#[test]
-fn fdaccept_connects_to_an_abstract_name_that_fdpool_owns() {
-    assert_fdpool_owns(&Names::new().abstract_name());
+/// fdrecv that owns a name.
+fn fdrecv_at(name: &str, options: &[&str]) -> Process {
+    let mut fdrecv = program("fdrecv");
+    fdrecv.args(options).args(["--bind", name, "--"]);
+    fdrecv.args(ANSWER).start()
 }
 
-#[track_caller]
-fn assert_fdrecv_owns(name: &str) {
-    let mut handler = Process::start(&mut consumer(&["fdrecv", "--bind", name]));
-    let mut acceptor = Process::start(&mut fdaccept(&["--connect", name, ADDRESS]));
-    assert_served(acceptor.port());
-    assert_ends_with(&mut handler, 0);
-    stop(&mut acceptor);
+fn fdrecv_owns(name: &str) {
+    let mut handler = fdrecv_at(name, &[]);
+    let mut acceptor = sender(name);
+    assert_served(acceptor.port);
+    handler.expect_end(0);
+    acceptor.stop();
 }
 
-#[test]
-fn fdaccept_connects_to_a_path_that_fdrecv_owns() {
-    assert_fdrecv_owns(&Names::new().path());
-}
-
-#[test]
-fn fdaccept_connects_to_an_abstract_name_that_fdrecv_owns() {
-    assert_fdrecv_owns(&Names::new().abstract_name());
+tests! {
+    fdaccept_connects_to_a_path_that_fdrecv_owns: at_path(fdrecv_owns);
+    fdaccept_connects_to_an_abstract_name_that_fdrecv_owns: at_name(fdrecv_owns);
 }
 
 #[test]
 fn two_fdaccepts_send_to_one_fdpool() {
     let names = Names::new();
-    let name = &names.path();
-    let mut pool = Process::start(&mut consumer(&["fdpool", "--bind", name, "2"]));
-    let mut acceptors =
-        [(); 2].map(|()| Process::start(&mut fdaccept(&["--connect", name, ADDRESS])));
-    let ports = acceptors.each_mut().map(|acceptor| acceptor.port());
-    for port in ports.into_iter().cycle().take(6) {
-        assert_served(port);
+    let mut pool = pool_at(&names.path(), 2);
+    let mut acceptors = [(); 2].map(|()| sender(&names.path()));
+    for acceptor in acceptors.iter().cycle().take(6) {
+        assert_served(acceptor.port);
     }
-    acceptors.iter_mut().for_each(|acceptor| stop(acceptor));
-    stop(&mut pool);
+    for acceptor in &mut acceptors {
+        acceptor.stop();
+    }
+    pool.stop();
 }
 
 #[test]
 fn a_connection_waits_until_a_consumer_owns_the_name() {
-    let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut acceptor = Process::start(&mut fdaccept(&["--connect", name, ADDRESS]));
-        let port = acceptor.port();
-        let clients = [request(port, "one"), request(port, "two")];
+    for name in Names::new().both() {
+        let mut acceptor = sender(&name);
+        let clients = requests(acceptor.port, 2);
         acceptor.line("connections wait");
-        let mut pool = Process::start(&mut consumer(&["fdpool", "--bind", name, "1"]));
-        assert_eq!(read_line(&clients[0]), "served one");
-        assert_eq!(read_line(&clients[1]), "served two");
-        stop(&mut acceptor);
-        stop(&mut pool);
+        let mut pool = pool_at(&name, 1);
+        assert_answered(&clients);
+        acceptor.stop();
+        pool.stop();
     }
 }
 
@@ -541,219 +466,173 @@ fn a_connection_waits_until_a_consumer_owns_the_name() {
 fn a_consumer_that_owns_the_name_can_be_replaced() {
     let names = Names::new();
     let name = &names.path();
-    let mut acceptor = Process::start(&mut fdaccept(&["--connect", name, ADDRESS]));
-    let port = acceptor.port();
-    // KILL leaves the path behind, TERM does not.
-    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
-        // It comes while nobody is there.
-        let early = request(port, "early");
-        let mut pool = Process::start(&mut consumer(&["fdpool", "--bind", name, "1"]));
-        assert_eq!(read_line(&early), "served early");
-        assert_served(port);
+    let mut acceptor = sender(name);
+    for signal in ENDS {
+        // This client comes while nobody has the name.
+        let early = request(acceptor.port, "early");
+        let mut pool = pool_at(name, 1);
+        assert_eq!(early.line(), "served early");
+        assert_served(acceptor.port);
         pool.signal(signal);
-        // Its slots have the socket too.
+        // The pool's slots have the socket too.
         pool.finish();
     }
-    stop(&mut acceptor);
+    acceptor.stop();
 }
 
 // How they end.
 
 #[test]
 fn fdaccept_ends_with_0_when_its_readers_leave_and_all_was_taken() {
-    let (mut acceptor, mut pool) = pipeline(&[], &mut consumer(&["fdpool", "1"]));
-    assert_served(acceptor.port());
-    stop(&mut pool);
-    let (status, log) = acceptor.finish();
-    assert_eq!(status.code(), Some(0));
+    let (mut acceptor, mut pool) = join(None, pipe_ends(), |queue| fdpool(queue, 1));
+    assert_served(acceptor.port);
+    pool.stop();
+    let log = acceptor.expect_end(0);
     assert!(!log.contains("not taken"), "{log}");
 }
 
 #[test]
 fn fdaccept_ends_with_1_and_their_number_when_its_readers_leave_connections() {
     for (count, message) in [
-        (1, "1 connection was accepted and not taken"),
-        (3, "3 connections were accepted and not taken"),
+        (1, "fdaccept: 1 connection was accepted and not taken"),
+        (3, "fdaccept: 3 connections were accepted and not taken"),
     ] {
-        let (reader, writer) = pipe().unwrap();
-        let mut acceptor = Process::start(fdaccept(&["-v", ADDRESS]).stdout(writer));
-        let port = acceptor.port();
-        let clients: Vec<_> = (0..count).map(|_| connect(port)).collect();
-        (0..count).for_each(|_| drop(acceptor.line("accepted ")));
-        drop(reader);
-        let (status, log) = acceptor.finish();
-        assert_eq!(status.code(), Some(1));
-        assert!(log.contains(message), "{log}");
+        let mut acceptor = Fdaccept::piped().args(["-v"]).start();
+        let clients: Vec<_> = (0..count).map(|_| acceptor.client()).collect();
+        acceptor.until_accepted(count);
+        drop(acceptor.take_pipe());
+        let log = acceptor.expect_end(1);
+        assert!(log.ends_with(message), "{log}");
         // They are not left hanging.
-        for mut client in clients {
-            match client.read(&mut [0]) {
-                Ok(count) => assert_eq!(count, 0),
-                Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-            }
-        }
+        clients.into_iter().for_each(Client::expect_closed);
     }
 }
 
 #[test]
 fn fdaccept_ends_with_1_when_nobody_took_from_its_name() {
-    let names = Names::new();
-    let name = &names.path();
-    let mut acceptor = fdaccept(&["-v", "--grace", "0", "--bind", name, ADDRESS]);
-    let mut acceptor = Process::start(&mut acceptor);
-    let _client = connect(acceptor.port());
-    acceptor.line("accepted ");
-    acceptor.signal(Signal::SIGTERM);
-    let (status, log) = acceptor.finish();
-    assert_eq!(status.code(), Some(1));
-    assert!(
-        log.contains("1 connection was accepted and not taken"),
-        "{log}"
-    );
+    let fdaccept = Fdaccept::bound().args(["-v", "--grace", "0"]);
+    let mut acceptor = fdaccept.start();
+    let _client = acceptor.client();
+    acceptor.until_accepted(1);
+    acceptor.term();
+    let log = acceptor.expect_end(1);
+    let message = "1 connection was accepted and not taken";
+    assert!(log.contains(message), "{log}");
 }
 
 #[test]
 fn fdrecv_ends_with_69_when_the_queue_is_closed() {
-    let (mut acceptor, mut waiting) = pipeline(&[], &mut consumer(&["fdrecv"]));
-    acceptor.port();
-    stop(&mut acceptor);
-    assert_ends_with(&mut waiting, 69);
-
-    for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (_, read_end) = socket_pair(kind);
-        let mut late = Process::start(consumer(&["fdrecv"]).stdin(read_end));
-        assert_ends_with(&mut late, 69);
+    let (mut acceptor, mut waiting) = join(None, pipe_ends(), fdrecv);
+    acceptor.stop();
+    waiting.expect_end(69);
+    for (write_end, read_end) in socket_pairs().into_iter().chain([pipe_ends()]) {
+        drop(write_end);
+        fdrecv(&read_end).expect_end(69);
     }
-    let (reader, _) = pipe().unwrap();
-    let mut late = Process::start(consumer(&["fdrecv"]).stdin(reader));
-    assert_ends_with(&mut late, 69);
 }
 
 #[test]
 fn fdrecv_ends_with_69_when_nobody_owns_the_name() {
-    let names = Names::new();
-    for name in [&names.path(), &names.abstract_name()] {
-        let mut receiver = Process::start(&mut consumer(&["fdrecv", "--connect", name]));
-        assert_ends_with(&mut receiver, 69);
+    for name in Names::new().both() {
+        fdrecv(&name).expect_end(69);
     }
 }
 
 #[test]
 fn fdrecv_ends_with_69_when_its_time_is_up() {
-    let names = Names::new();
-    let mut receiver = consumer(&["fdrecv", "--timeout", "0.1", "--bind", &names.path()]);
-    assert_ends_with(&mut Process::start(&mut receiver), 69);
-    let mut receiver = consumer(&["fdrecv", "--timeout", "0.1"]);
-    let (_acceptor, mut receiver) = pipeline(&[], &mut receiver);
-    assert_ends_with(&mut receiver, 69);
+    let timeout = ["--timeout", "0.1"];
+    fdrecv_at(&Names::new().path(), &timeout).expect_end(69);
+    let consumer = |queue: &OwnedFd| {
+        fdrecv_on(queue)
+            .args(timeout)
+            .arg("--")
+            .args(ANSWER)
+            .start()
+    };
+    let (_acceptor, mut receiver) = join(None, pipe_ends(), consumer);
+    receiver.expect_end(69);
 }
 
 #[test]
 fn fdrecv_of_a_named_queue_ends_with_69_when_fdaccept_goes() {
-    let names = Names::new();
-    let name = &names.path();
-    let mut acceptor = Process::start(&mut fdaccept(&["--bind", name, ADDRESS]));
-    acceptor.port();
-    let mut receiver = Process::start(&mut consumer(&["fdrecv", "--connect", name]));
-    let pid = receiver.pid();
-    let is_socket = |(_, what): &(i32, String)| what.starts_with("socket:");
-    until("fdrecv at the name", || {
-        descriptors(pid).iter().any(is_socket)
-    });
-    stop(&mut acceptor);
-    assert_ends_with(&mut receiver, 69);
+    let mut acceptor = Fdaccept::bound().start();
+    let mut receiver = fdrecv(&acceptor);
+    until("fdrecv at the name", || !sockets(receiver.pid()).is_empty());
+    acceptor.stop();
+    receiver.expect_end(69);
 }
 
 /// Fills the queue of an fdaccept that serves through one busy slot, kills fdaccept, and expects
 /// that the queue is served to its end.
-#[track_caller]
-fn assert_drained_after_kill(acceptor: &mut Process, port: u16) {
+fn assert_drained_after_kill(acceptor: &mut Acceptor) {
     // The consumer has the queue.
-    assert_served(port);
-    acceptor.line("accepted ");
-    let mut busy = connect(port);
-    let mut waiting: Vec<_> = (0..5).map(|n| request(port, &n.to_string())).collect();
-    // fdaccept has one connection in hand at most. That this one is accepted says that those
-    // before it are in the queue.
-    let _in_hand = connect(port);
-    (0..7).for_each(|_| drop(acceptor.line("accepted ")));
-    acceptor.signal(Signal::SIGKILL);
-    acceptor.wait();
-    writeln!(busy, "first").unwrap();
-    assert_eq!(read_line(&busy), "served first");
-    for (number, client) in waiting.iter_mut().enumerate() {
-        assert_eq!(read_line(client), format!("served {number}"));
-    }
+    assert_served(acceptor.port);
+    acceptor.until_accepted(1);
+    let busy = acceptor.client();
+    let waiting = requests(acceptor.port, 5);
+    // fdaccept has at most 1 connection in hand. Once it has accepted this one, the earlier ones
+    // are in the queue.
+    let _in_hand = acceptor.client();
+    acceptor.until_accepted(7);
+    acceptor.end_by(Signal::SIGKILL);
+    busy.send("first\n");
+    assert_eq!(busy.line(), "served first");
+    assert_answered(&waiting);
 }
 
-#[test]
-fn a_pool_on_a_pipe_drains_the_queue_of_an_fdaccept_that_was_killed() {
-    let (mut acceptor, mut pool) = pipeline(&["-v"], &mut consumer(&["fdpool", "1"]));
-    let port = acceptor.port();
-    assert_drained_after_kill(&mut acceptor, port);
-    assert_ends_with(&mut pool, 0);
+fn pool_drains(ends: (OwnedFd, OwnedFd)) {
+    let (mut acceptor, mut pool) = join(Some("-v"), ends, |queue| fdpool(queue, 1));
+    assert_drained_after_kill(&mut acceptor);
+    pool.expect_end(0);
 }
 
-#[test]
-fn a_pool_on_a_socket_drains_the_queue_of_an_fdaccept_that_was_killed() {
-    for kind in [SockType::Stream, SockType::SeqPacket] {
-        let (write_end, read_end) = socket_pair(kind);
-        let mut acceptor = Process::start(fdaccept(&["-v", ADDRESS]).stdout(write_end));
-        let port = acceptor.port();
-        let mut pool = Process::start(consumer(&["fdpool", "1"]).stdin(read_end));
-        assert_drained_after_kill(&mut acceptor, port);
-        assert_ends_with(&mut pool, 0);
-    }
+tests! {
+    a_pool_on_a_pipe_drains_the_queue_of_an_fdaccept_that_was_killed: with_pipe(pool_drains);
+    a_pool_on_a_socket_drains_the_queue_of_an_fdaccept_that_was_killed: with_sockets(pool_drains);
 }
 
 #[test]
 fn a_pool_on_a_named_queue_drains_it_when_its_fdaccept_was_killed() {
-    let names = Names::new();
-    let name = &names.path();
-    let mut acceptor = Process::start(&mut fdaccept(&["-v", "--bind", name, ADDRESS]));
-    let port = acceptor.port();
-    let mut pool = consumer(&["fdpool", "--once", "--connect", name, "1"]);
-    let mut pool = Process::start(&mut pool);
-    assert_drained_after_kill(&mut acceptor, port);
-    assert_ends_with(&mut pool, 0);
+    let mut acceptor = Fdaccept::bound().args(["-v"]).start();
+    let mut pool = fdpool_once(&acceptor, 1);
+    assert_drained_after_kill(&mut acceptor);
+    pool.expect_end(0);
 }
 
 #[test]
 fn a_pool_in_a_chain_drains_the_queue_of_an_fdaccept_that_was_killed() {
-    let text = "echo pool $$ >&2; exec fdpool 1 -- \"$@\"";
-    let mut chain = fdaccept(&["-v", ADDRESS, "--", "sh", "-c", text, "sh"]);
-    let mut chain = Process::start(chain.args(ANSWER));
-    let port = chain.port();
+    let words = sh_c("echo pool $$ >&2; exec fdpool 1 -- \"$@\"");
+    let words = words.iter().chain(&["sh"]).chain(&ANSWER);
+    let mut chain = Fdaccept::chain(words).args(["-v"]).start();
     let line = chain.line("pool ");
-    let pool = line.rsplit_once(' ').unwrap().1.parse().unwrap();
-    let pool = nix::unistd::Pid::from_raw(pool);
-    assert_drained_after_kill(&mut chain, port);
-    until("the end of the pool", || !is_alive(pool));
+    let pool = Pid::from_raw(line.rsplit_once(' ').unwrap().1.parse().unwrap());
+    assert_drained_after_kill(&mut chain);
+    until_gone(pool);
 }
 
 #[test]
 fn a_loop_of_fdrecv_on_a_socket_drains_the_queue_of_an_fdaccept_that_was_killed() {
-    let (write_end, read_end) = socket_pair(SockType::SeqPacket);
-    let mut acceptor = Process::start(fdaccept(&["-v", ADDRESS]).stdout(write_end));
-    let port = acceptor.port();
-    let mut consumers = script("sh", LOOP);
-    let mut consumers = start_on(read_end, consumers.arg("sh").args(ANSWER));
-    assert_drained_after_kill(&mut acceptor, port);
-    assert_ends_with(&mut consumers, 0);
+    let consumers = |queue: &OwnedFd| {
+        let mut shell = sh(LOOP);
+        queue.give_to(shell.arg("sh").args(ANSWER));
+        shell.start()
+    };
+    let ends = socket_pair(SockType::SeqPacket);
+    let (mut acceptor, mut consumers) = join(Some("-v"), ends, consumers);
+    assert_drained_after_kill(&mut acceptor);
+    consumers.expect_end(0);
 }
 
 #[test]
 fn a_unix_listener_feeds_a_pool() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("listener");
-    let (reader, writer) = pipe().unwrap();
-    let mut acceptor = Process::start(program("fdaccept").arg(&path).stdout(writer));
-    let mut pool = start_on(reader, &mut consumer(&["fdpool", "1"]));
-    acceptor.listening();
-    let mut client: UnixStream = connect_unix(&path);
-    client.write_all(b"hello\n").unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "served hello\n");
-    stop(&mut acceptor);
-    assert_ends_with(&mut pool, 0);
+    let names = Names::new();
+    let path = names.text("listener");
+    let mut acceptor = Fdaccept::piped().listen(&path).start();
+    let mut pool = fdpool(&acceptor, 1);
+    drop(acceptor.take_pipe());
+    let client = Client::connect_unix(&path);
+    client.send("hello\n");
+    assert_eq!(client.rest(), "served hello\n");
+    acceptor.stop();
+    pool.expect_end(0);
 }

@@ -204,6 +204,10 @@ impl Acceptor {
         Client::connect(self.port)
     }
 
+    pub fn pipe(&self) -> &PipeReader {
+        self.pipe.as_ref().unwrap()
+    }
+
     /// The read end of its pipe. It is not held here any more.
     pub fn take_pipe(&mut self) -> PipeReader {
         self.pipe.take().unwrap()

@@ -4,6 +4,7 @@
 
 mod acceptor;
 mod clients;
+mod ends;
 mod fdaccept;
 mod hostile;
 mod load;
@@ -22,6 +23,7 @@ mod wait;
 
 pub use acceptor::*;
 pub use clients::*;
+pub use ends::*;
 pub use fdaccept::*;
 pub use hostile::*;
 pub use load::*;
