@@ -1,0 +1,334 @@
+//! `fdaccept --queue`: how many connections wait that no consumer has taken, and how many were
+//! taken, however consumers get at the queue.
+
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{SockType, setsockopt, sockopt};
+use nix::unistd::Pid;
+
+mod dead_consumers;
+mod every_form;
+mod options;
+mod other_queues;
+mod stopping;
+
+/// The last line about connections that were left in a queue of somebody else.
+const LEFT: &str = "fdaccept: connections were accepted and not taken";
+
+/// How consumers get at the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// It is inherited by a command of fdaccept's.
+    Chain,
+    /// By tickets.
+    Pipe,
+    /// At a name of fdaccept's.
+    Bind,
+    /// Consumers own the name.
+    Connect,
+    /// The queue is fdaccept's standard output, a socket of this type.
+    Output(SockType),
+    /// The queue is another descriptor of fdaccept's.
+    QueueFd(SockType),
+    /// The same with a buffer of which two connections use more than a quarter.
+    SmallQueueFd,
+}
+
+impl Form {
+    /// How many connections are accepted, and how many of them passed, while nobody takes any and
+    /// `limit` may wait.
+    fn most(self, limit: usize) -> (usize, usize) {
+        match self {
+            // The consumer's socket holds one more than the limit of the kernel. fdaccept has one
+            // in hand.
+            Form::Connect => {
+                let text = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
+                let holds = text.trim().parse::<usize>().unwrap() + 1;
+                (limit.min(holds + 1), limit.min(holds))
+            }
+            _ => (limit, limit),
+        }
+    }
+
+    /// Whether a stop waits for the end of the queue, so that fdaccept knows that all was taken.
+    fn is_waited_for(self) -> bool {
+        matches!(self, Form::Chain | Form::Pipe | Form::Bind)
+    }
+}
+
+/// What fdaccept counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    accepted: usize,
+    passed: usize,
+    taken: Option<usize>,
+}
+
+impl Told {
+    #[track_caller]
+    fn read(line: &str) -> Self {
+        Self {
+            accepted: number(line, "accepted").unwrap(),
+            passed: number(line, "passed").unwrap(),
+            taken: number(line, "taken"),
+        }
+    }
+}
+
+fn told(accepted: usize, passed: usize, taken: usize) -> Told {
+    Told {
+        accepted,
+        passed,
+        taken: Some(taken),
+    }
+}
+
+/// fdaccept and a pool of `cat`, which serves a client that has shut its sending side.
+struct Site {
+    form: Form,
+    size: usize,
+    acceptor: Process,
+    port: u16,
+    names: Names,
+    /// What a pool gets the queue from, where that is a descriptor.
+    read_end: Option<OwnedFd>,
+    /// Where it is no command of fdaccept's.
+    pool: Option<Pool>,
+}
+
+/// `fdaccept --queue-fd 5 OPTIONS`, where 5 becomes what is its standard input.
+fn with_queue_fd() -> Command {
+    let mut command = sh("exec fdaccept --queue-fd 5 \"$@\" 5<&0 </dev/null");
+    command.arg("sh");
+    command
+}
+
+impl Site {
+    /// fdaccept with these options and further addresses. The pool, of `size` slots, is not there
+    /// yet.
+    fn start(form: Form, size: usize, options: &[&str]) -> Self {
+        let names = Names::new();
+        let mut read_end = None;
+        let mut command = match form {
+            Form::QueueFd(_) | Form::SmallQueueFd => with_queue_fd(),
+            _ => program("fdaccept"),
+        };
+        command.args(options).arg(ADDRESS);
+        match form {
+            Form::Chain => {
+                let pool = "kill -STOP $$; exec fdpool \"$0\" -- cat";
+                command.arg("--").args(sh_c(pool)).arg(size.to_string());
+            }
+            Form::Pipe => {
+                let (reader, writer) = std::io::pipe().unwrap();
+                command.stdout(writer);
+                read_end = Some(reader.into());
+            }
+            Form::Bind => drop(command.args(["--bind", &names.path()])),
+            Form::Connect => drop(command.args(["--connect", &names.path()])),
+            Form::Output(kind) => {
+                let (write_end, other) = socket_pair(kind);
+                command.stdout(write_end);
+                read_end = Some(other);
+            }
+            Form::QueueFd(kind) => {
+                let (write_end, other) = socket_pair(kind);
+                command.stdin(write_end);
+                read_end = Some(other);
+            }
+            Form::SmallQueueFd => {
+                let (write_end, other) = socket_pair(SockType::SeqPacket);
+                // The least that there can be.
+                setsockopt(&write_end, sockopt::SndBuf, &0).unwrap();
+                command.stdin(write_end);
+                read_end = Some(other);
+            }
+        }
+        let mut acceptor = command.start();
+        // Its copy of the queue.
+        drop(command);
+        let port = acceptor.port();
+        Self {
+            form,
+            size,
+            acceptor,
+            port,
+            names,
+            read_end,
+            pool: None,
+        }
+    }
+
+    /// With a pool that takes nothing until [`Site::resume`].
+    fn paused(form: Form, size: usize, options: &[&str]) -> Self {
+        let mut site = Self::start(form, size, options);
+        site.bring_pool();
+        site.pause();
+        site
+    }
+
+    /// With a paused pool, and with `count` clients of which `waiting` are in the queue.
+    #[track_caller]
+    fn filled(
+        form: Form,
+        size: usize,
+        options: &[&str],
+        count: usize,
+        waiting: usize,
+    ) -> (Self, Vec<Client>) {
+        let mut site = Self::paused(form, size, options);
+        let clients = site.clients(count);
+        site.until_told(told(waiting, waiting, 0));
+        (site, clients)
+    }
+
+    /// The pool comes, or a further one.
+    #[track_caller]
+    fn bring_pool(&mut self) {
+        let pool = match self.form {
+            Form::Chain => {
+                thaw(self.acceptor.stopped_child());
+                None
+            }
+            Form::Bind => Some(Pool::on(&self.names.path())),
+            Form::Connect => Some(Pool::bound_at(&self.names.path())),
+            _ => {
+                let read_end = self.read_end.as_ref().unwrap();
+                Some(Pool::plain().stdin(read_end.try_clone().unwrap()))
+            }
+        };
+        self.pool = pool.map(|pool| pool.slots(self.size, ["cat"]).start());
+        until("all slots", || {
+            let slots = self.slots();
+            slots.len() == self.size && slots.iter().all(|slot| is_named(*slot, "fdpool"))
+        });
+    }
+
+    fn pool_pid(&self) -> Pid {
+        match &self.pool {
+            Some(pool) => pool.pid(),
+            None => self.acceptor.children()[0],
+        }
+    }
+
+    fn slots(&self) -> Vec<Pid> {
+        children(self.pool_pid())
+    }
+
+    /// From now on the pool takes nothing.
+    #[track_caller]
+    fn pause(&self) {
+        let slots = self.slots();
+        for slot in &slots {
+            kill(*slot, Signal::SIGSTOP).unwrap();
+        }
+        for slot in slots {
+            until_state(slot, 'T');
+        }
+    }
+
+    fn resume(&self) {
+        self.slots().into_iter().for_each(thaw);
+    }
+
+    /// Ends the pool at once, whatever it has in hand.
+    #[track_caller]
+    fn kill_pool(&mut self) {
+        let pool = self.pool_pid();
+        // So that it replaces no slot, and is the last process that has the queue.
+        freeze(pool);
+        let slots = children(pool);
+        let handlers = slots.iter().flat_map(|slot| children(*slot));
+        let others: Vec<_> = slots.iter().copied().chain(handlers).collect();
+        for pid in &others {
+            kill(*pid, Signal::SIGKILL).unwrap();
+        }
+        others.into_iter().for_each(until_gone);
+        kill(pool, Signal::SIGKILL).unwrap();
+        if let Some(mut pool) = self.pool.take() {
+            pool.wait();
+        }
+    }
+
+    fn clients(&self, count: usize) -> Vec<Client> {
+        (0..count).map(|_| Client::connect(self.port)).collect()
+    }
+
+    /// What fdaccept says on USR1.
+    #[track_caller]
+    fn ask(&mut self) -> Told {
+        Told::read(&self.acceptor.counters())
+    }
+
+    #[track_caller]
+    fn until_told(&mut self, expected: Told) {
+        let deadline = Instant::now() + DEADLINE;
+        let mut now = self.ask();
+        while now != expected {
+            assert!(Instant::now() < deadline, "{expected:?}, but {now:?}");
+            std::thread::sleep(Duration::from_millis(5));
+            now = self.ask();
+        }
+    }
+
+    /// Waits until it counts so, and watches that it stays so.
+    #[track_caller]
+    fn stays_told(&mut self, expected: Told) {
+        self.until_told(expected);
+        stays("the counters", || {
+            assert_eq!(self.ask(), expected);
+            true
+        });
+    }
+
+    /// Stops fdaccept. Returns its standard error and its last counters.
+    #[track_caller]
+    fn stop(mut self, status: i32) -> (String, Told) {
+        self.acceptor.term();
+        self.finish(status)
+    }
+
+    /// The same where fdaccept has a reason to end.
+    #[track_caller]
+    fn finish(&mut self, status: i32) -> (String, Told) {
+        let log = self.acceptor.expect_end(status);
+        let counters = log.lines().rfind(|line| is_counters(line));
+        let last = Told::read(counters.unwrap_or_else(|| panic!("no counters: {log}")));
+        (log, last)
+    }
+
+    /// Waits for its end with these last counters and this last line. Returns its standard error.
+    #[track_caller]
+    fn ends_with(&mut self, status: i32, counters: Told, expected: &str) -> String {
+        let (log, last) = self.finish(status);
+        assert_eq!(last, counters, "{log}");
+        assert_eq!(log.lines().last(), Some(expected), "{log}");
+        log
+    }
+}
+
+/// Whether a process is there and runs this program.
+fn is_named(pid: Pid, name: &str) -> bool {
+    try_status_field(pid, "Name").as_deref() == Some(name)
+}
+
+/// Whether the handler of a slot is `cat` by now.
+fn is_serving(slot: Pid) -> bool {
+    children(slot).iter().any(|pid| is_named(*pid, "cat"))
+}
+
+/// Serves a client that may be taken.
+#[track_caller]
+fn serve(client: Client) {
+    client.expect_echo("x");
+}
+
+/// Checks that processes that have nothing to do use no CPU.
+#[track_caller]
+fn are_without_work(pids: &[Pid]) {
+    are_idle(pids, Duration::from_millis(150));
+}
