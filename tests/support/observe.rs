@@ -1,5 +1,7 @@
 //! Watching fdaccept: its counters, its use of the CPU, and what comes out of its queue.
 
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -107,4 +109,49 @@ pub fn take(receiver: &Receiver) -> Taken {
 #[track_caller]
 pub fn nothing_comes(receiver: &Receiver) {
     stays("no connection comes", || try_take(receiver).is_none());
+}
+
+impl Acceptor {
+    /// A pool whose handler is this script.
+    pub fn pool_of(&self, size: usize, handler: &str) -> Pool {
+        Pool::on(self).slots(size, sh_c(handler)).start()
+    }
+
+    pub fn clients(&self, count: usize) -> Vec<Client> {
+        (0..count).map(|_| self.client()).collect()
+    }
+
+    /// Its first port of 127.0.0.1.
+    pub fn server(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// A client with this address of its own, which may be turned away at once.
+    pub fn try_client_from(&self, from: impl Into<IpAddr>) -> std::io::Result<Client> {
+        try_connect_from(from, self.server()).map(Client)
+    }
+
+    #[track_caller]
+    pub fn client_from(&self, from: impl Into<IpAddr>) -> Client {
+        self.try_client_from(from).unwrap()
+    }
+
+    /// A client that may be turned away at once.
+    pub fn try_client(&self) -> std::io::Result<Client> {
+        self.try_client_from([127, 0, 0, 1])
+    }
+}
+
+/// That a client is reset, when it connects or later.
+#[track_caller]
+pub fn is_reset(client: std::io::Result<Client>) {
+    let end = client.and_then(|Client(mut stream)| stream.read(&mut [0]));
+    let end = end.map_err(|error| error.kind());
+    assert_eq!(end, Err(ErrorKind::ConnectionReset));
+}
+
+/// That a client is neither answered nor turned away for a while.
+#[track_caller]
+pub fn is_left_waiting(client: &Client) {
+    stays("the client waits", || !client.is_answered());
 }

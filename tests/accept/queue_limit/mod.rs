@@ -151,7 +151,8 @@ impl Site {
         let mut acceptor = command.start();
         // Its copy of the queue.
         drop(command);
-        let port = acceptor.port();
+        let line = acceptor.line("listening on 127.0.0.1:");
+        let port = line.rsplit_once(':').unwrap().1.parse().unwrap();
         Self {
             form,
             size,
