@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 
 use super::*;
 
-/// A listener as a .socket unit makes it.
 fn activated() -> (OwnedFd, u16) {
     let listener = TcpListener::bind(ADDRESS).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -77,8 +76,8 @@ fn an_address_goes_before_a_socket_unit_and_is_kept() {
 
 #[test]
 fn listeners_that_were_kept_are_given_up_for_those_of_a_socket_unit() {
-    let keeper = Keeper::new();
-    let (process, old) = Form::Chain.first(&keeper);
+    let keeper = Keeper::of(Form::Chain);
+    let (process, old) = keeper.first();
     crash(process);
     let unit = activated();
     let mut process = start_at(&keeper, &unit, &["--store"]);

@@ -25,7 +25,6 @@ fn assert_addresses_stay(keeper: &Keeper, arguments: &[&str], count: usize) -> V
     shown.pop().unwrap()
 }
 
-/// The port of an address.
 fn port_of(shown: &str) -> u16 {
     shown.rsplit_once(':').unwrap().1.parse().unwrap()
 }
@@ -38,7 +37,7 @@ fn a_free_port_of_both_families_stays() {
     let over_ipv4 = Crowd::connect(port, 2);
     let over_ipv6 = has_ipv6().then(|| TcpStream::connect(("::1", port)).unwrap());
     let _process = keeper.start(&["0"]);
-    let _pool = keeper.echo();
+    let _pool = keeper.serve();
     over_ipv4.expect_served();
     if let Some(client) = over_ipv6 {
         client.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -101,7 +100,7 @@ fn every_address_of_a_host_stays_with_their_one_port() {
     let (_process, shown) = hosts.start();
     assert_eq!(shown, expected);
     hosts.keeper.expect_kept(2);
-    let _pool = hosts.keeper.echo();
+    let _pool = hosts.keeper.serve();
     for client in clients {
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         Client(client).expect_echo("waited");
@@ -187,7 +186,7 @@ fn a_path_stays_with_its_mode_and_whoever_waits_there() {
         let client = Client::connect_unix(&path);
         process = start();
         assert_eq!(facts(), first);
-        let _pool = keeper.echo();
+        let _pool = keeper.serve();
         client.expect_echo("waited");
     }
     keeper.expect_kept(1);
@@ -224,7 +223,7 @@ fn a_path_stays_that_of_another_user() {
         });
         let facts = std::fs::symlink_metadata(&path).unwrap();
         assert_eq!((facts.uid(), facts.gid()), nobody);
-        let _pool = keeper.echo();
+        let _pool = keeper.serve();
         is_served_at(&path);
         keeper.expect_kept(1);
         end(process, is_crash);
@@ -245,7 +244,7 @@ fn a_relative_path_stays() {
     crash(start());
     let client = Client::connect_unix(keeper.file("s"));
     let _process = start();
-    let _pool = keeper.echo();
+    let _pool = keeper.serve();
     client.expect_echo("waited");
     keeper.expect_kept(1);
 }
@@ -261,7 +260,7 @@ fn an_abstract_name_stays_with_whoever_waits_there() {
         let client = UnixStream::connect_addr(&address).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         process = keeper.start_at(&name);
-        let _pool = keeper.echo();
+        let _pool = keeper.serve();
         Client(client).expect_echo("waited");
     }
     keeper.expect_kept(1);
@@ -274,7 +273,7 @@ fn names_with_anything_in_them_are_told_apart() {
     let arguments = paths.each_ref().map(String::as_str);
     assert_addresses_stay(&keeper, &arguments, paths.len());
     let _process = keeper.start(&arguments);
-    let _pool = keeper.echo();
+    let _pool = keeper.serve();
     for path in &paths {
         is_served_at(path);
     }

@@ -35,8 +35,7 @@ fn an_address_can_become_one_that_it_was_in_the_way_of() {
     for (before, after) in [(&one, &all), (&all, &one)] {
         crash(keeper.start_at(before));
         let process = keeper.start_at(after);
-        let _pool = keeper.echo();
-        is_served(port);
+        keeper.serves(port);
         keeper.expect_kept(1);
         crash(process);
     }
@@ -110,11 +109,11 @@ fn an_option_that_comes_too_late_for_what_was_kept_is_not_passed_over() {
 #[test]
 fn everything_is_given_up_without_store() {
     for form in FORMS {
-        let keeper = Keeper::new();
+        let keeper = Keeper::of(form);
         let (_reserved, port) = reserve_port();
         let address = format!("127.0.0.1:{port}");
         let path = keeper.file("s");
-        let process = form.start(&keeper, &[&address, &path]);
+        let process = keeper.start(&[&address, &path]);
         until("everything to be kept", || keeper.kept().len() == 4);
         crash(process);
         let queue = keeper.names.path();
@@ -134,8 +133,7 @@ fn everything_is_given_up_without_store() {
             assert_eq!(lines.next(), None);
         }
         assert_eq!(keeper.kept(), Vec::<String>::new());
-        let _pool = form.serve(&keeper);
-        is_served(port);
+        keeper.serves(port);
         is_served_at(&path);
         // And a path of its own vanishes at the end again.
         process.stop();
@@ -146,8 +144,7 @@ fn everything_is_given_up_without_store() {
 #[test]
 fn everything_is_given_up_also_where_nobody_can_be_told() {
     let keeper = Keeper::new();
-    let (process, port) = keeper.first();
-    crash(process);
+    let port = keeper.crashed();
     let address = format!("127.0.0.1:{port}");
     let queue = keeper.names.path();
     // What the manager keeps is still in the way then, and that is said.
@@ -166,14 +163,12 @@ fn everything_is_given_up_also_where_nobody_can_be_told() {
 fn a_queue_of_which_one_end_is_missing_is_replaced() {
     for form in FORMS {
         for lost in [WRITE_END, READ_END] {
-            let keeper = Keeper::new();
-            let (process, port) = form.first(&keeper);
-            crash(process);
+            let keeper = Keeper::of(form);
+            let port = keeper.crashed();
             keeper.lose(lost);
-            let _process = form.again(&keeper, port);
+            let _process = keeper.again(port);
             keeper.expect_kept(1);
-            let _pool = form.serve(&keeper);
-            is_served(port);
+            keeper.serves(port);
         }
     }
 }
@@ -188,17 +183,14 @@ fn a_queue_that_a_consumer_has_shut_down_is_replaced() {
     let error = "the queue was shut down by one of its consumers";
     assert!(log.contains(error), "{log}");
     let _process = keeper.again(port);
-    let _pool = keeper.echo();
-    is_served(port);
+    keeper.serves(port);
     keeper.expect_kept(1);
 }
 
 #[test]
 fn a_listener_that_was_lost_is_opened_anew() {
     let keeper = Keeper::new();
-    let (mut process, port) = keeper.first();
-    let crowd = queued(&mut process, port, 3);
-    crash(process);
+    let (_, crowd) = keeper.crashed_with(3);
     keeper.lose("listener");
     let _process = keeper.first();
     keeper.expect_kept(1);
@@ -232,7 +224,7 @@ fn a_path_that_has_vanished_is_made_anew_and_the_old_listener_given_up() {
     let path = keeper.file("s");
     for _ in 0..3 {
         let process = keeper.start_at(&path);
-        let _pool = keeper.echo();
+        let _pool = keeper.serve();
         is_served_at(&path);
         keeper.expect_kept(1);
         crash(process);

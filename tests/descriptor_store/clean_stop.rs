@@ -5,13 +5,12 @@ use super::*;
 #[test]
 fn the_port_stays_the_same_over_a_clean_stop() {
     for form in FORMS {
-        let keeper = Keeper::new();
-        let (mut process, port) = form.first(&keeper);
-        let _pool = form.serve(&keeper);
-        is_served(port);
+        let keeper = Keeper::of(form);
+        let (mut process, port) = keeper.first();
+        keeper.serves(port);
         process.stop();
         let crowd = Crowd::connect(port, 5);
-        let _process = form.again(&keeper, port);
+        let _process = keeper.again(port);
         crowd.expect_served();
         keeper.expect_kept(1);
     }
@@ -33,13 +32,13 @@ fn what_nobody_has_taken_at_a_clean_stop_waits_for_the_next_start() {
 
 #[test]
 fn a_queue_that_was_closed_for_its_command_is_replaced() {
-    let keeper = Keeper::new();
+    let keeper = Keeper::of(Form::Chain);
     keeper.open();
-    let (mut process, port) = Form::Chain.first(&keeper);
+    let (mut process, port) = keeper.first();
     for round in 1..4 {
         is_served(port);
         process.stop();
-        process = Form::Chain.again(&keeper, port);
+        process = keeper.again(port);
         keeper.expect_kept(1);
         let told = format!("FDSTOREREMOVE=1\nFDNAME={READ_END}");
         assert_eq!(keeper.times_told(&told), round);
@@ -49,7 +48,7 @@ fn a_queue_that_was_closed_for_its_command_is_replaced() {
 
 #[test]
 fn what_a_command_leaves_when_it_ends_by_itself_waits_for_the_next_one() {
-    let keeper = Keeper::new();
+    let keeper = Keeper::of(Form::Chain);
     let leave = "until [ -e \"$OPEN\" ]; do sleep 0.02; done; exit 7";
     let mut process = keeper.start_all(&["--store", ADDRESS, "--", "sh", "-c", leave]);
     let port = process.port();
@@ -57,6 +56,6 @@ fn what_a_command_leaves_when_it_ends_by_itself_waits_for_the_next_one() {
     keeper.open();
     let log = process.expect_end(7);
     assert!(!log.contains("not taken"), "{log}");
-    let _process = Form::Chain.again(&keeper, port);
+    let _process = keeper.again(port);
     keeper.expect_served_once(crowd, 5);
 }

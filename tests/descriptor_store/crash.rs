@@ -10,26 +10,21 @@ use super::*;
 #[test]
 fn what_waits_in_the_queue_survives_a_crash_and_is_served_once() {
     for form in FORMS {
-        let keeper = Keeper::new();
-        let (mut process, port) = form.first(&keeper);
-        let crowd = queued(&mut process, port, 20);
-        crash(process);
-        let _process = form.again(&keeper, port);
-        let _pool = form.serve(&keeper);
-        keeper.expect_served_once(crowd, 20);
+        let keeper = Keeper::of(form);
+        let (port, crowd) = keeper.crashed_with(20);
+        let _process = keeper.again(port);
+        keeper.serve_once(crowd, 20);
     }
 }
 
 #[test]
 fn who_comes_while_nobody_listens_waits_and_is_served_once() {
     for form in FORMS {
-        let keeper = Keeper::new();
-        let (process, port) = form.first(&keeper);
-        crash(process);
+        let keeper = Keeper::of(form);
+        let port = keeper.crashed();
         let crowd = Crowd::connect(port, 20);
-        let _process = form.again(&keeper, port);
-        let _pool = form.serve(&keeper);
-        keeper.expect_served_once(crowd, 20);
+        let _process = keeper.again(port);
+        keeper.serve_once(crowd, 20);
     }
 }
 
@@ -71,7 +66,7 @@ fn a_consumer_keeps_its_end_and_serves_also_while_nobody_accepts() {
 fn a_pool_notices_nothing_of_a_crash() {
     let keeper = Keeper::new();
     let (mut process, port) = keeper.first();
-    let mut pool = keeper.echo();
+    let mut pool = keeper.serve().unwrap();
     is_served(port);
     let (slots, said) = (pool.children(), pool.log());
     for _ in 0..3 {
@@ -190,7 +185,7 @@ fn crashes_at_the_start_lose_nothing_and_leave_nothing_behind() {
     let mut process = keeper.start(&[ADDRESS, &path]);
     assert_eq!(process.port(), port);
     keeper.expect_kept(2);
-    let _pool = keeper.echo();
+    let _pool = keeper.serve();
     keeper.expect_served_once(crowd, 5);
     is_served_at(&path);
 }
@@ -200,16 +195,16 @@ fn crashes_at_the_start_lose_nothing_and_leave_nothing_behind() {
 #[test]
 fn neither_the_store_nor_fdaccept_has_more_open_with_each_start() {
     for form in FORMS {
-        let keeper = Keeper::new();
+        let keeper = Keeper::of(form);
         keeper.open();
         let path = keeper.file("s");
         let arguments = ["--grace", "5", ADDRESS, "localhost:0", &path];
         let mut seen = Vec::new();
         for round in 0..8 {
-            let mut process = form.start(&keeper, &arguments);
+            let mut process = keeper.start(&arguments);
             let port = process.port();
             process.line(&path);
-            let pool = form.serve(&keeper);
+            let pool = keeper.serve();
             is_served(port);
             seen.push((keeper.kept(), settled(process.pid())));
             drop(pool);
@@ -248,16 +243,15 @@ fn a_limit_on_the_queue_counts_what_waited_there_before() {
 #[test]
 fn the_sandbox_keeps_nothing_from_being_kept() {
     for form in FORMS {
-        let keeper = Keeper::new();
-        let start = || form.start(&keeper, &["--sandbox", ADDRESS]);
+        let keeper = Keeper::of(form);
+        let start = || keeper.start(&["--sandbox", ADDRESS]);
         let mut process = start();
         let port = process.port();
         let crowd = queued(&mut process, port, 5);
         crash(process);
         let mut process = start();
         assert_eq!(process.port(), port);
-        let _pool = form.serve(&keeper);
-        keeper.expect_served_once(crowd, 5);
+        keeper.serve_once(crowd, 5);
         keeper.expect_kept(1);
     }
 }

@@ -74,6 +74,7 @@ impl Kept {
 
 /// A service manager, and a directory for everything.
 pub struct Keeper {
+    form: Form,
     pub names: Names,
     kept: Arc<Mutex<Kept>>,
     heard: Receiver<()>,
@@ -86,6 +87,10 @@ const END: &[u8] = b"X_END=1";
 
 impl Keeper {
     pub fn new() -> Self {
+        Self::of(Form::Named)
+    }
+
+    pub fn of(form: Form) -> Self {
         let names = Names::new();
         let socket = UnixDatagram::bind(names.file("notify")).unwrap();
         let kept = Arc::new(Mutex::new(Kept::default()));
@@ -93,6 +98,7 @@ impl Keeper {
         let heard_by = Arc::clone(&kept);
         let thread = std::thread::spawn(move || listen(&socket, &heard_by, &sender));
         Self {
+            form,
             names,
             kept,
             heard,
@@ -109,29 +115,50 @@ impl Keeper {
         self.kept.lock().unwrap()
     }
 
-    /// Starts `fdaccept --store` with a named queue.
+    /// Starts `fdaccept --store` with a queue that outlives it.
     pub fn start(&self, arguments: &[&str]) -> Process {
-        self.start_all(&[&["--store", "--bind", &self.names.path()], arguments].concat())
+        match self.form {
+            Form::Named => {
+                self.start_all(&[&["--store", "--bind", &self.names.path()], arguments].concat())
+            }
+            Form::Chain => self.start_all(&[&["--store"], arguments, &OPENED_COMMAND].concat()),
+        }
     }
 
-    /// Starts `fdaccept --store` with a command that serves by [`ECHO`] once it is opened.
-    pub fn start_chain(&self, arguments: &[&str]) -> Process {
-        self.start_all(&[&["--store"], arguments, &OPENED_COMMAND].concat())
-    }
-
-    /// Starts [`Keeper::start`] at any free port, and returns the port.
+    /// The same at any free port, which it returns.
     #[track_caller]
     pub fn first(&self) -> (Process, u16) {
-        Form::Named.first(self)
+        let mut process = self.start(&[ADDRESS]);
+        let port = process.port();
+        (process, port)
     }
 
-    /// Starts it again. Checks that it has the same port.
+    /// The same again. Checks that the port is the same.
     #[track_caller]
     pub fn again(&self, port: u16) -> Process {
-        Form::Named.again(self, port)
+        let (process, now) = self.first();
+        assert_eq!(now, port, "{:?}", self.form);
+        process
     }
 
-    /// Starts it and waits until it listens at `address`.
+    /// Has it crash at once. Returns the port.
+    #[track_caller]
+    pub fn crashed(&self) -> u16 {
+        let (process, port) = self.first();
+        crash(process);
+        port
+    }
+
+    /// Has it crash with a crowd in the queue.
+    #[track_caller]
+    pub fn crashed_with(&self, count: usize) -> (u16, Crowd) {
+        let (mut process, port) = self.first();
+        let crowd = queued(&mut process, port, count);
+        crash(process);
+        (port, crowd)
+    }
+
+    /// Starts it, and waits until it listens at `address`.
     #[track_caller]
     pub fn start_at(&self, address: &str) -> Process {
         let mut process = self.start(&[address]);
@@ -139,7 +166,6 @@ impl Keeper {
         process
     }
 
-    /// Starts fdaccept as the manager does.
     pub fn start_all(&self, arguments: &[&str]) -> Process {
         self.start_with(&[], arguments)
     }
@@ -188,7 +214,7 @@ impl Keeper {
         launch_alone(&mut command, &alone)
     }
 
-    /// Lets the commands of [`Keeper::start_chain`] serve.
+    /// Lets the commands of a chain serve.
     pub fn open(&self) {
         File::create(self.file("open")).unwrap();
     }
@@ -204,12 +230,23 @@ impl Keeper {
         launch(command.env("OPEN", self.file("open")))
     }
 
-    /// A pool of [`ECHO`].
-    pub fn echo(&self) -> Process {
-        self.pool(&[], 2, ECHO)
+    /// Has [`ECHO`] serve from now on.
+    pub fn serve(&self) -> Option<Process> {
+        match self.form {
+            Form::Named => Some(self.pool(&[], 2, ECHO)),
+            Form::Chain => {
+                self.open();
+                None
+            }
+        }
     }
 
-    /// A consumer in this process.
+    #[track_caller]
+    pub fn serves(&self, port: u16) {
+        let _pool = self.serve();
+        is_served(port);
+    }
+
     pub fn receiver(&self) -> queue::Receiver {
         self.try_receiver().unwrap()
     }
@@ -251,7 +288,6 @@ impl Keeper {
         assert_eq!(ours.len(), listeners, "{names:?}");
     }
 
-    /// Gives it something to keep.
     pub fn put(&self, name: &str, descriptor: impl Into<OwnedFd>) {
         let entry = (name.to_owned(), descriptor.into());
         self.lock().store.push(entry);
@@ -264,21 +300,18 @@ impl Keeper {
         kept.store.retain(|(kept, _)| !kept.contains(part));
     }
 
-    /// Has it keep something else under a name.
     pub fn replace(&self, name: &str, descriptor: impl Into<OwnedFd>) {
         assert!(self.kept().contains(&name.to_owned()));
         self.lose(name);
         self.put(name, descriptor);
     }
 
-    /// How often it was told this.
     pub fn times_told(&self, text: &str) -> usize {
         self.until_heard();
         let kept = self.lock();
         kept.told.iter().filter(|told| *told == text).count()
     }
 
-    /// What [`ECHO`] was sent, sorted.
     pub fn served(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.file("served")).unwrap_or_default();
         let mut served: Vec<_> = text.lines().map(str::to_owned).collect();
@@ -296,10 +329,10 @@ impl Keeper {
         assert_eq!(self.served(), numbers);
     }
 
-    /// The same by a pool that comes now.
+    /// The same, from now on.
     #[track_caller]
     pub fn serve_once(&self, crowd: Crowd, count: usize) {
-        let _pool = self.echo();
+        let _pool = self.serve();
         self.expect_served_once(crowd, count);
     }
 }
@@ -342,7 +375,6 @@ fn alone() -> MutexGuard<'static, ()> {
     STARTING.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
-/// Starts `command` while nobody else starts anything.
 pub fn launch(command: &mut Command) -> Process {
     launch_alone(command, &alone())
 }

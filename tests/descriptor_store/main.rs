@@ -47,42 +47,6 @@ enum Form {
 
 const FORMS: [Form; 2] = [Form::Named, Form::Chain];
 
-impl Form {
-    fn start(self, keeper: &Keeper, arguments: &[&str]) -> Process {
-        match self {
-            Form::Named => keeper.start(arguments),
-            Form::Chain => keeper.start_chain(arguments),
-        }
-    }
-
-    /// Starts it at any free port, and returns the port.
-    #[track_caller]
-    fn first(self, keeper: &Keeper) -> (Process, u16) {
-        let mut process = self.start(keeper, &[ADDRESS]);
-        let port = process.port();
-        (process, port)
-    }
-
-    /// Starts it again. Checks that it has the same port.
-    #[track_caller]
-    fn again(self, keeper: &Keeper, port: u16) -> Process {
-        let (process, now) = self.first(keeper);
-        assert_eq!(now, port, "{self:?}");
-        process
-    }
-
-    /// Has [`ECHO`] serve from now on.
-    fn serve(self, keeper: &Keeper) -> Option<Process> {
-        match self {
-            Form::Named => Some(keeper.echo()),
-            Form::Chain => {
-                keeper.open();
-                None
-            }
-        }
-    }
-}
-
 /// Ends fdaccept and, as a manager does, what is left of its service, without any warning.
 #[track_caller]
 fn crash(mut process: Process) {

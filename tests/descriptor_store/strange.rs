@@ -13,14 +13,13 @@ use super::*;
 #[track_caller]
 fn assert_queue_is_replaced(no_queue: fn() -> OwnedFd, ends: &[&str]) {
     let keeper = Keeper::new();
-    let (process, port) = keeper.first();
-    crash(process);
+    let port = keeper.crashed();
     for end in ends {
         keeper.replace(end, no_queue());
     }
     let mut process = keeper.again(port);
     keeper.expect_kept(1);
-    let _pool = keeper.echo();
+    let _pool = keeper.serve();
     let answer = try_exchange(port, b"hello").unwrap_or_default();
     assert_eq!(answer, b"hello", "{ends:?}: {}", process.log());
 }
@@ -88,17 +87,14 @@ fn names_of_ours_that_mean_nothing_are_given_up() {
     }
     let (_process, port) = keeper.first();
     keeper.expect_kept(1);
-    let _pool = keeper.echo();
-    is_served(port);
+    keeper.serves(port);
 }
 
 #[test]
 fn what_is_kept_twice_is_given_up_but_for_one() {
     for end in [WRITE_END, READ_END] {
         let keeper = Keeper::new();
-        let (mut process, port) = keeper.first();
-        let crowd = queued(&mut process, port, 3);
-        crash(process);
+        let (port, crowd) = keeper.crashed_with(3);
         keeper.put(end, socket_pair(SockType::SeqPacket).0);
         for _ in 0..2 {
             let process = keeper.again(port);

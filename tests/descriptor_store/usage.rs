@@ -5,7 +5,6 @@ use std::process::Stdio;
 
 use super::*;
 
-/// Checks that fdaccept ends with wrong usage and this first line.
 #[track_caller]
 pub fn refuses(mut process: Process, expected: &str) {
     let log = process.expect_end(2);
@@ -59,9 +58,7 @@ fn a_queue_that_does_not_outlive_fdaccept_cannot_be_kept() {
 #[test]
 fn a_start_that_fails_keeps_what_was_kept() {
     let keeper = Keeper::new();
-    let (mut process, port) = keeper.first();
-    let crowd = queued(&mut process, port, 3);
-    crash(process);
+    let (port, crowd) = keeper.crashed_with(3);
     let occupied = TcpListener::bind(ADDRESS).unwrap();
     let address = occupied.local_addr().unwrap().to_string();
     for wrong in [&["-o", "nosuch", ADDRESS][..], &[ADDRESS, &address]] {

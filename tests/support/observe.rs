@@ -70,13 +70,11 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// A variable of the connection.
     pub fn text(&self, variable: Variable) -> Option<&str> {
         let value = self.info.get(variable)?;
         Some(std::str::from_utf8(value).unwrap())
     }
 
-    /// The count of its client.
     pub fn number(&self) -> Option<usize> {
         let text = self.text(message::TCP_CONN_NUM)?;
         Some(text.parse().unwrap())
@@ -112,7 +110,6 @@ pub fn nothing_comes(receiver: &Receiver) {
 }
 
 impl Acceptor {
-    /// A pool whose handler is this script.
     pub fn pool_of(&self, size: usize, handler: &str) -> Pool {
         Pool::on(self).slots(size, sh_c(handler)).start()
     }

@@ -11,8 +11,7 @@ use super::*;
 #[test]
 fn the_descriptors_of_fdaccept_are_as_many_as_before_when_services_have_ended() {
     let options = ["--max", "50", "--max-per-source", "40"];
-    let acceptor = limited(&options);
-    let _pool = acceptor.pool(60);
+    let (acceptor, _pool) = served(&options, 60);
     acceptor.session().finish();
     let pid = acceptor.pid();
     let before = settled(pid);
@@ -94,8 +93,7 @@ fn clients_wait_while_there_is_no_descriptor_for_a_lease() {
         return;
     };
     for left in 0..=4 {
-        let mut acceptor = limited(&["--max", "1000"]);
-        let _pool = acceptor.pool(20);
+        let (mut acceptor, _pool) = served(&["--max", "1000"], 20);
         let _first = acceptor.session();
         let restore = leave(&prlimit, acceptor.pid(), left);
         let clients = acceptor.clients(10);

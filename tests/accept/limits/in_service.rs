@@ -4,8 +4,7 @@ use super::*;
 
 #[test]
 fn more_than_max_wait_in_the_backlog_until_one_ends() {
-    let mut acceptor = limited(&["-v", "--max", "2"]);
-    let _pool = acceptor.pool(8);
+    let (mut acceptor, _pool) = served(&["-v", "--max", "2"], 8);
     let (first, _second) = (acceptor.session(), acceptor.session());
     let third = acceptor.client();
     is_left_waiting(&third);
@@ -29,7 +28,7 @@ fn what_waits_in_the_queue_counts_for_max() {
 #[test]
 fn max_counts_over_consumers_of_every_kind() {
     let acceptor = limited(&["--max", "2"]);
-    let mut fdrecv = acceptor.fdrecv().args(["--", "cat"]).start();
+    let mut fdrecv = acceptor.fdrecv(&[], &["cat"]);
     let in_fdrecv = acceptor.client();
     until_named(fdrecv.pid(), "cat");
     let _pool = acceptor.pool(1);
@@ -82,20 +81,12 @@ fn assert_max_holds(text: &str) {
     Session::of(third).finish();
 }
 
-#[test]
-fn max_holds_in_a_chain() {
-    assert_max_holds("exec fdaccept --max 2 127.0.0.1:0 -- fdpool 8 -- HANDLER");
-}
-
-#[test]
-fn max_holds_in_a_pipeline() {
-    assert_max_holds("fdaccept --max 2 127.0.0.1:0 | fdpool 8 -- HANDLER");
-}
-
-#[test]
-fn max_holds_with_a_name_of_the_consumer() {
-    let text = "fdpool --bind ./q 8 -- HANDLER & exec fdaccept --max 2 --connect ./q 127.0.0.1:0";
-    assert_max_holds(text);
+cases! {
+    assert_max_holds;
+    max_holds_in_a_chain: "exec fdaccept --max 2 127.0.0.1:0 -- fdpool 8 -- HANDLER";
+    max_holds_in_a_pipeline: "fdaccept --max 2 127.0.0.1:0 | fdpool 8 -- HANDLER";
+    max_holds_with_a_name_of_the_consumer:
+        "fdpool --bind ./q 8 -- HANDLER & exec fdaccept --max 2 --connect ./q 127.0.0.1:0";
 }
 
 #[test]
@@ -122,8 +113,7 @@ fn waiting_for_room_uses_no_cpu() {
 
 #[test]
 fn a_stop_lets_the_backlog_in_as_room_comes() {
-    let mut acceptor = limited(&["--max", "1"]);
-    let _pool = acceptor.pool(4);
+    let (mut acceptor, _pool) = served(&["--max", "1"], 4);
     let first = acceptor.session();
     let others = acceptor.clients(3);
     acceptor.term();
@@ -137,8 +127,7 @@ fn a_stop_lets_the_backlog_in_as_room_comes() {
 
 #[test]
 fn a_stop_does_not_wait_for_room_longer_than_its_grace() {
-    let mut acceptor = limited(&["--max", "1", "--grace", "0.3"]);
-    let _pool = acceptor.pool(4);
+    let (mut acceptor, _pool) = served(&["--max", "1", "--grace", "0.3"], 4);
     let _first = acceptor.session();
     let other = acceptor.client();
     acceptor.term();

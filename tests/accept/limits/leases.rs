@@ -10,8 +10,14 @@ use super::*;
 
 /// fdaccept with a limit that no test reaches.
 fn leasing() -> Acceptor {
-    limited(&["--max-per-source", "9"])
+    limited(&LIMIT)
 }
+
+fn leased(size: usize) -> (Acceptor, Pool) {
+    served(&LIMIT, size)
+}
+
+const LIMIT: [&str; 2] = ["--max-per-source", "9"];
 
 #[test]
 fn with_a_limit_each_message_carries_the_write_end_of_a_pipe() {
@@ -57,7 +63,6 @@ fn what_is_written_to_a_lease_does_not_free_it() {
 
 // Pools.
 
-/// What a process has open besides the standard streams.
 fn further_descriptors(pid: Pid) -> Vec<(i32, String)> {
     let open = descriptors(pid).into_iter();
     open.filter(|(number, _)| *number > 2).collect()
@@ -69,8 +74,7 @@ fn is_pipe(descriptor: &(i32, String)) -> bool {
 
 #[test]
 fn the_slot_of_a_pool_holds_the_lease_and_its_handler_has_none() {
-    let acceptor = limited(&["--max", "9"]);
-    let pool = acceptor.pool(1);
+    let (acceptor, pool) = served(&["--max", "9"], 1);
     let session = acceptor.session();
     until_named(session.pid, "cat");
     // What cat opens while it starts it closes again.
@@ -116,8 +120,7 @@ fn a_handler_that_leaves_a_child_in_the_background_counts_until_it_ends() {
 
 #[test]
 fn a_handler_that_is_killed_frees_its_lease() {
-    let acceptor = leasing();
-    let _pool = acceptor.pool(4);
+    let (acceptor, _pool) = leased(4);
     let session = acceptor.session();
     are_held(1, || acceptor.count_by_pool());
     kill(session.pid, Signal::SIGKILL).unwrap();
@@ -126,8 +129,7 @@ fn a_handler_that_is_killed_frees_its_lease() {
 
 #[test]
 fn a_slot_that_is_killed_frees_its_lease() {
-    let acceptor = leasing();
-    let _pool = acceptor.pool(4);
+    let (acceptor, _pool) = leased(4);
     let session = acceptor.session();
     are_held(1, || acceptor.count_by_pool());
     kill(parent_of(session.pid), Signal::SIGKILL).unwrap();
@@ -138,8 +140,7 @@ fn a_slot_that_is_killed_frees_its_lease() {
 
 #[test]
 fn a_session_that_outlives_its_pool_still_counts() {
-    let acceptor = leasing();
-    let mut pool = acceptor.pool(1);
+    let (acceptor, mut pool) = leased(1);
     let session = acceptor.session();
     pool.slay();
     let receiver = acceptor.receiver();
@@ -151,7 +152,7 @@ fn a_session_that_outlives_its_pool_still_counts() {
 #[test]
 fn a_consumer_that_is_killed_with_connections_in_the_queue_frees_nothing_of_them() {
     let acceptor = leasing();
-    let mut fdrecv = acceptor.fdrecv().args(["--", "sleep", "1000"]).start();
+    let mut fdrecv = acceptor.fdrecv(&[], &["sleep", "1000"]);
     let _first = acceptor.client();
     until_named(fdrecv.pid(), "sleep");
     let _second = acceptor.client();
@@ -229,8 +230,7 @@ fn a_worker_of_a_pool_holds_the_lease() {
 #[track_caller]
 fn assert_command_has_lease(options: &[&str], number: i32) {
     let acceptor = leasing();
-    let mut fdrecv = acceptor.fdrecv();
-    let mut fdrecv = fdrecv.args(options).args(["--", "sleep", "1000"]).start();
+    let mut fdrecv = acceptor.fdrecv(options, &["sleep", "1000"]);
     let client = acceptor.client();
     let pid = fdrecv.pid();
     until_named(pid, "sleep");
@@ -257,9 +257,10 @@ fn assert_command_has_lease(options: &[&str], number: i32) {
     none_is_held(|| acceptor.count(&receiver));
 }
 
-#[test]
-fn the_command_of_fdrecv_holds_the_lease_until_it_is_killed() {
-    assert_command_has_lease(&[], 1);
+cases! {
+    assert_command_has_lease;
+    the_command_of_fdrecv_holds_the_lease_until_it_is_killed: &[], 1;
+    the_command_of_fdrecv_holds_the_lease_with_socket_activation: &["--activate"], 3;
 }
 
 #[test]
@@ -270,11 +271,6 @@ fn the_command_of_fdrecv_holds_the_lease_with_its_connection_at_any_number() {
             scope.spawn(move || assert_command_has_lease(&["--fd", &text], number));
         }
     });
-}
-
-#[test]
-fn the_command_of_fdrecv_holds_the_lease_with_socket_activation() {
-    assert_command_has_lease(&["--activate"], 3);
 }
 
 #[test]
@@ -301,9 +297,8 @@ fn who_has_no_number_for_the_lease_leaves_the_connection_to_others() {
         } else {
             assert!(stderr.contains("Too many open files"), "{limit}: {stderr}");
             short += 1;
-            let mut other = acceptor.fdrecv();
-            other.arg("--").args(sh_c("echo here"));
-            other.start().expect_exit(0);
+            let mut other = acceptor.fdrecv(&[], &sh_c("echo here"));
+            other.expect_exit(0);
         }
         assert_eq!(client.line(), "here", "{limit}");
     }
@@ -314,7 +309,6 @@ fn who_has_no_number_for_the_lease_leaves_the_connection_to_others() {
 fn a_shell_finds_its_connection_and_not_the_lease() {
     let acceptor = leasing();
     let text = "echo $LISTEN_FDS $TCPCONNNUM >&3";
-    let mut fdrecv = acceptor.fdrecv();
-    let _fdrecv = fdrecv.args(["--activate", "--"]).args(sh_c(text)).start();
+    let _fdrecv = acceptor.fdrecv(&["--activate"], &sh_c(text));
     assert_eq!(acceptor.client().line(), "1 1");
 }

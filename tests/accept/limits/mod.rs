@@ -21,16 +21,27 @@ const COUNT: &str = "echo $$ $TCPCONNNUM; exec cat";
 /// The same within a script.
 const COUNT_IN_SCRIPT: &str = "sh -c 'echo $$ $TCPCONNNUM; exec cat'";
 
-/// fdaccept with a named queue.
 #[track_caller]
 fn limited(options: &[&str]) -> Acceptor {
     Fdaccept::bound().args(options).start()
 }
 
+#[track_caller]
+fn served(options: &[&str], size: usize) -> (Acceptor, Pool) {
+    let acceptor = limited(options);
+    let pool = acceptor.pool(size);
+    (acceptor, pool)
+}
+
 impl Acceptor {
-    /// A pool of [`COUNT`].
     fn pool(&self, size: usize) -> Pool {
         self.pool_of(size, COUNT)
+    }
+
+    /// `fdrecv OPTIONS -- WORDS`
+    fn fdrecv(&self, options: &[&str], words: &[&str]) -> Process {
+        let mut command = fdrecv_on(self);
+        command.args(options).arg("--").args(words).start()
     }
 
     #[track_caller]
@@ -38,7 +49,6 @@ impl Acceptor {
         Session::of(self.client())
     }
 
-    /// `None` if the client is turned away.
     fn try_session(&self) -> Option<Session> {
         Session::try_of(self.try_client().ok()?)
     }
@@ -59,7 +69,6 @@ impl Acceptor {
     }
 }
 
-/// A client that is served by [`COUNT`].
 struct Session {
     client: Client,
     pid: Pid,
@@ -72,7 +81,6 @@ impl Session {
         Self::try_of(client).unwrap()
     }
 
-    /// `None` if the client is turned away.
     fn try_of(client: Client) -> Option<Self> {
         match client.0.peek(&mut [0]) {
             Ok(1) => {}
@@ -89,7 +97,6 @@ impl Session {
         })
     }
 
-    /// Ends, and waits until the handler does.
     #[track_caller]
     fn finish(self) {
         self.client.finish();
@@ -104,7 +111,6 @@ fn are_held(others: usize, mut count: impl FnMut() -> usize) {
     stays("the leases are held", || count() > others);
 }
 
-/// Waits until `count` tells that nobody else is in service.
 #[track_caller]
 fn none_is_held(mut count: impl FnMut() -> usize) {
     until("the lease to be free", || count() == 1);

@@ -109,7 +109,6 @@ while True:
 
 // Other senders.
 
-/// The two consumers, with `handler`.
 fn consumers(handler: &[&'static str]) -> [Vec<&'static str>; 2] {
     let heads: [&[_]; 2] = [&["fdrecv", "--"], &["fdpool", "1", "--"]];
     heads.map(|head| [head, handler].concat())

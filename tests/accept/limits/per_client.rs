@@ -9,8 +9,7 @@ use super::*;
 
 #[test]
 fn one_client_beyond_its_limit_is_reset_and_others_are_served() {
-    let acceptor = limited(&["--max-per-source", "2"]);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&["--max-per-source", "2"], 8);
     let _two = (acceptor.session(), acceptor.session());
     is_reset(acceptor.try_client());
     for last in [2, 3] {
@@ -21,8 +20,7 @@ fn one_client_beyond_its_limit_is_reset_and_others_are_served() {
 
 #[test]
 fn a_client_at_its_limit_may_come_again_when_one_of_its_connections_ends() {
-    let acceptor = limited(&["--max-per-source", "1"]);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&["--max-per-source", "1"], 8);
     let session = acceptor.session();
     is_reset(acceptor.try_client());
     session.finish();
@@ -32,8 +30,7 @@ fn a_client_at_its_limit_may_come_again_when_one_of_its_connections_ends() {
 #[test]
 fn the_prefix_of_an_ipv4_address_tells_one_client_from_another() {
     let options = ["--max-per-source", "1", "--source-prefix", "24,64"];
-    let acceptor = limited(&options);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&options, 8);
     let _first = Session::of(acceptor.client_from([127, 0, 7, 1]));
     is_reset(acceptor.try_client_from([127, 0, 7, 200]));
     Session::of(acceptor.client_from([127, 0, 8, 1]));
@@ -132,8 +129,7 @@ fn unix_clients_count_by_their_user() {
 
 #[test]
 fn a_handler_is_told_the_count_of_its_client() {
-    let acceptor = limited(&["--max", "9"]);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&["--max", "9"], 8);
     let sessions = [(); 3].map(|()| acceptor.session());
     assert_eq!(sessions.each_ref().map(|session| session.number), [1, 2, 3]);
     let other = acceptor.client_from([127, 0, 0, 2]);
@@ -142,8 +138,7 @@ fn a_handler_is_told_the_count_of_its_client() {
 
 #[test]
 fn the_count_goes_down_when_connections_end() {
-    let acceptor = limited(&["--max-per-source", "9"]);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&["--max-per-source", "9"], 8);
     let sessions = [(); 3].map(|()| acceptor.session());
     sessions.into_iter().for_each(Session::finish);
     none_is_held(|| acceptor.count_by_pool());

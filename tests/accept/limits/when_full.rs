@@ -7,8 +7,7 @@ use super::*;
 
 #[test]
 fn when_full_close_resets_those_beyond_max() {
-    let acceptor = limited(&["--max", "1", "--when-full", "close"]);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&["--max", "1", "--when-full", "close"], 8);
     let first = acceptor.session();
     is_reset(acceptor.try_client());
     is_reset(acceptor.try_client_from([127, 0, 0, 2]));
@@ -19,8 +18,7 @@ fn when_full_close_resets_those_beyond_max() {
 #[test]
 fn when_full_wait_leaves_them_in_the_backlog_but_one_client_beyond_its_own_limit() {
     let options = ["--max", "2", "--max-per-source", "1", "--when-full", "wait"];
-    let acceptor = limited(&options);
-    let _pool = acceptor.pool(8);
+    let (acceptor, _pool) = served(&options, 8);
     let first = acceptor.session();
     is_reset(acceptor.try_client());
     let _second = Session::of(acceptor.client_from([127, 0, 0, 2]));
@@ -36,8 +34,7 @@ fn full(limit: &str, text: &[u8]) -> (Acceptor, (Names, Pool), Session) {
     let names = Names::new();
     let file = names.text("words");
     std::fs::write(&file, text).unwrap();
-    let acceptor = limited(&[limit, "1", "--when-full", &file]);
-    let pool = acceptor.pool(2);
+    let (acceptor, pool) = served(&[limit, "1", "--when-full", &file], 2);
     let first = acceptor.session();
     (acceptor, (names, pool), first)
 }
@@ -60,25 +57,17 @@ fn assert_is_told(limit: &str, text: &[u8]) {
 
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
-#[test]
-fn when_full_tells_those_beyond_max_the_bytes_of_a_file() {
-    assert_is_told("--max", REFUSAL);
-}
-
-#[test]
-fn when_full_tells_one_client_beyond_its_limit_the_bytes_of_a_file() {
-    assert_is_told("--max-per-source", REFUSAL);
+cases! {
+    assert_is_told;
+    when_full_tells_those_beyond_max_the_bytes_of_a_file: "--max", REFUSAL;
+    when_full_tells_one_client_beyond_its_limit_the_bytes_of_a_file: "--max-per-source", REFUSAL;
+    an_empty_file_tells_nothing_and_ends: "--max", b"";
 }
 
 #[test]
 fn any_bytes_can_be_told() {
     let bytes: Vec<u8> = (0..4096).map(|number| (number % 256) as u8).collect();
     assert_is_told("--max", &bytes);
-}
-
-#[test]
-fn an_empty_file_tells_nothing_and_ends() {
-    assert_is_told("--max", b"");
 }
 
 #[test]
@@ -112,8 +101,7 @@ fn the_descriptors_of_fdaccept_are_as_many_as_before_when_clients_were_turned_aw
     let file = names.text("words");
     std::fs::write(&file, "no\n").unwrap();
     for what in ["close", &file] {
-        let acceptor = limited(&["--max", "1", "--when-full", what]);
-        let _pool = acceptor.pool(2);
+        let (acceptor, _pool) = served(&["--max", "1", "--when-full", what], 2);
         let _first = acceptor.session();
         let before = settled(acceptor.pid());
         for _ in 0..100 {

@@ -24,9 +24,7 @@ fn treacherous_data() -> Vec<Vec<u8>> {
 
 #[test]
 fn data_in_one_segment_with_the_header_arrives_untouched() {
-    for (version, header) in both_versions() {
-        let acceptor = proxied(version, &[]);
-        let _pool = acceptor.who(2);
+    for (acceptor, _pool, header) in each_version(&[]) {
         for data in treacherous_data() {
             let client = acceptor.client();
             // Read and written at once, since there may be more than buffers hold.
@@ -62,9 +60,7 @@ fn not_a_byte_more_than_the_header_is_read() {
 
 #[test]
 fn a_handler_speaks_first_where_only_a_header_has_come() {
-    for (version, header) in both_versions() {
-        let acceptor = proxied(version, &[]);
-        let _pool = acceptor.who(2);
+    for (acceptor, _pool, header) in each_version(&[]) {
         let client = acceptor.says(&header);
         assert_eq!(client.line(), TOLD);
         // And it answers at once, though the client goes on.
@@ -77,9 +73,7 @@ fn a_handler_speaks_first_where_only_a_header_has_come() {
 
 #[test]
 fn no_handler_starts_before_the_header_is_complete() {
-    for (version, header) in both_versions() {
-        let acceptor = patient(version, &[]);
-        let _pool = acceptor.who(2);
+    for (acceptor, _pool, header) in each_version(&PATIENT) {
         let (last, most) = header.split_last().unwrap();
         let client = acceptor.says(most);
         until_all_is_read(&client);
@@ -93,9 +87,7 @@ fn no_handler_starts_before_the_header_is_complete() {
 
 #[test]
 fn a_header_may_come_in_two_parts_wherever_it_is_cut() {
-    for (version, header) in both_versions() {
-        let acceptor = patient(version, &[]);
-        let _pool = acceptor.who(4);
+    for (acceptor, _pool, header) in each_version(&PATIENT) {
         for cut in 1..header.len() {
             let client = acceptor.says(&header[..cut]);
             acceptor.until_asleep();
@@ -107,9 +99,7 @@ fn a_header_may_come_in_two_parts_wherever_it_is_cut() {
 
 #[test]
 fn a_header_may_come_byte_by_byte() {
-    for (version, header) in both_versions() {
-        let acceptor = patient(version, &[]);
-        let _pool = acceptor.who(2);
+    for (acceptor, _pool, header) in each_version(&PATIENT) {
         let client = acceptor.client();
         client.0.set_nodelay(true).unwrap();
         for byte in header {
@@ -125,8 +115,7 @@ fn a_header_may_come_byte_by_byte() {
 #[test]
 fn the_longest_header_may_come_at_once_or_in_single_bytes() {
     for version in ["v2", "any"] {
-        let acceptor = patient(version, &[]);
-        let _pool = acceptor.who(2);
+        let (acceptor, _pool) = patient(version, &[]).with_pool();
         let data = v1(CLIENT, SERVER);
         let client = acceptor.says(&[longest(), data.clone()].concat());
         expect_told(client, TOLD, &data);
@@ -143,8 +132,7 @@ fn the_longest_header_may_come_at_once_or_in_single_bytes() {
 /// Cuts that look random, of headers of any kind with any data behind.
 #[test]
 fn however_a_stream_is_cut_the_handler_gets_what_follows_the_header() {
-    let acceptor = patient("any", &[]);
-    let _pool = acceptor.who(4);
+    let (acceptor, _pool) = patient("any", &[]).with_pool();
     let mut random = Random(11);
     for _ in 0..100 {
         let more = padding(random.below(600) as u16);
@@ -179,16 +167,14 @@ fn the_end_of_a_client_behind_its_header_is_the_handlers() {
         let client = acceptor.says(&header);
         client.end();
         // The end is there by the time the header is read.
-        let _pool = acceptor.who(1);
+        let _pool = acceptor.who();
         assert_all_told(client, TOLD, b"");
     }
 }
 
 #[test]
 fn urgent_data_within_a_header_does_not_disturb_others() {
-    for (version, header) in both_versions() {
-        let mut acceptor = proxied(version, &["--proxy-timeout", "2"]);
-        let _pool = acceptor.who(2);
+    for (mut acceptor, _pool, header) in each_version(&["--proxy-timeout", "2"]) {
         let clients = [0, 1, 7, 13, header.len() - 1].map(|place| {
             let client = acceptor.says(&header[..place]);
             send(client.0.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap();

@@ -4,7 +4,6 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::*;
 
-/// How many headers are awaited at once.
 const MOST: usize = 1024;
 
 /// Whether this process and fdaccept may have as many descriptors as a crowd needs.
@@ -58,9 +57,7 @@ fn while_more_than_1024_stall_others_are_served() {
     if !may_have_crowds() {
         return;
     }
-    for (version, header) in both_versions() {
-        let mut acceptor = patient(version, &[]);
-        let _pool = acceptor.who(2);
+    for (mut acceptor, _pool, header) in each_version(&PATIENT) {
         let pid = acceptor.pid();
         acceptor.serves(&header);
         let before = settled_descriptors(pid);
@@ -125,20 +122,14 @@ fn assert_served_with_few_descriptors(text: &str) {
     assert!(!log.contains("cannot accept"), "{log}");
 }
 
-#[test]
-fn a_chain_with_few_descriptors_serves_others_than_those_who_stall() {
-    assert_served_with_few_descriptors("ulimit -n 20; exec fdaccept OPTIONS -- fdpool 4 -- cat");
-}
-
-#[test]
-fn a_chain_with_few_descriptors_and_a_limit_serves_others_than_those_who_stall() {
-    let text = "ulimit -n 32; exec fdaccept --max 100 OPTIONS -- fdpool 4 -- cat";
-    assert_served_with_few_descriptors(text);
-}
-
-#[test]
-fn a_pipeline_with_few_descriptors_serves_others_than_those_who_stall() {
-    assert_served_with_few_descriptors("ulimit -n 24; fdaccept OPTIONS | fdpool 4 -- cat");
+cases! {
+    assert_served_with_few_descriptors;
+    a_chain_with_few_descriptors_serves_others_than_those_who_stall:
+        "ulimit -n 20; exec fdaccept OPTIONS -- fdpool 4 -- cat";
+    a_chain_with_few_descriptors_and_a_limit_serves_others_than_those_who_stall:
+        "ulimit -n 32; exec fdaccept --max 100 OPTIONS -- fdpool 4 -- cat";
+    a_pipeline_with_few_descriptors_serves_others_than_those_who_stall:
+        "ulimit -n 24; fdaccept OPTIONS | fdpool 4 -- cat";
 }
 
 #[test]
@@ -188,8 +179,7 @@ fn the_descriptors_of_fdaccept_are_those_of_before_whatever_clients_did() {
     let limits = &["--max", "50", "--max-per-source", "40"][..];
     for (options, spare) in [(&[][..], 0), (limits, 2)] {
         let options = [&["--proxy-timeout", "2"], options].concat();
-        let mut acceptor = proxied("any", &options);
-        let _pool = acceptor.who(4);
+        let (mut acceptor, _pool) = proxied("any", &options).with_pool();
         let header = v2(CLIENT, SERVER);
         acceptor.serves(&header);
         let before = settled(acceptor.pid());

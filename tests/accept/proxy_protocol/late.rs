@@ -16,8 +16,7 @@ fn who_stalls_anywhere_blocks_nobody_and_costs_no_time_and_may_go_on() {
         if version == "v2" {
             header = v2_with(CLIENT, SERVER, &padding(9000));
         }
-        let acceptor = patient(version, &[]);
-        let _pool = acceptor.who(4);
+        let (acceptor, _pool) = patient(version, &[]).with_pool();
         let stall = |place: usize| (acceptor.says(&header[..place]), place);
         let stalled: Vec<_> = places(&header).into_iter().map(stall).collect();
         acceptor.until_asleep();
@@ -34,9 +33,7 @@ fn who_stalls_anywhere_blocks_nobody_and_costs_no_time_and_may_go_on() {
 
 #[test]
 fn a_header_that_is_late_closes_the_connection_and_is_counted() {
-    for (version, header) in both_versions() {
-        let mut acceptor = proxied(version, &["-v", "--proxy-timeout", "0.5"]);
-        let _pool = acceptor.who(2);
+    for (mut acceptor, _pool, header) in each_version(&["-v", "--proxy-timeout", "0.5"]) {
         let places = places(&header);
         let start = Instant::now();
         let stalled = places.iter().map(|place| acceptor.says(&header[..*place]));
@@ -84,9 +81,7 @@ fn bytes_now_and_then_do_not_put_the_end_off() {
 
 #[test]
 fn the_time_for_a_header_is_none_for_what_follows() {
-    for (version, header) in both_versions() {
-        let acceptor = proxied(version, &["--proxy-timeout", "1.5"]);
-        let _pool = acceptor.who(2);
+    for (acceptor, _pool, header) in each_version(&["--proxy-timeout", "1.5"]) {
         let client = acceptor.says(&header);
         assert_eq!(client.line(), TOLD);
         // A client that came later has had all its time.
@@ -101,7 +96,7 @@ fn headers_that_wait_for_a_consumer_are_not_late() {
     let clients = [(); 5].map(|()| acceptor.says(&v1(CLIENT, SERVER)));
     acceptor.until_counted("passed", 5);
     acceptor.client().expect_closed();
-    let _pool = acceptor.who(2);
+    let _pool = acceptor.who();
     for client in clients {
         expect_told(client, TOLD, b"");
     }
@@ -121,7 +116,7 @@ fn headers_that_came_in_time_are_not_late_if_fdaccept_was_held_up() {
         acceptor.counted("passed") + acceptor.counted("bad header") == 100
     });
     assert_eq!(acceptor.counted("bad header"), 0);
-    let _pool = acceptor.who(4);
+    let _pool = acceptor.who();
     for client in clients {
         expect_told(client, TOLD, b"");
     }

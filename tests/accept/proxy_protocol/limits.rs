@@ -65,7 +65,7 @@ fn complete_headers_that_wait_for_room_cost_no_time_and_are_never_late() {
 fn who_stalls_does_not_count_for_max() {
     let mut acceptor = patient("any", &["--max", "1"]);
     let _stalled = acceptor.stalled(10, b"PROXY TCP4", 0);
-    let _pool = acceptor.who(2);
+    let _pool = acceptor.who();
     for header in headers() {
         acceptor.serves(&header);
     }
@@ -73,8 +73,7 @@ fn who_stalls_does_not_count_for_max() {
 
 #[test]
 fn when_full_close_resets_those_whose_headers_are_complete_beyond_max() {
-    let mut acceptor = patient("any", &["--max", "1", "--when-full", "close"]);
-    let _pool = acceptor.who(3);
+    let (mut acceptor, _pool) = patient("any", &["--max", "1", "--when-full", "close"]).with_pool();
     let first = acceptor.says(&v1(CLIENT, SERVER));
     assert_eq!(first.line(), TOLD);
     let second = acceptor.says(BEGUN);
@@ -92,8 +91,7 @@ fn when_full_tells_those_whose_headers_are_complete_the_bytes_of_a_file() {
     let file = names.text("words");
     std::fs::write(&file, "503 later\r\n").unwrap();
     for limit in ["--max", "--max-per-source"] {
-        let acceptor = patient("any", &[limit, "1", "--when-full", &file]);
-        let _pool = acceptor.who(3);
+        let (acceptor, _pool) = patient("any", &[limit, "1", "--when-full", &file]).with_pool();
         let first = acceptor.says(&v1(CLIENT, SERVER));
         assert_eq!(first.line(), TOLD);
         for header in headers() {
@@ -245,7 +243,7 @@ fn a_full_queue_lets_complete_headers_wait_and_loses_none() {
     is_idle(acceptor.pid());
     assert_eq!(acceptor.counted("passed"), 2);
     assert_eq!(acceptor.counted("accepted"), 9);
-    let _pool = acceptor.who(2);
+    let _pool = acceptor.who();
     for client in clients.into_iter().chain([last]) {
         expect_told(client, TOLD, b"data");
     }

@@ -8,8 +8,7 @@ use super::*;
 /// as it sees that, counts them, and serves the next client.
 #[track_caller]
 fn assert_malformed(version: &str, all: &[&[u8]]) {
-    let mut acceptor = patient(version, &["-v"]);
-    let _pool = acceptor.who(1);
+    let (mut acceptor, _pool) = patient(version, &["-v"]).with_pool();
     for (number, bad) in all.iter().enumerate() {
         acceptor.says(bad).expect_closed();
         acceptor.until_counted("bad header", number + 1);
@@ -68,9 +67,7 @@ fn headers_that_are_almost_right_are_malformed() {
 
 #[test]
 fn a_client_that_ends_before_its_header_is_complete_is_closed_and_counted() {
-    for (version, header) in both_versions() {
-        let mut acceptor = patient(version, &[]);
-        let _pool = acceptor.who(2);
+    for (mut acceptor, _pool, header) in each_version(&PATIENT) {
         let places = (0..header.len()).step_by(3).chain([header.len() - 1]);
         for (number, place) in places.enumerate() {
             let client = acceptor.says(&header[..place]);
@@ -101,7 +98,7 @@ fn a_client_that_resets_its_connection_in_its_header_is_counted_and_forgotten() 
             acceptor.counted("bad header") + acceptor.counted("failed") == 4
         });
         assert_eq!(settled_descriptors(acceptor.pid()), before);
-        let _pool = acceptor.who(1);
+        let _pool = acceptor.who();
         acceptor.serves(&header);
     }
 }
@@ -109,8 +106,7 @@ fn a_client_that_resets_its_connection_in_its_header_is_counted_and_forgotten() 
 /// Streams that look random, most of which begin like a header.
 #[test]
 fn nothing_that_clients_say_keeps_others_from_being_served() {
-    let mut acceptor = proxied("any", &["--proxy-timeout", "2"]);
-    let _pool = acceptor.who(4);
+    let (mut acceptor, _pool) = proxied("any", &["--proxy-timeout", "2"]).with_pool();
     let before = settled_descriptors(acceptor.pid());
     let mut random = Random(5);
     for _ in 0..20 {

@@ -100,7 +100,6 @@ fn padding(length: u16) -> Vec<u8> {
     [&[4, high, low][..], &vec![b'\n'; usize::from(length)]].concat()
 }
 
-/// The longest header that there is.
 fn longest() -> Vec<u8> {
     let header = v2_with(CLIENT, SERVER, &padding(u16::MAX - 12 - 3));
     assert_eq!(header.len(), 16 + 65_535);
@@ -149,10 +148,22 @@ fn patient(version: &str, options: &[&str]) -> Acceptor {
     proxied(version, &[&PATIENT[..], options].concat())
 }
 
+/// One after another, fdaccept with each `--proxy-protocol`, a pool, and a header that it takes.
+fn each_version(options: &[&str]) -> impl Iterator<Item = (Acceptor, Pool, Vec<u8>)> {
+    both_versions().into_iter().map(|(version, header)| {
+        let (acceptor, pool) = proxied(version, options).with_pool();
+        (acceptor, pool, header)
+    })
+}
+
 impl Acceptor {
-    /// A pool of [`WHO`].
-    fn who(&self, size: usize) -> Pool {
-        self.pool_of(size, WHO)
+    fn who(&self) -> Pool {
+        self.pool_of(4, WHO)
+    }
+
+    fn with_pool(self) -> (Self, Pool) {
+        let pool = self.who();
+        (self, pool)
     }
 
     /// A client that has sent this, however that ended.
@@ -268,7 +279,6 @@ fn settled_descriptors(pid: Pid) -> Vec<(i32, String)> {
     descriptors(pid)
 }
 
-/// How many lines of a log are this one.
 fn times(log: &str, line: &str) -> usize {
     log.lines().filter(|other| *other == line).count()
 }

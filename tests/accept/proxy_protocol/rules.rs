@@ -7,8 +7,7 @@ use super::*;
 #[test]
 fn rules_hold_the_client_that_the_header_names() {
     let options = ["--deny", "192.0.2.0/24", "--deny", "2001:db8::/32"];
-    let mut acceptor = proxied("any", &options);
-    let _pool = acceptor.who(2);
+    let (mut acceptor, _pool) = proxied("any", &options).with_pool();
     let server6 = "[2001:db8::2]:1";
     let mut refused = 0;
     for (client, server) in [
@@ -34,8 +33,7 @@ fn rules_hold_the_client_that_the_header_names() {
 
 #[test]
 fn rules_hold_a_proxy_where_it_speaks_for_itself_alone() {
-    let mut acceptor = proxied("any", &["-v", "--allow", "192.0.2.1"]);
-    let _pool = acceptor.who(2);
+    let (mut acceptor, _pool) = proxied("any", &["-v", "--allow", "192.0.2.1"]).with_pool();
     for header in headers() {
         acceptor.serves(&header);
     }
@@ -58,8 +56,7 @@ fn rules_that_are_read_again_hold_those_whose_headers_come_then() {
     let names = Names::new();
     let file = names.text("rules");
     std::fs::write(&file, "").unwrap();
-    let mut acceptor = patient("any", &["--rules", &file]);
-    let _pool = acceptor.who(2);
+    let (mut acceptor, _pool) = patient("any", &["--rules", &file]).with_pool();
     acceptor.serves(&v1(CLIENT, SERVER));
     let client = acceptor.says(BEGUN);
     until_all_is_read(&client);

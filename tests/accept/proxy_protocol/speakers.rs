@@ -11,8 +11,7 @@ fn a_handler_is_told_the_client_that_the_header_names() {
     let told6 = "2001:db8::1 65535 2001:db8::2 1";
     let makes: [(_, &[Make]); 3] = [("v1", &[v1]), ("v2", &[v2]), ("any", &[v1, v2])];
     for (version, makes) in makes {
-        let acceptor = proxied(version, &[]);
-        let _pool = acceptor.who(2);
+        let (acceptor, _pool) = proxied(version, &[]).with_pool();
         for make in makes {
             acceptor.serves(&make(CLIENT, SERVER));
             expect_told(acceptor.says(&make(client6, server6)), told6, b"");
@@ -49,19 +48,12 @@ fn assert_told(text: &str) {
     }
 }
 
-#[test]
-fn the_client_is_told_in_a_chain() {
-    assert_told("exec fdaccept OPTIONS -- fdpool 2 -- HANDLER");
-}
-
-#[test]
-fn the_client_is_told_in_a_pipeline() {
-    assert_told("fdaccept OPTIONS | fdpool 2 -- HANDLER");
-}
-
-#[test]
-fn the_client_is_told_with_a_name_of_the_consumer() {
-    assert_told("fdpool --bind ./q 2 -- HANDLER & exec fdaccept --connect ./q OPTIONS");
+cases! {
+    assert_told;
+    the_client_is_told_in_a_chain: "exec fdaccept OPTIONS -- fdpool 2 -- HANDLER";
+    the_client_is_told_in_a_pipeline: "fdaccept OPTIONS | fdpool 2 -- HANDLER";
+    the_client_is_told_with_a_name_of_the_consumer:
+        "fdpool --bind ./q 2 -- HANDLER & exec fdaccept --connect ./q OPTIONS";
 }
 
 #[test]
@@ -108,8 +100,7 @@ fn every_listener_expects_headers() {
 #[test]
 fn a_proxy_that_speaks_for_itself_is_the_client() {
     let tcp4 = [192, 0, 2, 1, 198, 51, 100, 7, 0, 1, 0, 2];
-    let acceptor = proxied("any", &[]);
-    let _pool = acceptor.who(2);
+    let (acceptor, _pool) = proxied("any", &[]).with_pool();
     for header in [
         b"PROXY UNKNOWN\r\n".to_vec(),
         b"PROXY UNKNOWN \r\n".to_vec(),
@@ -130,8 +121,7 @@ fn a_proxy_that_speaks_for_itself_is_the_client() {
 
 #[test]
 fn any_address_and_port_can_be_told() {
-    let acceptor = proxied("any", &[]);
-    let _pool = acceptor.who(2);
+    let (acceptor, _pool) = proxied("any", &[]).with_pool();
     for (client, server) in [
         ("0.0.0.0:0", "255.255.255.255:65535"),
         ("127.0.0.1:1", "127.0.0.1:1"),
@@ -148,8 +138,7 @@ fn any_address_and_port_can_be_told() {
 
 #[test]
 fn mapped_addresses_are_told_as_the_ipv4_addresses_that_they_are() {
-    let acceptor = proxied("any", &[]);
-    let _pool = acceptor.who(2);
+    let (acceptor, _pool) = proxied("any", &[]).with_pool();
     let (client, server) = ("[::ffff:192.0.2.1]:51000", "[::ffff:198.51.100.7]:443");
     for header in [v1(client, server), v2(client, server)] {
         acceptor.serves(&header);
@@ -160,8 +149,7 @@ fn mapped_addresses_are_told_as_the_ipv4_addresses_that_they_are() {
 
 #[test]
 fn a_client_that_is_no_proxy_is_reset_and_counted_whatever_it_says() {
-    let mut acceptor = proxied("any", &["-v", "--proxy-from", "127.0.0.8/31"]);
-    let _pool = acceptor.who(2);
+    let (mut acceptor, _pool) = proxied("any", &["-v", "--proxy-from", "127.0.0.8/31"]).with_pool();
     let [v1, v2] = headers();
     for (number, words) in [&v1[..], &v2, b"", b"GET"].iter().enumerate() {
         // The reset may be told to whichever call comes next.
@@ -189,8 +177,7 @@ fn proxies_may_come_over_ipv6_and_over_ipv4_to_a_listener_for_both() {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     for from in [["127.0.0.0/8", "::1"], ["::ffff:127.0.0.0/104", "::/127"]] {
         let options = ["--proxy-from", from[0], "--proxy-from", from[1]];
-        let acceptor = proxied_at("0", "any", &options);
-        let _pool = acceptor.who(2);
+        let (acceptor, _pool) = proxied_at("0", "any", &options).with_pool();
         for (proxy, server) in [("127.0.0.9", "127.0.0.1"), ("::1", "::1")] {
             let server = SocketAddr::new(ip(server), acceptor.port);
             let says = |header: &[u8]| {

@@ -11,9 +11,7 @@ fn expect_passed(acceptor: &mut Acceptor, count: usize) {
 
 #[test]
 fn a_stop_waits_for_a_header_and_what_it_says_is_served() {
-    for (version, header) in both_versions() {
-        let mut acceptor = patient(version, &[]);
-        let _pool = acceptor.who(2);
+    for (mut acceptor, _pool, header) in each_version(&PATIENT) {
         let clients = acceptor.stalled(3, &header[..9], 0);
         acceptor.term();
         stays("fdaccept waits", || acceptor.is_running());
@@ -67,8 +65,7 @@ fn those_whose_headers_a_stop_gives_up_are_counted() {
 
 #[test]
 fn a_stop_takes_what_waits_in_the_backlog_with_its_headers() {
-    let mut acceptor = patient("any", &[]);
-    let _pool = acceptor.who(2);
+    let (mut acceptor, _pool) = patient("any", &[]).with_pool();
     let [v1, v2] = headers();
     let parts = [&v1[..], &v2[..], &v1[..20], &v2[..3], b""];
     let term = [nix::sys::signal::Signal::SIGTERM];

@@ -58,31 +58,18 @@ fn a_version_that_there_is_not_is_a_usage_error() {
     is_wrong(&["--proxy-protocol"], "--proxy-protocol");
 }
 
-#[test]
-fn what_is_no_network_of_proxies_is_a_usage_error() {
-    let networks = [
-        "",
-        "x",
-        "10.0.0",
-        "10.0.0.0/33",
-        "::/129",
-        "10.0.0.0/",
-        "localhost",
-    ];
-    are_wrong("--proxy-from", &networks);
-}
-
-#[test]
-fn what_is_no_time_for_a_header_is_a_usage_error() {
-    let times = ["", "0", "0.0", "-1", "x", "nan", "5s", "1e-300"];
-    are_wrong("--proxy-timeout", &times);
+cases! {
+    are_wrong;
+    what_is_no_network_of_proxies_is_a_usage_error:
+        "--proxy-from", &["", "x", "10.0.0", "10.0.0.0/33", "::/129", "10.0.0.0/", "localhost"];
+    what_is_no_time_for_a_header_is_a_usage_error:
+        "--proxy-timeout", &["", "0", "0.0", "-1", "x", "nan", "5s", "1e-300"];
 }
 
 #[test]
 fn any_time_for_a_header_may_be_given() {
     for time in ["1e300", "inf", "99999999999999999999", "0.001"] {
-        let acceptor = proxied("any", &["--proxy-timeout", time]);
-        let _pool = acceptor.who(1);
+        let (acceptor, _pool) = proxied("any", &["--proxy-timeout", time]).with_pool();
         // A header may be late where there is next to no time.
         until("an answer", || {
             let client = acceptor.says(&v1(CLIENT, SERVER));

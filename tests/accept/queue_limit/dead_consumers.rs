@@ -27,14 +27,10 @@ fn assert_outlives_consumers(form: Form) {
     assert_eq!(last, told(8, 8, 8), "{log}");
 }
 
-#[test]
-fn what_waits_outlives_the_consumers_of_a_pipe() {
-    assert_outlives_consumers(Form::Pipe);
-}
-
-#[test]
-fn what_waits_outlives_the_consumers_at_a_name() {
-    assert_outlives_consumers(Form::Bind);
+cases! {
+    assert_outlives_consumers;
+    what_waits_outlives_the_consumers_of_a_pipe: Form::Pipe;
+    what_waits_outlives_the_consumers_at_a_name: Form::Bind;
 }
 
 /// Has the last consumers of a full queue die. Checks the end of fdaccept, its last counters and

@@ -60,7 +60,6 @@ impl Form {
     }
 }
 
-/// What fdaccept counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Told {
     accepted: usize,
@@ -259,7 +258,6 @@ impl Site {
         (0..count).map(|_| Client::connect(self.port)).collect()
     }
 
-    /// What fdaccept says on USR1.
     #[track_caller]
     fn ask(&mut self) -> Told {
         Told::read(&self.acceptor.counters())
@@ -312,23 +310,19 @@ impl Site {
     }
 }
 
-/// Whether a process is there and runs this program.
 fn is_named(pid: Pid, name: &str) -> bool {
     try_status_field(pid, "Name").as_deref() == Some(name)
 }
 
-/// Whether the handler of a slot is `cat` by now.
 fn is_serving(slot: Pid) -> bool {
     children(slot).iter().any(|pid| is_named(*pid, "cat"))
 }
 
-/// Serves a client that may be taken.
 #[track_caller]
 fn serve(client: Client) {
     client.expect_echo("x");
 }
 
-/// Checks that processes that have nothing to do use no CPU.
 #[track_caller]
 fn are_without_work(pids: &[Pid]) {
     are_idle(pids, Duration::from_millis(150));

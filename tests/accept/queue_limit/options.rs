@@ -105,14 +105,10 @@ fn assert_each_listener_has_its_turn(options: &[&str], waits: usize) {
     assert_eq!(other.rest(), "");
 }
 
-#[test]
-fn each_listener_has_its_turn_while_one_may_wait() {
-    assert_each_listener_has_its_turn(&["--queue", "1"], 1);
-}
-
-#[test]
-fn each_listener_has_its_turn_while_two_may_be_in_service() {
-    assert_each_listener_has_its_turn(&["--max", "2"], 2);
+cases! {
+    assert_each_listener_has_its_turn;
+    each_listener_has_its_turn_while_one_may_wait: &["--queue", "1"], 1;
+    each_listener_has_its_turn_while_two_may_be_in_service: &["--max", "2"], 2;
 }
 
 #[test]
