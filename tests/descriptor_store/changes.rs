@@ -13,8 +13,8 @@ use nix::sys::socket::{
 use super::addresses::Hosts;
 use super::*;
 
-/// A port of 127.0.0.1 that nobody else gets, but that can be listened on. It is given back with
-/// the descriptor.
+/// A port of 127.0.0.1 that the kernel gives to no other socket, but that can be listened on. It is
+/// free again when the descriptor is closed.
 pub fn reserve_port() -> (OwnedFd, u16) {
     let kind = SockType::Stream;
     let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -81,7 +81,7 @@ fn an_address_that_is_not_given_any_more_is_given_up_and_the_others_stay() {
     assert_eq!(process.listening(), stays);
     assert!(process.listening().starts_with("127.0.0.3:"));
     keeper.expect_kept(2);
-    // Nobody listens there any more, and the client that waited there learns so.
+    // The old address is closed, and the client that waited there learns so.
     waiting.set_read_timeout(Some(DEADLINE)).unwrap();
     let end = waiting.read(&mut [0]).unwrap_err();
     assert_eq!(end.kind(), ErrorKind::ConnectionReset);
@@ -133,7 +133,8 @@ fn everything_is_given_up_without_store() {
             assert_eq!(lines.next(), None);
         }
         assert_eq!(keeper.kept(), Vec::<String>::new());
-        keeper.serves(port);
+        let _pool = keeper.serve();
+        is_served(port);
         is_served_at(&path);
         // And a path of its own vanishes at the end again.
         process.stop();

@@ -7,7 +7,8 @@ fn the_port_stays_the_same_over_a_clean_stop() {
     for form in FORMS {
         let keeper = Keeper::of(form);
         let (mut process, port) = keeper.first();
-        keeper.serves(port);
+        let _pool = keeper.serve();
+        is_served(port);
         process.stop();
         let crowd = Crowd::connect(port, 5);
         let _process = keeper.again(port);

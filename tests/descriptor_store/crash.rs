@@ -143,7 +143,7 @@ fn losses_under_load(rounds: usize, end: impl Fn(Process)) -> usize {
     failed.into_inner()
 }
 
-/// At worst a crash costs the one connection that was accepted and not yet in the queue.
+/// At worst a crash costs 1 connection, which was accepted and not yet in the queue.
 #[test]
 fn crashes_under_load_lose_no_more_than_what_was_in_hand() {
     const CRASHES: usize = 40;

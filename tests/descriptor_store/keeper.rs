@@ -27,7 +27,7 @@ pub struct Kept {
     nonsense: Vec<String>,
     /// It keeps no more than this.
     pub most: Option<usize>,
-    /// It lets go of nothing before somebody waits for that.
+    /// It lets go of nothing before a BARRIER=1.
     pub is_lazy: bool,
     to_forget: Vec<String>,
 }
@@ -125,7 +125,7 @@ impl Keeper {
         }
     }
 
-    /// The same at any free port, which it returns.
+    /// [`Keeper::start`] at any free port, which it returns.
     #[track_caller]
     pub fn first(&self) -> (Process, u16) {
         let mut process = self.start(&[ADDRESS]);
@@ -133,7 +133,7 @@ impl Keeper {
         (process, port)
     }
 
-    /// The same again. Checks that the port is the same.
+    /// Starts it again, and checks that the port is the same.
     #[track_caller]
     pub fn again(&self, port: u16) -> Process {
         let (process, now) = self.first();
@@ -170,12 +170,12 @@ impl Keeper {
         self.start_with(&[], arguments)
     }
 
-    /// The same with other descriptors before the descriptors of the store.
+    /// Starts fdaccept with other descriptors before the descriptors of the store.
     pub fn start_with(&self, others: &[(&str, &OwnedFd)], arguments: &[&str]) -> Process {
         self.start_words(others, &[&["fdaccept"], arguments].concat(), |_| {})
     }
 
-    /// The same once something was changed.
+    /// Starts fdaccept once its command was changed.
     pub fn start_changed(&self, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Process {
         self.start_words(&[], &[&["fdaccept"], arguments].concat(), change)
     }
@@ -320,7 +320,7 @@ impl Keeper {
     }
 
     /// Checks that each of `count` clients of a [`Crowd`] gets its own bytes, and that [`ECHO`] was
-    /// run exactly once for each client, and for nobody else.
+    /// run exactly once for each client, and no more.
     #[track_caller]
     pub fn expect_served_once(&self, crowd: Crowd, count: usize) {
         crowd.expect_served();
@@ -329,7 +329,7 @@ impl Keeper {
         assert_eq!(self.served(), numbers);
     }
 
-    /// The same, from now on.
+    /// [`Keeper::expect_served_once`], with a pool that comes now.
     #[track_caller]
     pub fn serve_once(&self, crowd: Crowd, count: usize) {
         let _pool = self.serve();

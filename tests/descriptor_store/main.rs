@@ -47,14 +47,14 @@ enum Form {
 
 const FORMS: [Form; 2] = [Form::Named, Form::Chain];
 
-/// Ends fdaccept and, as a manager does, what is left of its service, without any warning.
+/// Kills fdaccept and, as a manager does, what is left of its service.
 #[track_caller]
 fn crash(mut process: Process) {
     process.signal_group(Signal::SIGKILL);
     assert_eq!(process.wait().code(), None);
 }
 
-/// Ends fdaccept without any warning, or else by TERM.
+/// Ends fdaccept by a crash or by TERM.
 #[track_caller]
 fn end(mut process: Process, is_crash: bool) {
     if is_crash {
@@ -84,7 +84,7 @@ fn first_word(process: &mut Process) -> String {
     })
 }
 
-/// Checks that a connection of a queue is the one of `client`.
+/// Checks that a connection out of the queue belongs to `client`.
 #[track_caller]
 fn is_of(taken: &Taken, client: &Client) {
     let port = taken.text(message::TCP_REMOTE_PORT).unwrap();

@@ -1,4 +1,4 @@
-//! Leases: who holds them, and until when.
+//! Leases: which process holds them, and until when.
 
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
@@ -134,7 +134,7 @@ fn a_slot_that_is_killed_frees_its_lease() {
     are_held(1, || acceptor.count_by_pool());
     kill(parent_of(session.pid), Signal::SIGKILL).unwrap();
     none_is_held(|| acceptor.count_by_pool());
-    // The session goes on, and nobody counts it.
+    // The session goes on, and does not count.
     session.finish();
 }
 

@@ -18,7 +18,7 @@ mod when_full;
 /// A handler that tells its process id and the count of its client, and then echoes.
 const COUNT: &str = "echo $$ $TCPCONNNUM; exec cat";
 
-/// The same within a script.
+/// [`COUNT`] within a script.
 const COUNT_IN_SCRIPT: &str = "sh -c 'echo $$ $TCPCONNNUM; exec cat'";
 
 #[track_caller]
@@ -60,7 +60,7 @@ impl Acceptor {
         take(receiver).number().unwrap()
     }
 
-    /// The same by way of a pool of [`COUNT`].
+    /// The count that a further client gets by way of a pool of [`COUNT`].
     fn count_by_pool(&self) -> usize {
         let session = self.session();
         let number = session.number;

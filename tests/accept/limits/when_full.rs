@@ -28,8 +28,7 @@ fn when_full_wait_leaves_them_in_the_backlog_but_one_client_beyond_its_own_limit
     Session::of(third).finish();
 }
 
-/// fdaccept whose clients beyond `limit` are told the bytes of a file, what it needs, and its first
-/// client.
+/// fdaccept that tells clients beyond `limit` these bytes of a file; what must stay; the first client.
 fn full(limit: &str, text: &[u8]) -> (Acceptor, (Names, Pool), Session) {
     let names = Names::new();
     let file = names.text("words");

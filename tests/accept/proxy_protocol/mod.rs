@@ -1,5 +1,5 @@
-//! PROXY headers: whom a proxy speaks for, what is no header, who takes too long to send it, and
-//! what limits, rules and a stop make of it.
+//! PROXY headers: which client they name, malformed and late headers, and what limits, rules and a
+//! stop make of them.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ mod speakers;
 mod stopping;
 mod usage;
 
-/// A handler that tells who its client is and where it connected to, and then echoes.
+/// A handler that tells both addresses of its connection, and then echoes.
 const WHO: &str = "echo $TCPREMOTEIP $TCPREMOTEPORT $TCPLOCALIP $TCPLOCALPORT; exec cat";
 
 /// How a header of version 2 begins.
@@ -142,7 +142,7 @@ fn proxied_at(address: &str, version: &str, options: &[&str]) -> Acceptor {
     fdaccept.listen(address).start()
 }
 
-/// The same with all the time for headers.
+/// [`proxied`] with all the time for headers.
 #[track_caller]
 fn patient(version: &str, options: &[&str]) -> Acceptor {
     proxied(version, &[&PATIENT[..], options].concat())
@@ -166,7 +166,7 @@ impl Acceptor {
         (self, pool)
     }
 
-    /// A client that has sent this, however that ended.
+    /// A client that has sent this, or was reset meanwhile.
     fn says(&self, bytes: &[u8]) -> Client {
         let client = self.client();
         let _ = (&client.0).write_all(bytes);
@@ -179,7 +179,7 @@ impl Acceptor {
         expect_told(self.says(header), TOLD, b"");
     }
 
-    /// Waits until it has done what there was to do, and sleeps.
+    /// Waits until fdaccept has done its work, and sleeps.
     #[track_caller]
     fn until_asleep(&self) {
         until_state(self.pid(), 'S');
@@ -194,7 +194,7 @@ impl Acceptor {
         stalled
     }
 
-    /// The same for clients that have begun a header of version 1, and are the first ones.
+    /// The first clients, once they have begun a header of version 1 and were accepted.
     #[track_caller]
     fn begun(&mut self, count: usize) -> Vec<Client> {
         self.stalled(count, BEGUN, 0)
@@ -245,8 +245,8 @@ fn own(client: &Client) -> String {
     format!("{ip} {} {} {}", from.port(), to.ip(), to.port())
 }
 
-/// How many of the bytes that a client has sent over IPv4 nobody at the other end has read; `None`
-/// if the kernel tells of no such connection.
+/// How many bytes of a client the other end has not read; `None` if the kernel tells of no such
+/// connection. IPv4 only.
 fn unread(client: &Client) -> Option<usize> {
     let port = |address: SocketAddr| format!(":{:04X}", address.port());
     let server = port(client.0.peer_addr().unwrap());

@@ -1,4 +1,4 @@
-//! Who the client is, and who may say it.
+//! The client that a header names, and which proxies may send one.
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -31,7 +31,7 @@ fn a_handler_finds_all_its_variables() {
     }
 }
 
-/// That the client of a header is told where fdaccept and a pool find each other as `text` says.
+/// That the client of a header is told where fdaccept and a pool connect as `text` says.
 #[track_caller]
 fn assert_told(text: &str) {
     let names = Names::new();
@@ -145,7 +145,7 @@ fn mapped_addresses_are_told_as_the_ipv4_addresses_that_they_are() {
     }
 }
 
-// Who may say it.
+// Proxies.
 
 #[test]
 fn a_client_that_is_no_proxy_is_reset_and_counted_whatever_it_says() {

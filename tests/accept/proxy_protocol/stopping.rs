@@ -52,7 +52,7 @@ fn a_second_stop_waits_for_no_header() {
     clients.into_iter().for_each(Client::expect_closed);
 }
 
-/// Every connection that was accepted is in one of the other numbers.
+/// Each accepted connection is in another number, too.
 #[test]
 fn those_whose_headers_a_stop_gives_up_are_counted() {
     let mut acceptor = patient("any", &["--grace", "0.3"]);
@@ -144,7 +144,7 @@ fn who_comes_while_a_stop_waits_for_a_header_costs_no_time() {
     let mut acceptor = patient("any", &[]);
     let _clients = acceptor.begun(3);
     acceptor.term();
-    // By the second answer fdaccept has seen that nobody else was there when the signal came.
+    // By the second answer fdaccept has seen that the backlog was empty when the signal came.
     acceptor.counters();
     assert_eq!(acceptor.counted("accepted"), 3);
     // fdaccept need neither let this client in nor refuse it.

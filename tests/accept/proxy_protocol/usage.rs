@@ -37,7 +37,7 @@ fn proxies_without_headers_are_a_usage_error() {
     is_wrong(&["--proxy-timeout", "1", ADDRESS], "--proxy-protocol");
 }
 
-/// Checks each value of an option that replaces the one in [`RIGHT`], or is added to it.
+/// Checks that [`RIGHT`] with each of these values of an option is wrong usage.
 #[track_caller]
 fn are_wrong(option: &str, values: &[&str]) {
     for value in values {

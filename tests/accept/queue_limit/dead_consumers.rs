@@ -86,7 +86,7 @@ fn there_is_room_for_others_when_the_owner_of_a_name_has_died() {
     site.kill_pool();
     let rest = clients.split_off(3);
     clients.into_iter().for_each(Client::expect_closed);
-    // One is in hand until somebody owns the name again.
+    // One connection is in hand until a pool owns the name again.
     until("the next", || site.ask().accepted == 4);
     is_idle(site.acceptor.pid());
     site.bring_pool();

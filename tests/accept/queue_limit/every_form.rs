@@ -1,4 +1,4 @@
-//! The same for each way in which consumers get at the queue.
+//! Tests for each way in which consumers get at the queue.
 
 use std::time::Instant;
 

@@ -16,7 +16,7 @@ mod options;
 mod other_queues;
 mod stopping;
 
-/// The last line about connections that were left in a queue of somebody else.
+/// The last line about connections that were left in another process's queue.
 const LEFT: &str = "fdaccept: connections were accepted and not taken";
 
 /// How consumers get at the queue.
@@ -34,13 +34,13 @@ enum Form {
     Output(SockType),
     /// The queue is another descriptor of fdaccept's.
     QueueFd(SockType),
-    /// The same with a buffer of which two connections use more than a quarter.
+    /// Another descriptor, with a buffer of which two connections use more than a quarter.
     SmallQueueFd,
 }
 
 impl Form {
-    /// How many connections are accepted, and how many of them passed, while nobody takes any and
-    /// `limit` may wait.
+    /// How many connections are accepted, and how many of these passed, while no consumer takes any
+    /// and `limit` may wait.
     fn most(self, limit: usize) -> (usize, usize) {
         match self {
             // The consumer's socket holds one more than the limit of the kernel. fdaccept has one
@@ -291,7 +291,7 @@ impl Site {
         self.finish(status)
     }
 
-    /// The same where fdaccept has a reason to end.
+    /// Waits for an end that has another reason. Returns its standard error and its last counters.
     #[track_caller]
     fn finish(&mut self, status: i32) -> (String, Told) {
         let log = self.acceptor.expect_end(status);

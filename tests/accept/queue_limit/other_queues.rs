@@ -86,8 +86,7 @@ fn connections_count_alike_however_much_is_said_of_them() {
     }
 }
 
-/// `fdaccept --queue LIMIT` whose queue has three messages of an earlier owner; and the clients of
-/// these.
+/// `fdaccept --queue LIMIT` whose queue has 3 messages of an earlier owner; and their clients.
 fn with_what_an_earlier_owner_left(limit: usize) -> (Site, Vec<UnixStream>) {
     let mut site = Site::start(Form::QueueFd(SockType::SeqPacket), 1, &[]);
     site.acceptor.slay();
