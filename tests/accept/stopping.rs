@@ -536,9 +536,7 @@ fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
 
 #[test]
 fn that_nobody_is_left_is_found_while_another_client_waits_to_be_accepted() {
-    let Some(strace) = peer("strace") else {
-        return;
-    };
+    let strace = needs!(peer("strace"));
     let (_one, other) = socket_pair(SockType::SeqPacket);
     // The consumers go between the look at the listeners and the first connection.
     let mut command = sh(

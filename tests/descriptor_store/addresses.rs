@@ -88,9 +88,7 @@ impl Hosts {
 
 #[test]
 fn every_address_of_a_host_stays_with_their_one_port() {
-    let Some(hosts) = Hosts::new() else {
-        return;
-    };
+    let hosts = needs!(Hosts::new());
     let (process, shown) = hosts.start();
     let port = port_of(&shown[0]);
     let expected = ["127.0.0.1", "127.0.0.2"].map(|ip| format!("{ip}:{port}"));
@@ -207,9 +205,7 @@ fn a_path_keeps_the_mode_that_it_was_given_later() {
 
 #[test]
 fn a_path_stays_that_of_another_user() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let keeper = Keeper::new();
     let path = keeper.file("s");
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();

@@ -91,9 +91,7 @@ fn an_address_that_is_not_given_any_more_is_given_up_and_the_others_stay() {
 
 #[test]
 fn an_option_that_comes_too_late_for_what_was_kept_is_not_passed_over() {
-    if !has_ipv6() {
-        return;
-    }
+    needs!(has_ipv6());
     let keeper = Keeper::new();
     let mut process = keeper.start(&["0"]);
     let port = process.port();
@@ -203,9 +201,7 @@ fn a_listener_that_was_lost_is_opened_anew() {
 /// the other.
 #[test]
 fn a_host_of_which_one_listener_is_missing_is_listened_on_as_a_whole() {
-    let Some(hosts) = Hosts::new() else {
-        return;
-    };
+    let hosts = needs!(Hosts::new());
     hosts.keeper.lock().most = Some(3);
     let (process, _) = hosts.start();
     hosts.keeper.expect_kept(1);

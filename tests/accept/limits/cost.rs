@@ -1,7 +1,6 @@
 //! What limits cost: descriptors, time, and what happens when descriptors are short.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -68,14 +67,7 @@ fn ten_thousand_leases_cost_no_time_while_nothing_happens_and_all_end() {
 
 /// Takes away all but `left` of the descriptors that a process does not use. Returns what restores
 /// them.
-fn leave(prlimit: &Path, pid: Pid, left: usize) -> impl Fn() {
-    let prlimit = prlimit.to_owned();
-    let set = move |limits: &str| {
-        let mut command = Command::new(&prlimit);
-        command.args(["--pid", &pid.to_string()]);
-        let status = command.arg(format!("--nofile={limits}")).status();
-        assert!(status.unwrap().success());
-    };
+fn leave(prlimit: &Path, pid: Pid, left: usize) -> impl Fn() + use<'_> {
     settled(pid);
     let open = descriptors(pid);
     let is_open = |number: &i32| open.iter().any(|(other, _)| other == number);
@@ -83,15 +75,13 @@ fn leave(prlimit: &Path, pid: Pid, left: usize) -> impl Fn() {
     let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let line = text.lines().find(|line| line.starts_with("Max open files"));
     let soft = line.unwrap().split_whitespace().nth(3).unwrap().to_owned();
-    set(&format!("{free}:"));
-    move || set(&format!("{soft}:"))
+    limit(prlimit, pid, &format!("{free}:"));
+    move || limit(prlimit, pid, &format!("{soft}:"))
 }
 
 #[test]
 fn clients_wait_while_there_is_no_descriptor_for_a_lease() {
-    let Some(prlimit) = peer("prlimit") else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
     for left in 0..=4 {
         let (mut acceptor, _pool) = served(&["--max", "1000"], 20);
         let _first = acceptor.session();
@@ -112,24 +102,23 @@ fn clients_wait_while_there_is_no_descriptor_for_a_lease() {
 #[test]
 fn the_end_of_services_gives_descriptors_for_further_leases() {
     let text = "ulimit -n 20; exec fdaccept --max 1000 127.0.0.1:0 -- fdpool 8 -- cat";
-    let mut process = sh(text).start();
-    Crowd::connect(process.port(), 100).expect_served();
+    let acceptor = Fdaccept::sh(text).start();
+    Crowd::connect(acceptor.port, 100).expect_served();
 }
 
 /// fdaccept with few descriptors, as `text` says, and a crowd that has used them up.
-fn short(text: &str) -> (Names, Process, Crowd) {
-    let names = Names::new();
-    let mut process = sh(text).current_dir(&names.directory).start();
-    let crowd = Crowd::connect(process.port(), 100);
-    process.line("cannot accept");
-    (names, process, crowd)
+fn short(text: &str) -> (Acceptor, Crowd) {
+    let mut acceptor = Fdaccept::sh(text).start();
+    let crowd = Crowd::connect(acceptor.port, 100);
+    acceptor.line("cannot accept");
+    (acceptor, crowd)
 }
 
 #[test]
 fn a_consumer_finds_its_way_when_leases_have_used_up_the_descriptors() {
     let text = "ulimit -n 32; exec fdaccept --max 1000 --bind ./queue 127.0.0.1:0";
-    let (names, _process, crowd) = short(text);
-    let _pool = Pool::on(&names.path()).slots(4, ["cat"]).start();
+    let (acceptor, crowd) = short(text);
+    let _pool = Pool::on(&acceptor.names.path()).slots(4, ["cat"]).start();
     crowd.expect_served();
 }
 
@@ -137,7 +126,7 @@ fn a_consumer_finds_its_way_when_leases_have_used_up_the_descriptors() {
 fn a_consumer_finds_its_way_by_ticket_when_leases_have_used_up_the_descriptors() {
     let text = "ulimit -n 32; fdaccept --max 1000 127.0.0.1:0 | {
         until [ -e go ]; do sleep 0.02; done; exec fdpool 4 -- cat; }";
-    let (names, _process, crowd) = short(text);
-    std::fs::write(names.file("go"), "").unwrap();
+    let (acceptor, crowd) = short(text);
+    std::fs::write(acceptor.names.file("go"), "").unwrap();
     crowd.expect_served();
 }

@@ -69,13 +69,9 @@ fn max_counts_over_all_listeners() {
 /// That `--max 2` holds where fdaccept and a pool find each other as `text` says.
 #[track_caller]
 fn assert_max_holds(text: &str) {
-    let names = Names::new();
-    let text = text.replace("HANDLER", COUNT_IN_SCRIPT);
-    let mut process = sh(&text).current_dir(&names.directory).start();
-    let port = process.port();
-    let session = || Session::of(Client::connect(port));
-    let (first, _second) = (session(), session());
-    let third = Client::connect(port);
+    let acceptor = Fdaccept::sh(&text.replace("HANDLER", COUNT_IN_SCRIPT)).start();
+    let (first, _second) = (acceptor.session(), acceptor.session());
+    let third = acceptor.client();
     is_left_waiting(&third);
     first.finish();
     Session::of(third).finish();

@@ -208,9 +208,7 @@ fn the_example_of_a_worker_in_rust_holds_the_lease() {
 
 #[test]
 fn a_worker_of_a_pool_holds_the_lease() {
-    let Some(worker) = python_worker() else {
-        return;
-    };
+    let worker = needs!(python_worker());
     let acceptor = limited(&["--max", "1"]);
     let _pool = Pool::on(&acceptor).workers(2, worker).start();
     let first = acceptor.client();

@@ -76,9 +76,7 @@ os.close(descriptors[0])
 queue.close()
 sys.stdin.read()
 ";
-    let Some(mut other) = in_python(&acceptor, text) else {
-        return;
-    };
+    let mut other = needs!(in_python(&acceptor, text));
     assert_eq!(acceptor.client().rest(), "served");
     let receiver = acceptor.receiver();
     are_held(1, || acceptor.count(&receiver));
@@ -97,9 +95,7 @@ while True:
     os.write(descriptors[0], b'served\\n')
     kept.append(descriptors[0])
 ";
-    let Some(_other) = in_python(&acceptor, text) else {
-        return;
-    };
+    let _other = needs!(in_python(&acceptor, text));
     // All are in service at once.
     let clients = acceptor.clients(5);
     for client in &clients {

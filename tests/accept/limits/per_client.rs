@@ -38,9 +38,7 @@ fn the_prefix_of_an_ipv4_address_tells_one_client_from_another() {
 
 #[test]
 fn ipv4_clients_of_a_listener_for_both_families_count_by_their_ipv4_address() {
-    if !has_ipv6() {
-        return;
-    }
+    needs!(has_ipv6());
     let fdaccept = Fdaccept::bound().args(["--max-per-source", "1"]);
     let acceptor = fdaccept.listen("0").start();
     let _pool = acceptor.pool(8);

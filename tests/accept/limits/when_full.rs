@@ -28,14 +28,15 @@ fn when_full_wait_leaves_them_in_the_backlog_but_one_client_beyond_its_own_limit
     Session::of(third).finish();
 }
 
-/// fdaccept that tells clients beyond `limit` these bytes of a file; what must stay; the first client.
-fn full(limit: &str, text: &[u8]) -> (Acceptor, (Names, Pool), Session) {
-    let names = Names::new();
-    let file = names.text("words");
-    std::fs::write(&file, text).unwrap();
-    let (acceptor, pool) = served(&[limit, "1", "--when-full", &file], 2);
+/// fdaccept that tells clients beyond `limit` these bytes of a file, its pool, and the first client.
+fn full(limit: &str, text: &[u8]) -> (Acceptor, Pool, Session) {
+    let fdaccept = Fdaccept::bound().file("words", text);
+    let acceptor = fdaccept
+        .args([limit, "1", "--when-full", "./words"])
+        .start();
+    let pool = acceptor.pool(2);
     let first = acceptor.session();
-    (acceptor, (names, pool), first)
+    (acceptor, pool, first)
 }
 
 /// That a client beyond `limit` is told the bytes of a file, and then the end, also if it has
@@ -96,11 +97,10 @@ fn a_client_that_never_stops_sending_is_given_up() {
 
 #[test]
 fn the_descriptors_of_fdaccept_are_as_many_as_before_when_clients_were_turned_away() {
-    let names = Names::new();
-    let file = names.text("words");
-    std::fs::write(&file, "no\n").unwrap();
-    for what in ["close", &file] {
-        let (acceptor, _pool) = served(&["--max", "1", "--when-full", what], 2);
+    for what in ["close", "./words"] {
+        let fdaccept = Fdaccept::bound().file("words", "no\n");
+        let acceptor = fdaccept.args(["--max", "1", "--when-full", what]).start();
+        let _pool = acceptor.pool(2);
         let _first = acceptor.session();
         let before = settled(acceptor.pid());
         for _ in 0..100 {

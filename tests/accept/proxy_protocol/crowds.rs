@@ -33,9 +33,7 @@ fn crowd(acceptor: &mut Acceptor, count: usize, bytes: &[u8]) -> Vec<Client> {
 
 #[test]
 fn at_most_1024_are_waited_for_and_the_oldest_goes_for_a_further_one() {
-    if !may_have_crowds() {
-        return;
-    }
+    needs!(may_have_crowds());
     let mut acceptor = patient("any", &["-v"]);
     let mut stalled = crowd(&mut acceptor, MOST, b"PRO").into_iter();
     assert_eq!(acceptor.counted("bad header"), 0);
@@ -54,9 +52,7 @@ fn at_most_1024_are_waited_for_and_the_oldest_goes_for_a_further_one() {
 
 #[test]
 fn while_more_than_1024_stall_others_are_served() {
-    if !may_have_crowds() {
-        return;
-    }
+    needs!(may_have_crowds());
     for (mut acceptor, _pool, header) in each_version(&PATIENT) {
         let pid = acceptor.pid();
         acceptor.serves(&header);
@@ -89,36 +85,23 @@ fn while_more_than_1024_stall_others_are_served() {
 
 // When descriptors are short.
 
-/// fdaccept as `text` says, in a directory of its own.
-fn fdaccept_in(text: &str) -> (Names, Process, u16) {
-    let names = Names::new();
-    let text = text.replace("OPTIONS", OPTIONS);
-    let mut process = sh(&text).current_dir(&names.directory).start();
-    let port = process.port();
-    (names, process, port)
-}
-
 /// fdaccept with few descriptors and a pool, as `text` says, and many clients that stall.
 #[track_caller]
 fn assert_served_with_few_descriptors(text: &str) {
-    let (_names, mut process, port) = fdaccept_in(text);
-    let stall = || {
-        let client = Client::connect(port);
-        write(&client, BEGUN);
-        client
-    };
-    let mut stalled: Vec<_> = (0..40).map(|_| stall()).collect();
+    let mut acceptor = script_with(text);
+    let stall = |acceptor: &Acceptor| [(); 40].map(|()| acceptor.says(BEGUN));
+    let mut stalled = Vec::from(stall(&acceptor));
     for number in 0..20 {
         for header in headers() {
             let text = number.to_string();
             let request = [&header[..], text.as_bytes()].concat();
-            assert_eq!(exchange(port, &request), text.as_bytes());
+            assert_eq!(exchange(acceptor.port, &request), text.as_bytes());
         }
         if number == 10 {
-            stalled.extend((0..40).map(|_| stall()));
+            stalled.extend(stall(&acceptor));
         }
     }
-    let log = process.log();
+    let log = acceptor.log();
     assert!(!log.contains("cannot accept"), "{log}");
 }
 
@@ -135,25 +118,24 @@ cases! {
 #[test]
 fn who_stalls_with_few_descriptors_costs_no_time() {
     let text = "ulimit -n 20; exec fdaccept OPTIONS -- fdpool 1 -- cat";
-    let (_names, mut process, port) = fdaccept_in(text);
-    let _stalled: Vec<_> = (0..40).map(|_| connect(port)).collect();
-    process.until_counted("accepted", 40);
-    is_idle(process.pid());
+    let mut acceptor = script_with(text);
+    let _stalled = acceptor.clients(40);
+    acceptor.until_counted("accepted", 40);
+    is_idle(acceptor.pid());
     let request = [&v1(CLIENT, SERVER)[..], b"data"].concat();
-    assert_eq!(exchange(port, &request), b"data");
+    assert_eq!(exchange(acceptor.port, &request), b"data");
 }
 
 /// That a consumer which comes last finds the queue, in which a client waits, though others that
 /// stall have all descriptors that there are.
 #[track_caller]
 fn assert_consumer_comes(text: &str) {
-    let (names, _process, port) = fdaccept_in(text);
-    let client = Client::connect(port);
-    write(&client, &[&v1(CLIENT, SERVER)[..], b"data"].concat());
-    let stalled: Vec<_> = (0..60).map(|_| Client::connect(port)).collect();
+    let acceptor = script_with(text);
+    let client = acceptor.says(&[&v1(CLIENT, SERVER)[..], b"data"].concat());
+    let stalled = acceptor.clients(60);
     // The first client is given up when there is no descriptor left.
     until("a shortage", || stalled[0].is_answered());
-    std::fs::write(names.file("go"), "").unwrap();
+    std::fs::write(acceptor.names.file("go"), "").unwrap();
     client.end();
     assert_eq!(client.rest(), "data");
 }

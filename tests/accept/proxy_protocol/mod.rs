@@ -148,6 +148,12 @@ fn patient(version: &str, options: &[&str]) -> Acceptor {
     proxied(version, &[&PATIENT[..], options].concat())
 }
 
+/// A script whose fdaccept has [`OPTIONS`] where it says so.
+#[track_caller]
+fn script_with(text: &str) -> Acceptor {
+    Fdaccept::sh(&text.replace("OPTIONS", OPTIONS)).start()
+}
+
 /// One after another, fdaccept with each `--proxy-protocol`, a pool, and a header that it takes.
 fn each_version(options: &[&str]) -> impl Iterator<Item = (Acceptor, Pool, Vec<u8>)> {
     both_versions().into_iter().map(|(version, header)| {

@@ -34,16 +34,9 @@ fn a_handler_finds_all_its_variables() {
 /// That the client of a header is told where fdaccept and a pool connect as `text` says.
 #[track_caller]
 fn assert_told(text: &str) {
-    let names = Names::new();
-    let handler = format!("sh -c '{WHO}'");
-    let text = text
-        .replace("OPTIONS", OPTIONS)
-        .replace("HANDLER", &handler);
-    let mut process = sh(&text).current_dir(&names.directory).start();
-    let port = process.port();
+    let acceptor = script_with(&text.replace("HANDLER", &format!("sh -c '{WHO}'")));
     for header in headers() {
-        let client = Client::connect(port);
-        write(&client, &[&header[..], b"data"].concat());
+        let client = acceptor.says(&[&header[..], b"data"].concat());
         expect_told(client, TOLD, b"data");
     }
 }
@@ -71,16 +64,9 @@ fn chain() -> Fdaccept {
 #[test]
 fn the_client_is_told_with_an_inherited_listener() {
     let listener = OwnedFd::from(TcpListener::bind(ADDRESS).unwrap());
-    let mut command = program("fdaccept");
-    command
-        .args(RIGHT)
-        .args(["fd:0", "--", "fdpool", "2", "--"]);
-    let mut process = command.args(sh_c(WHO)).stdin(listener).start();
-    let port = process.port();
+    let acceptor = chain().listen("fd:0").stdin(listener).start();
     for header in headers() {
-        let client = Client::connect(port);
-        write(&client, &header);
-        expect_told(client, TOLD, b"");
+        acceptor.serves(&header);
     }
 }
 
@@ -171,9 +157,7 @@ fn a_client_that_is_no_proxy_is_reset_and_counted_whatever_it_says() {
 
 #[test]
 fn proxies_may_come_over_ipv6_and_over_ipv4_to_a_listener_for_both() {
-    if !has_ipv6() {
-        return;
-    }
+    needs!(has_ipv6());
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     for from in [["127.0.0.0/8", "::1"], ["::ffff:127.0.0.0/104", "::/127"]] {
         let options = ["--proxy-from", from[0], "--proxy-from", from[1]];

@@ -168,13 +168,10 @@ fn nobody_connects_any_more_while_a_stop_waits_for_a_header() {
 
 #[test]
 fn no_header_is_waited_for_when_the_consumers_have_gone() {
-    let names = Names::new();
-    let text = format!("fdaccept {OPTIONS} | {{ {UNTIL_GO}; }}");
-    let mut process = sh(&text).current_dir(&names.directory).start();
-    let client = Client::connect(process.port());
-    write(&client, BEGUN);
+    let mut acceptor = script_with(&format!("fdaccept OPTIONS | {{ {UNTIL_GO}; }}"));
+    let client = acceptor.says(BEGUN);
     until_all_is_read(&client);
-    std::fs::write(names.file("go"), "").unwrap();
+    std::fs::write(acceptor.names.file("go"), "").unwrap();
     client.expect_closed();
-    process.wait();
+    acceptor.wait();
 }

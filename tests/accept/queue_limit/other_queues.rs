@@ -145,9 +145,7 @@ fn into_packets(options: &[&str], server: &str, buffer: Option<usize>) -> (Proce
 /// Other tests have fewer in a queue than fdaccept can remember.
 #[test]
 fn a_limit_of_some_thousands_is_kept() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     const LIMIT: usize = 4500;
     let names = Names::new();
     let server = names.text("s");
