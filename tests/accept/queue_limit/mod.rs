@@ -2,7 +2,6 @@
 //! taken, however consumers get at the queue.
 
 use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -90,7 +89,7 @@ fn told(accepted: usize, passed: usize, taken: usize) -> Told {
 struct Site {
     form: Form,
     size: usize,
-    acceptor: Process,
+    acceptor: Acceptor,
     port: u16,
     names: Names,
     /// What a pool gets the queue from, where that is a descriptor.
@@ -99,57 +98,46 @@ struct Site {
     pool: Option<Pool>,
 }
 
-/// `fdaccept --queue-fd 5 OPTIONS`, where 5 becomes what is its standard input.
-fn with_queue_fd() -> Command {
+/// `fdaccept --queue-fd 5`, where 5 is `queue`.
+fn with_queue_fd(queue: OwnedFd) -> Fdaccept {
     let mut command = sh("exec fdaccept --queue-fd 5 \"$@\" 5<&0 </dev/null");
     command.arg("sh");
-    command
+    Fdaccept::of(command).stdin(queue)
 }
 
 impl Site {
     /// fdaccept with these options and further addresses. The pool, of `size` slots, is not there
     /// yet.
     fn start(form: Form, size: usize, options: &[&str]) -> Self {
-        let names = Names::new();
         let mut read_end = None;
-        let mut command = match form {
-            Form::QueueFd(_) | Form::SmallQueueFd => with_queue_fd(),
-            _ => program("fdaccept"),
+        let mut write_end = |kind| {
+            let (write_end, other) = socket_pair(kind);
+            read_end = Some(other);
+            write_end
         };
-        command.args(options).arg(ADDRESS);
-        match form {
+        let names = Names::new();
+        let name = names.path();
+        let fdaccept = match form {
             Form::Chain => {
                 let pool = "kill -STOP $$; exec fdpool \"$0\" -- cat";
-                command.arg("--").args(sh_c(pool)).arg(size.to_string());
+                Fdaccept::chain(sh_c(pool)).word(size.to_string())
             }
-            Form::Pipe => {
-                let (reader, writer) = std::io::pipe().unwrap();
-                command.stdout(writer);
-                read_end = Some(reader.into());
-            }
-            Form::Bind => drop(command.args(["--bind", &names.path()])),
-            Form::Connect => drop(command.args(["--connect", &names.path()])),
-            Form::Output(kind) => {
-                let (write_end, other) = socket_pair(kind);
-                command.stdout(write_end);
-                read_end = Some(other);
-            }
-            Form::QueueFd(kind) => {
-                let (write_end, other) = socket_pair(kind);
-                command.stdin(write_end);
-                read_end = Some(other);
-            }
+            Form::Pipe => Fdaccept::piped(),
+            Form::Bind => Fdaccept::bound_at(&name),
+            Form::Connect => Fdaccept::plain().args(["--connect", &name]),
+            Form::Output(kind) => Fdaccept::plain().stdout(write_end(kind)),
+            Form::QueueFd(kind) => with_queue_fd(write_end(kind)),
             Form::SmallQueueFd => {
-                let (write_end, other) = socket_pair(SockType::SeqPacket);
+                let write_end = write_end(SockType::SeqPacket);
                 // The least that there can be.
                 setsockopt(&write_end, sockopt::SndBuf, &0).unwrap();
-                command.stdin(write_end);
-                read_end = Some(other);
+                with_queue_fd(write_end)
             }
+        };
+        let mut acceptor = fdaccept.args(options).spawn();
+        if form == Form::Pipe {
+            read_end = Some(acceptor.take_pipe().into());
         }
-        let mut acceptor = command.start();
-        // Its copy of the queue.
-        drop(command);
         let line = acceptor.line("listening on 127.0.0.1:");
         let port = line.rsplit_once(':').unwrap().1.parse().unwrap();
         Self {

@@ -98,11 +98,9 @@ fn with_what_an_earlier_owner_left(limit: usize) -> (Site, Vec<UnixStream>) {
         fdtools::queue::try_send(&write_end, &payload, &[connection.as_fd()]).unwrap();
         clients.push(client);
     }
-    let mut command = with_queue_fd();
-    command.args(["--queue", &limit.to_string(), ADDRESS]);
-    site.acceptor = command.stdin(write_end).start();
-    drop(command);
-    site.port = site.acceptor.port();
+    let limit = ["--queue", &limit.to_string()];
+    site.acceptor = with_queue_fd(write_end).args(limit).start();
+    site.port = site.acceptor.port;
     site.read_end = Some(read_end);
     (site, clients)
 }
