@@ -32,14 +32,13 @@ fn chain(options: &[&str], text: &str) -> Acceptor {
     Fdaccept::chain(sh_c(text)).args(options).start()
 }
 
-/// With [`ADDRESS`] and with a path, which fdaccept removes when it closes the listener: so that
-/// can be seen, where the number of a port may be somebody else's by then.
+/// With [`ADDRESS`] and a path. fdaccept removes the path when it closes the listeners; another
+/// process may have the port by then.
 fn with_path(fdaccept: Fdaccept) -> Acceptor {
     let path = fdaccept.names.text("s");
     fdaccept.listen(ADDRESS).listen(path).start()
 }
 
-/// As [`chain`], with a path.
 fn chain_with_path(options: &[&str], text: &str) -> Acceptor {
     with_path(Fdaccept::chain(sh_c(text)).args(options))
 }
@@ -48,21 +47,11 @@ fn unix_client(acceptor: &Acceptor) -> Client<UnixStream> {
     Client::connect_unix(acceptor.names.file("s"))
 }
 
-/// Waits until nobody listens at the path any more.
 #[track_caller]
 fn expect_closed(acceptor: &Acceptor) {
     let path = acceptor.names.file("s");
     until("the end of the listener", || !path.exists());
     assert!(UnixStream::connect(path).is_err());
-}
-
-/// The command of a chain, once it has stopped itself.
-#[track_caller]
-fn stopped_command(acceptor: &Process) -> Pid {
-    eventually("the command", || {
-        let child = acceptor.children().pop()?;
-        (state(child) == Some('T')).then_some(child)
-    })
 }
 
 /// A pipe that a script can wait for, and what ends its wait.
@@ -119,7 +108,7 @@ fn every_backlog_is_served() {
 #[test]
 fn a_full_queue_is_served_as_well_as_the_backlog() {
     let mut process = chain(&[], "kill -STOP $$; exec fdpool 4 -- cat");
-    let pool = stopped_command(&process);
+    let pool = process.stopped_child();
     let maximum = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     raise_limit();
     let maximum = maximum.trim().parse::<usize>().unwrap();
@@ -208,7 +197,7 @@ fn a_signal_after_the_grace_kills_a_command_that_ignores_everything() {
     process.line("ready");
     let command = process.children()[0];
     process.term();
-    // It ignored the TERM that it got at once, and still runs.
+    // The command ignored the TERM that it got at once.
     process.line("closed 69");
     assert!(is_alive(command));
     process.term();
@@ -221,7 +210,7 @@ fn connections_that_nobody_takes_are_counted() {
         (1, "fdaccept: 1 connection was accepted and not taken"),
         (3, "fdaccept: 3 connections were accepted and not taken"),
     ] {
-        // Somebody could read the pipe, and never does.
+        // The test could read the pipe, and never does.
         let mut process = Fdaccept::piped().args(["-v", "--grace", "0.3"]).start();
         let port = process.port;
         let _crowd = Crowd::connect(port, count);
@@ -341,7 +330,7 @@ fn ctrl_c_ends_a_chain_after_what_it_serves() {
     process.expect_clean_end();
 }
 
-/// The command may end just while fdaccept looks at the same signal.
+/// The command may end while fdaccept looks at the same signal.
 #[test]
 fn ctrl_c_ends_a_chain_every_time() {
     std::thread::scope(|scope| {
@@ -374,21 +363,11 @@ fn a_chain_exits_as_its_command_exits() {
     }
 }
 
-/// What is said at the end of connections that a command has left in its queue: how many is not
-/// known then.
+/// The last line about connections that a command has left in its queue: how many is not known.
 const LEFT: &str = "fdaccept: connections were accepted and not taken";
 
-/// Waits until fdaccept has put two connections into its queue.
-#[track_caller]
-fn until_two_are_passed(process: &mut Process) {
-    until("two in the queue", || {
-        process.signal(Signal::SIGUSR1);
-        process.line("fdaccept: accepted ").contains(", passed 2, ")
-    });
-}
-
-/// Checks the last two lines of an fdaccept that accepted two connections of which it does not know
-/// how many were taken.
+/// Checks the last two lines of an fdaccept that passed 2 connections and does not know how many
+/// were taken.
 #[track_caller]
 fn assert_some_were_left(log: &str) {
     let (before, last) = log.rsplit_once('\n').unwrap();
@@ -407,8 +386,8 @@ fn a_command_that_ends_with_connections_waiting_is_told_of() {
     let port = process.port;
     process.line("ready");
     let _crowd = Crowd::connect(port, 2);
-    until_two_are_passed(&mut process);
-    let command = stopped_command(&process);
+    process.until_counted("passed", 2);
+    let command = process.stopped_child();
     thaw(command);
     let log = process.expect_end(4);
     assert_some_were_left(&log);
@@ -421,9 +400,9 @@ fn a_command_that_takes_some_and_leaves_others_is_told_of() {
     let port = process.port;
     let crowd = Crowd::connect(port, 1);
     crowd.expect_served();
-    let command = stopped_command(&process);
+    let command = process.stopped_child();
     let _crowd = Crowd::connect(port, 1);
-    until_two_are_passed(&mut process);
+    process.until_counted("passed", 2);
     thaw(command);
     let log = process.expect_end(4);
     assert_some_were_left(&log);
@@ -436,7 +415,7 @@ fn what_a_command_leaves_after_a_stop_is_told_of() {
         let mut process = chain_with_path(&["--grace", "3600"], text);
         let port = process.port;
         process.line("ready");
-        let command = stopped_command(&process);
+        let command = process.stopped_child();
         let _crowd = Crowd::connect(port, 2);
         process.signal(signal);
         // With the listener, fdaccept closes the queue.
@@ -447,7 +426,7 @@ fn what_a_command_leaves_after_a_stop_is_told_of() {
     }
 }
 
-/// fdaccept may be about to pass one on just then.
+/// fdaccept may be about to pass a connection just then.
 #[test]
 fn what_a_command_leaves_is_told_of_also_while_clients_come() {
     let mut random = Random(1);
@@ -476,7 +455,7 @@ fn an_error_in_a_chain_leaves_nothing_untold() {
     let mut process = command.arg(path).stdin(copy).start();
     let _client = connect(process.port());
     process.line("accepted");
-    // Somebody else who has it can do that.
+    // Any process that has the listener can do that.
     nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
     process.line("cannot accept on");
     go();
@@ -491,7 +470,7 @@ fn nothing_is_said_of_connections_that_a_command_took_after_a_stop() {
     let mut process = chain_with_path(&["--grace", "3600"], text);
     let port = process.port;
     process.line("ready");
-    let command = stopped_command(&process);
+    let command = process.stopped_child();
     let crowd = Crowd::connect(port, 2);
     process.term();
     expect_closed(&process);
@@ -557,9 +536,7 @@ fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
 
 #[test]
 fn that_nobody_is_left_is_found_while_another_client_waits_to_be_accepted() {
-    let Some(strace) = peer("strace") else {
-        return;
-    };
+    let strace = needs!(peer("strace"));
     let (_one, other) = socket_pair(SockType::SeqPacket);
     // The consumers go between the look at the listeners and the first connection.
     let mut command = sh(
@@ -592,7 +569,7 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
     let port = line.trim().rsplit(':').next().unwrap().parse().unwrap();
-    // Of its own, so that only this end does not block.
+    // A file description of its own, so that only this end does not block.
     let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
     let flags = nix::libc::O_NONBLOCK;
     let mut options = std::fs::File::options();
@@ -601,7 +578,7 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
     drop((filler, writer));
     let pid = Pid::from_raw(child.id() as i32);
     kill(pid, Signal::SIGUSR1).unwrap();
-    // It polls the log alone.
+    // fdaccept polls the log alone.
     until("a full pipe", || {
         let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
         let words: Vec<_> = call.split(' ').collect();
@@ -702,7 +679,7 @@ fn the_end_of_the_consumers_and_a_client_at_once_are_no_crash() {
 fn the_end_of_the_command_and_a_client_at_once_are_no_crash() {
     let mut process = chain(&[], "kill -STOP $$; exec </dev/null; exit 7");
     let port = process.port;
-    let command = stopped_command(&process);
+    let command = process.stopped_child();
     let _client = process.at_once(&[], || {
         let client = connect(port);
         thaw(command);

@@ -2,6 +2,18 @@
 //! deadline, and looking at what is open.
 #![allow(dead_code, unused_imports)] // each group of tests uses its share
 
+/// Tests that differ in the arguments of one check: `name: arguments;`.
+#[allow(unused_macros)]
+macro_rules! cases {
+    ($check:ident; $($name:ident: $($argument:expr),+;)+) => {$(
+        #[test]
+        fn $name() {
+            $check($($argument),+);
+        }
+    )+};
+}
+pub(crate) use cases;
+
 mod acceptor;
 mod clients;
 mod ends;
@@ -11,6 +23,7 @@ mod load;
 mod log;
 mod manager;
 mod names;
+mod observe;
 mod peers;
 pub mod poll;
 mod pool;
@@ -30,6 +43,7 @@ pub use load::*;
 pub use log::*;
 pub use manager::*;
 pub use names::*;
+pub use observe::*;
 pub use peers::*;
 pub use pool::*;
 pub use proc::*;

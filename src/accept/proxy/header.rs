@@ -247,6 +247,7 @@ mod tests {
         }
     }
 
+    const PROXY: u8 = 0x21;
     const TCP4: &[u8] = &[192, 0, 2, 1, 198, 51, 100, 7, 0x30, 0x39, 0, 80];
 
     #[test]
@@ -317,35 +318,269 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_bad_line_is_malformed() {
-        let long = format!("PROXY {}", "x".repeat(V1_MOST));
-        for bad in [
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 80\n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 80\r\r\n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 65536\r\n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 080\r\n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345\r\n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 80 1\r\n",
-            "PROXY TCP4 2001:db8::1 198.51.100.7 12345 80\r\n",
-            "PROXY TCP6 192.0.2.1 198.51.100.7 12345 80\r\n",
-            "PROXY TCP4  192.0.2.1 198.51.100.7 12345 80\r\n",
-            "PROXY TCP5 192.0.2.1 198.51.100.7 12345 80\r\n",
-            "PROXY TCP4 192.0.2.1\r 198.51.100.7 12345 80\r\n",
+    /// Checks that a header is refused as soon as these bytes are there, however they come.
+    #[track_caller]
+    fn assert_malformed(versions: &[Version], all: &[impl AsRef<[u8]>]) {
+        for (version, bad) in versions
+            .iter()
+            .flat_map(|one| all.iter().map(move |bad| (one, bad)))
+        {
+            for at_once in [1, 16, 5000] {
+                let (bad, found) = (bad.as_ref(), read(*version, bad.as_ref(), at_once));
+                assert_eq!(found, Err(Malformed), "{version:?} {}", bad.escape_ascii());
+            }
+        }
+    }
+
+    fn bad_lines() -> Vec<String> {
+        let long = "x".repeat(200);
+        let with_return_late = format!("PROXY UNKNOWN {}\r\n", "x".repeat(92));
+        assert_eq!(with_return_late.len(), V1_MOST + 1);
+        [
+            "PROXY\r\n",
             "PROXY \r\n",
-            "PROXY UNKNOWN\n",
-            "PROXY UNKNOWN \n",
+            "PROXY  UNKNOWN\r\n",
+            "PROXY TCP4\r\n",
+            "PROXY TCP4 \r\n",
+            "PROXY TCP4 192.0.2.1\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 \r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443 \r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443 1\r\n",
+            "PROXY TCP4  192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1  198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1\t198.51.100.7 51000 443\r\n",
+            "PROXY\tTCP4 192.0.2.1 198.51.100.7 51000 443\r\n",
+            " PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "\u{feff}PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "proxy TCP4 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY tcp4 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP5 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP44 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY UDP4 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY UNIX a b\r\n",
             "PROXY UNKNOWNS\r\n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 80 \n",
-            "PROXY TCP4 192.0.2.1 198.51.100.7 +12345 80\r\n",
-            &long,
+            // Addresses.
+            "PROXY TCP4 192.0.2 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.256 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.01 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 0xc0000201 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 3221225985 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.-1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.+1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1/32 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1:51000 198.51.100.7:443\r\n",
+            "PROXY TCP4 localhost 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 2001:db8::1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 ::ffff:192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.\u{661} 198.51.100.7 51000 443\r\n",
+            "PROXY TCP6 192.0.2.1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP6 2001:db8::1 198.51.100.7 51000 443\r\n",
+            "PROXY TCP6 [2001:db8::1] [2001:db8::2] 51000 443\r\n",
+            "PROXY TCP6 2001:db8::1%lo 2001:db8::2 51000 443\r\n",
+            "PROXY TCP6 2001::db8::1 2001:db8::2 51000 443\r\n",
+            "PROXY TCP6 1:2:3:4:5:6:7:8:9 2001:db8::2 51000 443\r\n",
+            "PROXY TCP6 1:2:3:4:5:6:7 2001:db8::2 51000 443\r\n",
+            "PROXY TCP6 12345::1 2001:db8::2 51000 443\r\n",
+            "PROXY TCP6 2001:db8::g 2001:db8::2 51000 443\r\n",
+            // Ports.
+            "PROXY TCP4 192.0.2.1 198.51.100.7 65536 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 65536\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 051000 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 00\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 -1 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 -0\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 0x1 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 http 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 99999999999999999999\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\0\r\n",
+            "PROXY TCP4 192.0.2.1\0 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1\r 198.51.100.7 51000 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 080\r\n",
+            // Ends.
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\n\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\r\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\r \n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7\r 51000 443\r\n",
+            "PROXY TCP4\r192.0.2.1\r198.51.100.7\r51000\r443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7\n51000 443\r\n",
+            "PROXY UNKNOWN\n",
+            // So long that there is no end in time.
+            &format!("PROXY TCP4 192.0.2.1 198.51.100.7 51000 443\r{long}"),
+            &format!("PROXY UNKNOWN {long}\r\n"),
+            &with_return_late,
+            &format!("PROXY {}", "x".repeat(101)),
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    #[test]
+    fn a_line_that_is_no_header_is_malformed() {
+        assert_malformed(&[Version::V1, Version::Any], &bad_lines());
+    }
+
+    #[test]
+    fn a_line_that_is_no_header_is_malformed_where_any_version_may_come() {
+        // As many bytes as tell version 1 from version 2 are read before the line is looked at.
+        let request = "GET / HTTP/1.1\r\n\r\n";
+        let lines: Vec<_> = bad_lines()
+            .iter()
+            .map(|line| format!("{line}{request}"))
+            .collect();
+        assert_malformed(&[Version::Any], &lines);
+    }
+
+    /// "Decimal integer": digits.
+    #[test]
+    fn a_port_with_a_sign_is_malformed() {
+        let line = |ports| format!("PROXY TCP4 192.0.2.1 198.51.100.7 {ports}\r\n");
+        let bad = ["+51000 443", "51000 +443", "+0 443"].map(line);
+        assert_malformed(&[Version::V1, Version::Any], &bad);
+    }
+
+    /// "The receiver must not tolerate a single CR or LF character to end the line."
+    #[test]
+    fn a_line_that_ends_in_a_space_in_the_place_of_its_return_is_malformed() {
+        let bad = [
+            "PROXY TCP4 192.0.2.1 198.51.100.7 51000 443 \n",
+            "PROXY UNKNOWN \n",
+            "PROXY UNKNOWN a b c d \n",
+        ];
+        assert_malformed(&[Version::V1, Version::Any], &bad);
+    }
+
+    #[test]
+    fn a_wrong_signature_is_malformed_wherever_it_is_wrong() {
+        let wrong = |place: usize| {
+            let mut bad = v2(PROXY, 0x11, TCP4);
+            bad[place] ^= 0x20;
+            bad
+        };
+        let bad: Vec<_> = (0..V2.len()).map(wrong).collect();
+        assert_malformed(&[Version::V2, Version::Any], &bad);
+    }
+
+    #[test]
+    fn a_version_or_command_that_there_is_not_is_malformed() {
+        let commands = (0..=255_u8).filter(|command| !matches!(*command, LOCAL | PROXY));
+        // Known before the rest has come.
+        let begun = commands.map(|command| v2(command, 0x11, &[1; 12])[..V2_FIXED].to_vec());
+        assert_malformed(&[Version::V2, Version::Any], &begun.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_family_that_there_is_not_is_malformed() {
+        let bad = [0x13, 0x1f, 0x23, 0x33, 0x0f, 0x40, 0x41, 0x51, 0x91, 0xf1]
+            .map(|family| v2(PROXY, family, &[1; 300])[..V2_FIXED].to_vec());
+        assert_malformed(&[Version::V2, Version::Any], &bad);
+    }
+
+    #[test]
+    fn a_length_without_room_for_the_addresses_is_malformed() {
+        let bad = [
+            (0x11, 0),
+            (0x11, 1),
+            (0x11, 11),
+            (0x12, 11),
+            (0x21, 0),
+            (0x21, 12),
+            (0x21, 35),
+            (0x22, 35),
+            (0x31, 0),
+            (0x31, 215),
+            (0x32, 215),
+        ]
+        .map(|(family, length)| v2(PROXY, family, &vec![1; length])[..V2_FIXED].to_vec());
+        assert_malformed(&[Version::V2, Version::Any], &bad);
+    }
+
+    #[test]
+    fn a_header_of_the_other_version_is_malformed() {
+        let binary = [v2(PROXY, 0x11, TCP4), v2(LOCAL, 0, b"")];
+        assert_malformed(&[Version::V1], &binary);
+        let text = [
+            "PROXY TCP4 192.0.2.1 198.51.100.7 12345 80\r\n",
+            "PROXY UNKNOWN\r\n",
+        ];
+        assert_malformed(&[Version::V2], &text);
+    }
+
+    #[test]
+    fn addresses_of_another_kind_than_the_connection_are_not_used() {
+        use Version::{Any, V2};
+        for (family, rest) in [
+            (0x00, &b""[..]),
+            (0x00, &[0xff; 300]),
+            (0x12, &[1; 12]),
+            (0x22, &[1; 36]),
+            (0x31, &[b'x'; 216]),
+            (0x32, &[0; 216]),
         ] {
-            assert_eq!(
-                read(Version::Any, bad.as_bytes(), 1000),
-                Err(Malformed),
-                "{bad:?}"
+            assert_reads(&[V2, Any], &v2(PROXY, family, rest), ProxyCommand::Local);
+        }
+    }
+
+    /// "The receiver must ignore anything presented before the CRLF."
+    #[test]
+    fn whatever_a_line_of_an_unknown_client_says_is_ignored() {
+        use Version::{Any, V1};
+        let line = b"PROXY UNKNOWN one two three four five six seven\r\n";
+        assert_reads(&[V1, Any], line, ProxyCommand::Local);
+        assert_reads(
+            &[V1, Any],
+            b"PROXY UNKNOWN \xff\xfe\r\n",
+            ProxyCommand::Local,
+        );
+    }
+
+    #[test]
+    fn headers_are_as_long_as_they_say_whatever_they_hold() {
+        use Version::{Any, V2};
+        let expected = client("192.0.2.1:12345", "198.51.100.7:80");
+        for more in [
+            &b"\x04"[..],
+            b"\x04\xff\xff",
+            b"\x20\0\0",
+            &[0; 4080],
+            &[0xff; 4096],
+            super::V2,
+        ] {
+            assert_reads(
+                &[V2, Any],
+                &v2(PROXY, 0x11, &[TCP4, more].concat()),
+                expected,
             );
         }
+    }
+
+    #[test]
+    fn the_longest_lines_may_come_byte_by_byte() {
+        use Version::{Any, V1};
+        let most = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        let line = format!("PROXY TCP6 {most} {most} 65535 65535\r\n");
+        assert_eq!(line.len(), 104);
+        let expected = client(&format!("[{most}]:65535"), &format!("[{most}]:65535"));
+        assert_reads(&[V1, Any], line.as_bytes(), expected);
+        let line = format!("PROXY UNKNOWN {most} {most} 65535 65535\r\n");
+        assert_eq!(line.len(), V1_MOST);
+        assert_reads(&[V1, Any], line.as_bytes(), ProxyCommand::Local);
+    }
+
+    #[test]
+    fn a_long_header_may_come_byte_by_byte() {
+        use Version::{Any, V2};
+        let padding = [&[4, 1, 44][..], &[b'\n'; 300]].concat();
+        let header = v2(PROXY, 0x11, &[TCP4, &padding].concat());
+        assert_reads(
+            &[V2, Any],
+            &header,
+            client("192.0.2.1:12345", "198.51.100.7:80"),
+        );
     }
 
     proptest::proptest! {
