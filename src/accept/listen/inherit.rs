@@ -105,6 +105,7 @@ pub(crate) fn adopt(claimed: Claimed, options: &ListenOptions) -> Result<Listene
 mod tests {
     use super::*;
     use crate::accept::listen::socket_option::SocketOption;
+    use crate::accept::listen::tests::{accept, leave_open};
     use crate::accept::service::listen_fds::ListenFds;
     use crate::queue::name::Name;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -114,24 +115,10 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::process::{Command, Stdio};
-    use std::sync::atomic::{AtomicI32, Ordering};
 
     fn inherited(number: RawFd, options: &ListenOptions) -> Result<Listener> {
         let mut listeners = inherited_all([number].into_iter(), options)?;
         Ok(listeners.remove(0))
-    }
-
-    /// Leaves `fd` open under a number of its own: a number can be claimed only once.
-    fn leave_open(fd: impl AsFd) -> RawFd {
-        static NEXT: AtomicI32 = AtomicI32::new(600);
-        let lowest = NEXT.fetch_add(1, Ordering::Relaxed);
-        let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(lowest)).unwrap();
-        assert_eq!(number, lowest);
-        number
-    }
-
-    fn accept(listener: &Listener) -> OwnedFd {
-        rustix::net::accept(listener).unwrap()
     }
 
     #[test]

@@ -217,3 +217,24 @@ pub(crate) fn listen(fd: BorrowedFd<'_>, shown: &str, options: &ListenOptions) -
         Error::system(format!("listen on {shown}"), errno)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, fcntl};
+    use std::os::fd::RawFd;
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    /// Leaves `fd` open under a number of its own: a number can be claimed only once.
+    pub(super) fn leave_open(fd: impl AsFd) -> RawFd {
+        static NEXT: AtomicI32 = AtomicI32::new(500);
+        let lowest = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(lowest)).unwrap();
+        assert_eq!(number, lowest);
+        number
+    }
+
+    pub(super) fn accept(listener: &Listener) -> OwnedFd {
+        rustix::net::accept(listener).unwrap()
+    }
+}

@@ -253,13 +253,12 @@ fn open_vsock(cid: u32, port: u32, options: &ListenOptions) -> Result<Listener> 
 mod tests {
     use super::*;
     use crate::accept::listen::canonical;
+    use crate::accept::listen::tests::{accept, leave_open};
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
     use nix::sys::socket::getsockopt;
     use std::collections::BTreeSet;
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::RawFd;
     use std::os::unix::net::UnixStream;
-    use std::sync::atomic::{AtomicI32, Ordering};
 
     fn with(socket_options: &[&str]) -> ListenOptions {
         let parse = |text: &&str| SocketOption::parse(text).unwrap();
@@ -293,19 +292,6 @@ mod tests {
 
     fn has_ipv6() -> bool {
         TcpListener::bind("[::1]:0").is_ok()
-    }
-
-    /// Leaves `fd` open under a number of its own: a number can be claimed only once.
-    fn leave_open(fd: impl AsFd) -> RawFd {
-        static NEXT: AtomicI32 = AtomicI32::new(500);
-        let lowest = NEXT.fetch_add(1, Ordering::Relaxed);
-        let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(lowest)).unwrap();
-        assert_eq!(number, lowest);
-        number
-    }
-
-    fn accept(listener: &Listener) -> OwnedFd {
-        rustix::net::accept(listener).unwrap()
     }
 
     #[test]
