@@ -308,6 +308,26 @@ fn stop_again_and_again(worker: &[PathBuf], times: usize, seed: u64) {
     });
 }
 
+/// Waits until a busy worker knows of a signal. A blocked signal waits to be read. A caught signal was
+/// taken, and no thread has anything left to do.
+fn until_known(pid: nix::unistd::Pid, signal: Signal) {
+    let mut quiet = 0;
+    until("a signal that is known", || {
+        let is_taken = !has_signal(pid, "ShdPnd", signal) && all_threads_sleep(pid);
+        quiet = if is_taken { quiet + 1 } else { 0 };
+        has_signal(pid, "SigBlk", signal) || quiet == 3
+    });
+}
+
+fn all_threads_sleep(pid: nix::unistd::Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('S'))
+    })
+}
+
 fn it_finishes_its_connection_and_leaves_the_others(worker: &[PathBuf]) {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let (queue, read_end) = socket_pair(SockType::SeqPacket);
@@ -315,7 +335,7 @@ fn it_finishes_its_connection_and_leaves_the_others(worker: &[PathBuf]) {
         let served = client(&queue, BARE);
         assert_answers(&served);
         first.signal(signal);
-        // Some languages hear of a signal a moment later.
+        until_known(first.pid(), signal);
         let waiting = [(); 100].map(|()| {
             let mut waiting = client(&queue, BARE);
             waiting.write_all(b"hello").unwrap();
