@@ -188,8 +188,7 @@ fn a_worker_that_is_busy_when_fdaccept_is_restarted_finishes_while_another_serve
     let name = &names.path();
     let mut pool = Pool::on(name).workers(2, sh_c(LOOP)).start();
     let mut acceptor = Fdaccept::bound_at(name).start();
-    let client = Client::connect(acceptor.port);
-    client.expect_served();
+    let client = acceptor.served_client();
     let mut port = 0;
     for _ in 0..3 {
         acceptor.slay();
@@ -212,8 +211,7 @@ fn the_only_worker_busy_when_fdaccept_is_restarted_finishes_first() {
     let name = &names.path();
     let mut pool = Pool::on(name).workers(1, sh_c(LOOP)).start();
     let mut acceptor = Fdaccept::bound_at(name).start();
-    let client = Client::connect(acceptor.port);
-    client.expect_served();
+    let client = acceptor.served_client();
     acceptor.slay();
     let mut acceptor = Fdaccept::bound_at(name).start();
     let next = Client::connect(acceptor.port);
