@@ -1,6 +1,5 @@
 //! Queues that are unlike the usual ones: small, long, with long messages, or used before.
 
-use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -189,8 +188,7 @@ fn the_room_that_one_leaves_is_seen_every_time() {
 
 #[test]
 fn what_one_leaves_in_the_backlog_another_accepts() {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, port) = listener();
     let listener = OwnedFd::from(listener);
     let start = |limit: &str| {
         let (write_end, read_end) = socket_pair(SockType::SeqPacket);
