@@ -1,7 +1,6 @@
 //! Programs that speak the format without fdtools: workers, senders and receivers in Python, and
 //! messages as other tools send them.
 
-use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -116,8 +115,7 @@ fn a_worker_that_is_told_to_stop_finishes_its_connection_and_takes_no_other() {
     for worker in workers() {
         let mut acceptor = Fdaccept::bound().start();
         let first = start_worker(&worker, &[acceptor.name()]);
-        let client = acceptor.client();
-        client.expect_served();
+        let client = acceptor.served_client();
         let waiting = acceptor.client();
         let open = || sockets(first.pid()).len();
         let before = open();
@@ -383,8 +381,7 @@ fn nc_that_passes() -> Option<PathBuf> {
 #[test]
 fn the_real_nc_passes_its_connection_to_fdrecv() {
     let Some(nc) = nc_that_passes() else { return };
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let local = listener.local_addr().unwrap().port();
+    let (listener, local) = listener();
     let (write_end, read_end) = socket_pair(SockType::Stream);
     let mut handler = program("fdrecv");
     let mut handler = handler.arg("--").args(sh_c(TELL)).stdin(read_end).start();
