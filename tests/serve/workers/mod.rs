@@ -181,12 +181,6 @@ impl Workers {
         self.signal(Signal::SIGHUP);
         self.line("reload: done");
     }
-
-    /// Stops it, and returns what it has said.
-    #[track_caller]
-    fn stop(mut self) -> String {
-        self.pool.stop()
-    }
 }
 
 /// So many workers that have said that they are ready, and who they are.

@@ -575,8 +575,8 @@ fn a_command_that_vanishes_is_noticed_whatever_the_ready_descriptor_is() {
     }
     for (pool, _) in &mut pools {
         pool.line("is ready");
+        pool.stop();
     }
-    pools.into_iter().for_each(|(pool, _)| drop(pool.stop()));
 }
 
 #[test]

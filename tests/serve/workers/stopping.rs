@@ -61,8 +61,7 @@ fn a_stop_kills_workers_that_ignore_term_after_the_grace_with_their_groups() {
     let workers = pool.until_noted("ready", 2);
     let children = pool.noted("child");
     let start = Instant::now();
-    pool.term();
-    let log = pool.expect_end(0);
+    let log = pool.stop();
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(log.matches("did not end within 0.3 s").count(), 2, "{log}");
     assert_eq!(log.lines().count(), 2, "{log}");
@@ -138,8 +137,7 @@ fn assert_stopped_workers_end(send: impl Fn(Pid, Signal) -> nix::Result<()>) {
         send(worker, Signal::SIGSTOP).unwrap();
         until_stopped(worker);
     }
-    pool.term();
-    pool.expect_end(0);
+    pool.stop();
     assert_eq!(pool.noted("term").len(), 2);
 }
 
@@ -155,8 +153,7 @@ fn a_stop_in_a_reload_ends_old_and_new() {
     pool.signal(Signal::SIGHUP);
     pool.until_workers(3);
     let all = pool.workers();
-    pool.term();
-    pool.expect_end(0);
+    pool.stop();
     all.into_iter().for_each(until_gone);
 }
 
@@ -180,8 +177,7 @@ fn a_reload_in_a_stop_starts_nobody() {
 fn a_stop_while_a_worker_waits_for_its_next_start_ends_at_once() {
     let mut pool = Workers::start(&[], 1, "exit 1");
     pool.line("in 0.2 s");
-    pool.term();
-    pool.expect_end(0);
+    pool.stop();
 }
 
 #[test]
