@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use crate::support::*;
@@ -61,18 +60,26 @@ fn resets(acceptor: &Acceptor, clients: &[&str]) {
 
 // Rules on addresses.
 
-#[test]
-fn a_client_that_a_rule_denies_is_reset_and_others_are_served() {
-    let acceptor = start("--deny 127.0.0.9");
-    resets(&acceptor, &["127.0.0.9"]);
-    serves(&acceptor, &["127.0.0.8", "127.0.0.1"]);
+/// Checks which clients fdaccept with these options resets, and which it serves.
+#[track_caller]
+fn expect_judged(options: &str, denied: &[&str], allowed: &[&str]) {
+    let acceptor = start(options);
+    resets(&acceptor, denied);
+    serves(&acceptor, allowed);
 }
 
-#[test]
-fn a_rule_that_allows_some_shuts_out_all_others() {
-    let acceptor = start("--allow 127.0.0.8/31");
-    resets(&acceptor, &["127.0.0.7", "127.0.0.10"]);
-    serves(&acceptor, &["127.0.0.8", "127.0.0.9"]);
+cases! {
+    expect_judged;
+    a_client_that_a_rule_denies_is_reset_and_others_are_served:
+        "--deny 127.0.0.9", &["127.0.0.9"], &["127.0.0.8", "127.0.0.1"];
+    a_rule_that_allows_some_shuts_out_all_others:
+        "--allow 127.0.0.8/31", &["127.0.0.7", "127.0.0.10"], &["127.0.0.8", "127.0.0.9"];
+    a_rule_on_mapped_addresses_is_one_on_ipv4_addresses:
+        "--deny ::ffff:127.0.0.8/127", &["127.0.0.8", "127.0.0.9"], &["127.0.0.10"];
+    clients_that_a_rule_denies_do_not_count_for_limits:
+        "--deny 127.0.0.9 --max 1 --max-per-source 1", &["127.0.0.9"; 10], &["127.0.0.8"];
+    users_and_groups_do_not_hold_clients_over_tcp:
+        "--allow-uid 7001 --allow-gid 7001", &[], &["127.0.0.1"];
 }
 
 #[test]
@@ -84,9 +91,8 @@ fn the_most_specific_rule_decides_in_whatever_order_they_are_given() {
         "--allow 127.1.1.1/32",
     ];
     for _ in 0..2 {
-        let acceptor = start(&rules.join(" "));
-        resets(&acceptor, &["127.0.0.1", "127.1.1.2"]);
-        serves(&acceptor, &["127.1.2.1", "127.1.1.1"]);
+        let (denied, allowed) = (["127.0.0.1", "127.1.1.2"], ["127.1.2.1", "127.1.1.1"]);
+        expect_judged(&rules.join(" "), &denied, &allowed);
         rules.reverse();
     }
 }
@@ -101,10 +107,8 @@ fn every_client_is_judged_as_its_longest_prefix_says() {
         let mask = u32::MAX << (32 - length);
         // Few bits vary, so that many networks contain others.
         let net = (0x7f00_0000 | random.below(16) as u32 | (random.below(4) as u32) << 22) & mask;
-        if !rules
-            .iter()
-            .any(|(_, other, bits)| (*other, *bits) == (net, length))
-        {
+        let is_same = |(_, other, bits): &(bool, u32, u32)| (*other, *bits) == (net, length);
+        if !rules.iter().any(is_same) {
             rules.push((random.below(2) == 0, net, length));
         }
     }
@@ -125,11 +129,8 @@ fn every_client_is_judged_as_its_longest_prefix_says() {
         let longest = holding.max_by_key(|(_, _, length)| *length);
         let expected = longest.is_some_and(|(allow, _, _)| *allow);
         let text = std::net::Ipv4Addr::from(client).to_string();
-        assert_eq!(
-            is_served(&text, acceptor.port),
-            expected,
-            "{text} {longest:?}"
-        );
+        let is_served = is_served(&text, acceptor.port);
+        assert_eq!(is_served, expected, "{text} {longest:?}");
         seen[usize::from(expected)] += 1;
     }
     assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
@@ -158,13 +159,6 @@ fn ipv4_rules_hold_ipv4_clients_of_a_listener_for_both_families() {
 }
 
 #[test]
-fn a_rule_on_mapped_addresses_is_one_on_ipv4_addresses() {
-    let acceptor = start("--deny ::ffff:127.0.0.8/127");
-    resets(&acceptor, &["127.0.0.8", "127.0.0.9"]);
-    serves(&acceptor, &["127.0.0.10"]);
-}
-
-#[test]
 fn rules_hold_at_every_listener() {
     let two = guarded().listen(ADDRESS).listen(ADDRESS);
     let acceptor = two.options("--deny 127.0.0.9").start();
@@ -172,13 +166,6 @@ fn rules_hold_at_every_listener() {
         assert!(!is_served("127.0.0.9", *port));
         assert!(is_served("127.0.0.8", *port));
     }
-}
-
-#[test]
-fn clients_that_a_rule_denies_do_not_count_for_limits() {
-    let acceptor = start("--deny 127.0.0.9 --max 1 --max-per-source 1");
-    resets(&acceptor, &["127.0.0.9"; 10]);
-    serves(&acceptor, &["127.0.0.8"]);
 }
 
 #[test]
@@ -293,11 +280,9 @@ fn a_file_that_is_gone_keeps_the_old_rules() {
 fn who_is_served_stays_so_when_rules_change() {
     let cats = Fdaccept::cats().file("rules", "");
     let mut acceptor = cats.options("--rules ./rules").start();
-    let client = acceptor.client();
-    client.expect_served();
+    let client = acceptor.served_client();
     write(&acceptor, "deny 127.0.0.0/8");
-    acceptor.signal(Signal::SIGHUP);
-    acceptor.line("read again");
+    assert_eq!(reload(&mut acceptor), "fdaccept: rules: read again");
     client.expect_served();
 }
 
@@ -314,9 +299,9 @@ fn many_hups_turn_nobody_away_who_is_allowed() {
 
 #[test]
 fn without_a_file_of_rules_hup_ends_fdaccept() {
-    let mut acceptor = Fdaccept::bound().options("--deny 127.0.0.9").start();
+    let mut acceptor = unread("--deny 127.0.0.9");
     acceptor.signal(Signal::SIGHUP);
-    assert_eq!(acceptor.wait().signal(), Some(Signal::SIGHUP as i32));
+    acceptor.expect_killed_by(Signal::SIGHUP);
 }
 
 // Users and groups of Unix clients.
@@ -357,37 +342,33 @@ fn expect_users(options: &str, expected: &[(u32, u32, &[u32], bool)]) {
     }
 }
 
-#[test]
-fn the_users_that_are_named_may_connect_and_nobody_else() {
-    let expected: [(_, _, &[u32], _); 4] = [
+cases! {
+    expect_users;
+    the_users_that_are_named_may_connect_and_nobody_else: "--allow-uid 7001 --allow-uid 7002", &[
         (7001, 1, &[], true),
         (7002, 1, &[], true),
         (7003, 7001, &[7001], false),
         // Nor root.
         (0, 0, &[], false),
     ];
-    expect_users("--allow-uid 7001 --allow-uid 7002", &expected);
-}
-
-#[test]
-fn who_has_an_allowed_group_as_its_primary_one_may_connect() {
-    let expected: [(_, _, &[u32], _); 4] = [
+    who_has_an_allowed_group_as_its_primary_one_may_connect: "--allow-gid 7001", &[
         (5, 7001, &[], true),
         (5, 7001, &[1, 2], true),
         (7001, 5, &[], false),
         (0, 0, &[], false),
     ];
-    expect_users("--allow-gid 7001", &expected);
-}
-
-#[test]
-fn who_has_an_allowed_group_as_a_supplementary_one_may_connect() {
-    let expected: [(_, _, &[u32], _); 3] = [
+    who_has_an_allowed_group_as_a_supplementary_one_may_connect: "--allow-gid 7001", &[
         (5, 5, &[7001], true),
         (5, 5, &[1, 7001, 9000], true),
         (5, 5, &[1, 7002, 9000], false),
     ];
-    expect_users("--allow-gid 7001", &expected);
+    either_an_allowed_user_or_an_allowed_group_is_enough: "--allow-uid 7001 --allow-gid 7002", &[
+        (7001, 5, &[], true),
+        (5, 7002, &[], true),
+        (5, 5, &[7002], true),
+        (7002, 7001, &[7001], false),
+    ];
+    without_users_and_groups_everybody_may_connect: "", &[(7001, 7001, &[], true)];
 }
 
 #[test]
@@ -399,22 +380,6 @@ fn a_user_may_have_any_number_of_groups() {
         "--allow-gid 7001",
         &[(5, 5, without, false), (5, 5, &groups, true)],
     );
-}
-
-#[test]
-fn either_an_allowed_user_or_an_allowed_group_is_enough() {
-    let expected: [(_, _, &[u32], _); 4] = [
-        (7001, 5, &[], true),
-        (5, 7002, &[], true),
-        (5, 5, &[7002], true),
-        (7002, 7001, &[7001], false),
-    ];
-    expect_users("--allow-uid 7001 --allow-gid 7002", &expected);
-}
-
-#[test]
-fn without_users_and_groups_everybody_may_connect() {
-    expect_users("", &[(7001, 7001, &[], true)]);
 }
 
 /// Whether a Unix listener serves the user of this test.
@@ -442,11 +407,6 @@ fn rules_on_addresses_do_not_hold_unix_clients() {
     assert!(serves_us("--deny 0.0.0.0/0 --deny ::/0"));
 }
 
-#[test]
-fn users_and_groups_do_not_hold_clients_over_tcp() {
-    serves(&start("--allow-uid 7001 --allow-gid 7001"), &["127.0.0.1"]);
-}
-
 // Wrong usage. The parsers' own tests try more spellings.
 
 /// Checks that fdaccept ends with this status and a message that contains `expected`.
@@ -462,21 +422,34 @@ fn ends(fdaccept: Fdaccept, options: &str, status: i32, expected: &str) {
     }
 }
 
+/// Checks that each of these options is wrong usage, and that its message contains this.
 #[track_caller]
-fn is_wrong_usage(options: &str, expected: &str) {
-    ends(Fdaccept::bound(), options, 2, expected);
+fn is_wrong_usage(wrong: &[(&str, &str)]) {
+    for (options, expected) in wrong {
+        ends(Fdaccept::bound(), options, 2, expected);
+    }
 }
 
-#[test]
-fn what_is_no_network_is_a_usage_error() {
-    is_wrong_usage("--allow=10.0.0.0/33", "--allow");
-    is_wrong_usage("--deny=", "--deny");
-}
-
-#[test]
-fn a_network_that_is_both_allowed_and_denied_is_a_usage_error() {
-    let options = "--allow 10.1.0.0/16 --deny 10.1.2.3/16";
-    is_wrong_usage(options, "10.1.0.0/16 is allowed and denied");
+cases! {
+    is_wrong_usage;
+    what_is_no_network_is_a_usage_error:
+        &[("--allow=10.0.0.0/33", "--allow"), ("--deny=", "--deny")];
+    a_network_that_is_both_allowed_and_denied_is_a_usage_error:
+        &[("--allow 10.1.0.0/16 --deny 10.1.2.3/16", "10.1.0.0/16 is allowed and denied")];
+    a_limit_is_a_number_from_one_on:
+        &[("--max=0", "--max"), ("--max-per-source=0", "--max-per-source")];
+    a_rate_is_a_number_in_a_time: &[("--rate=5", "--rate")];
+    a_prefix_of_sources_is_two_numbers_of_bits:
+        &[("--max-per-source 1 --source-prefix=33,64", "--source-prefix")];
+    a_prefix_of_sources_needs_a_limit_for_each:
+        &[("--max 1 --source-prefix 24,48", "--max-per-source")];
+    when_full_needs_a_limit: &[
+        ("--when-full close", "--when-full needs --max"),
+        ("--rate 1/1 --when-full wait", "--when-full"),
+    ];
+    one_client_cannot_be_left_in_the_backlog:
+        &[("--max-per-source 1 --when-full wait", "--when-full wait needs --max")];
+    a_group_is_a_number: &[("--allow-gid=4294967296", "--allow-gid")];
 }
 
 #[test]
@@ -493,40 +466,6 @@ fn a_file_of_rules_that_cannot_be_read_is_an_error() {
 }
 
 #[test]
-fn a_limit_is_a_number_from_one_on() {
-    is_wrong_usage("--max=0", "--max");
-    is_wrong_usage("--max-per-source=0", "--max-per-source");
-}
-
-#[test]
-fn a_rate_is_a_number_in_a_time() {
-    is_wrong_usage("--rate=5", "--rate");
-}
-
-#[test]
-fn a_prefix_of_sources_is_two_numbers_of_bits() {
-    let options = "--max-per-source 1 --source-prefix=33,64";
-    is_wrong_usage(options, "--source-prefix");
-}
-
-#[test]
-fn a_prefix_of_sources_needs_a_limit_for_each() {
-    is_wrong_usage("--max 1 --source-prefix 24,48", "--max-per-source");
-}
-
-#[test]
-fn when_full_needs_a_limit() {
-    is_wrong_usage("--when-full close", "--when-full needs --max");
-    is_wrong_usage("--rate 1/1 --when-full wait", "--when-full");
-}
-
-#[test]
-fn one_client_cannot_be_left_in_the_backlog() {
-    let options = "--max-per-source 1 --when-full wait";
-    is_wrong_usage(options, "--when-full wait needs --max");
-}
-
-#[test]
 fn what_to_say_when_full_must_be_readable_and_short() {
     let long = Fdaccept::bound().file("words", [b'x'; 4097]);
     ends(long, "--max 1 --when-full ./words", 2, "./words");
@@ -534,20 +473,12 @@ fn what_to_say_when_full_must_be_readable_and_short() {
     ends(Fdaccept::bound(), missing, 1, "/nowhere/words");
 }
 
-#[test]
-fn a_group_is_a_number() {
-    is_wrong_usage("--allow-gid=4294967296", "--allow-gid");
-}
-
 // Counters.
 
 /// Sends USR1 until fdaccept's answer contains `expected`.
 #[track_caller]
 fn until_counters(process: &mut Process, expected: &str) {
-    until(expected, || {
-        process.signal(Signal::SIGUSR1);
-        process.line("fdaccept: accepted ").contains(expected)
-    });
+    until(expected, || process.counters().contains(expected));
 }
 
 /// fdaccept with a named queue that nobody reads.
@@ -621,11 +552,8 @@ fn counters_tell_how_often_the_rate_held_clients_up() {
     let mut acceptor = unread("--rate 1/0.1");
     let _clients = [(); 3].map(|()| acceptor.client());
     until_counters(&mut acceptor, "accepted 3, ");
-    acceptor.signal(Signal::SIGUSR1);
-    let line = acceptor.line("held up by rate");
-    let count = line.split("held up by rate ").nth(1).unwrap();
-    let count: u32 = count.split(',').next().unwrap().parse().unwrap();
-    assert!((2..=3).contains(&count), "{line}");
+    let count = acceptor.counted("held up by rate");
+    assert!((2..=3).contains(&count), "{count}");
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -40,6 +39,13 @@ fn error_of(arguments: &str) -> String {
     stderr
 }
 
+/// Checks that fdaccept cannot have this address, and says so in these words alone.
+#[track_caller]
+fn cannot_bind(address: &str, cause: &str) {
+    let expected = format!("fdaccept: cannot bind {address}: {cause}");
+    assert_eq!(error_of(address), expected);
+}
+
 /// Checks that a client of `address` gets its own bytes back.
 #[track_caller]
 fn echoes(address: impl Into<SocketAddr>) {
@@ -49,9 +55,8 @@ fn echoes(address: impl Into<SocketAddr>) {
 }
 
 #[track_caller]
-fn echoes_on_unix(client: UnixStream) {
-    client.set_read_timeout(Some(DEADLINE)).unwrap();
-    Client(client).expect_echo("hello");
+fn echoes_at(path: impl AsRef<Path>) {
+    Client::connect_unix(path).expect_echo("hello");
 }
 
 fn is_refused(address: impl Into<SocketAddr>) -> bool {
@@ -69,11 +74,6 @@ fn repeatedly(mut is_so: impl FnMut() -> bool) -> bool {
 /// Says that this machine lacks what a test is about.
 fn lacks(what: &str) {
     eprintln!("skipped: this machine has no {what}");
-}
-
-fn connect_abstract(name: &str) -> UnixStream {
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..]).unwrap();
-    UnixStream::connect_addr(&address).unwrap()
 }
 
 /// fdaccept whose queue ends in this process.
@@ -175,9 +175,9 @@ fn several_addresses_share_one_queue() {
     assert_ne!(first, second);
     for _ in 0..3 {
         echoes(first);
-        echoes_on_unix(connect_unix(acceptor.names.file("s")));
+        echoes_at(acceptor.names.file("s"));
         echoes(second);
-        echoes_on_unix(connect_abstract(&name));
+        echoes_at(&name);
     }
 }
 
@@ -187,7 +187,7 @@ fn a_path_is_served() {
     let path = fdaccept.names.text("socket");
     let acceptor = fdaccept.listen(&path).start();
     assert_eq!(acceptor.addresses, [&*path]);
-    echoes_on_unix(connect_unix(path));
+    echoes_at(path);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_relative_path_is_served() {
         std::fs::create_dir(&inside).unwrap();
         let acceptor = Fdaccept::cats().dir(&inside).listen(text).start();
         assert_eq!(acceptor.addresses, [text]);
-        echoes_on_unix(connect_unix(inside.join(text)));
+        echoes_at(inside.join(text));
     }
 }
 
@@ -207,25 +207,18 @@ fn an_abstract_name_is_served() {
     let name = Names::new().abstract_name();
     let acceptor = cats_at(&name);
     assert_eq!(acceptor.addresses, [&*name]);
-    echoes_on_unix(connect_abstract(&name));
+    echoes_at(&name);
 }
 
 #[test]
 fn a_link_local_address_has_its_interface() {
-    assert_eq!(
-        error_of("[fe80::1]:0%fdtools-none"),
-        "fdaccept: cannot bind [fe80::1]:0%fdtools-none: No such device"
-    );
+    cannot_bind("[fe80::1]:0%fdtools-none", "No such device");
     // The loopback interface has no such address.
-    let cause = if has_ipv6() {
-        "Cannot assign requested address"
-    } else {
-        "Address family not supported by protocol"
+    let cause = match has_ipv6() {
+        true => "Cannot assign requested address",
+        false => "Address family not supported by protocol",
     };
-    assert_eq!(
-        error_of("[fe80::1]:0%lo"),
-        format!("fdaccept: cannot bind [fe80::1]:0%lo: {cause}")
-    );
+    cannot_bind("[fe80::1]:0%lo", cause);
     let Some((ip, interface)) = link_local() else {
         return lacks("link-local address");
     };
@@ -271,37 +264,39 @@ fn a_vsock_address_is_served_where_there_is_any() {
     if nix::sys::socket::connect(client.as_raw_fd(), &address).is_err() {
         return lacks("vsock that leads back to itself");
     }
-    echoes_on_unix(UnixStream::from(client));
+    let client = UnixStream::from(client);
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    Client(client).expect_echo("hello");
 }
 
 #[track_caller]
-fn is_one_line(error: &str, prefix: &str) {
-    assert!(error.starts_with(prefix), "{error}");
+fn is_one_line(address: &str, problem: &str) {
+    let error = error_of(address);
+    let prefix = format!("fdaccept: {problem}: ");
+    assert!(error.starts_with(&prefix), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
 }
 
-#[test]
-fn a_vsock_address_that_cannot_be_had_is_an_error() {
+cases! {
+    is_one_line;
     // This machine has another context id than 7, unless it is a guest with just that.
-    let prefix = "fdaccept: cannot bind vsock:7:1234: ";
-    is_one_line(&error_of("vsock:7:1234"), prefix);
-}
-
-fn in_use(address: &str) -> String {
-    format!("fdaccept: cannot bind {address}: Address already in use")
+    a_vsock_address_that_cannot_be_had_is_an_error: "vsock:7:1234", "cannot bind vsock:7:1234";
+    a_name_that_does_not_resolve_is_an_error:
+        "no-such-host.invalid:80", "cannot resolve no-such-host.invalid";
 }
 
 #[test]
 fn a_port_that_is_in_use_is_an_error() {
     let first = cats_at(ADDRESS);
     let address = &first.addresses[0];
+    let expected = format!("fdaccept: cannot bind {address}: Address already in use");
     // Where one of 2 addresses fails, fdaccept reports neither as listening.
     for arguments in [
         address.clone(),
         format!("{address} -- cat"),
         format!("{ADDRESS} {address}"),
     ] {
-        assert_eq!(error_of(&arguments), in_use(address));
+        assert_eq!(error_of(&arguments), expected);
     }
     echoes(address_of(&first));
 }
@@ -309,9 +304,9 @@ fn a_port_that_is_in_use_is_an_error() {
 #[test]
 fn a_unix_address_that_is_in_use_is_an_error() {
     let names = Names::new();
-    for address in [names.path(), names.abstract_name()] {
+    for address in names.both() {
         let _first = cats_at(&address);
-        assert_eq!(error_of(&address), in_use(&address));
+        cannot_bind(&address, "Address already in use");
     }
 }
 
@@ -322,13 +317,11 @@ fn one_bad_address_takes_the_others_with_it() {
     assert!(names.is_empty());
 }
 
-#[test]
-fn an_address_of_another_machine_is_an_error() {
+cases! {
+    cannot_bind;
     // TEST-NET-1 of RFC 5737: no machine has it.
-    assert_eq!(
-        error_of("192.0.2.1:0"),
-        "fdaccept: cannot bind 192.0.2.1:0: Cannot assign requested address"
-    );
+    an_address_of_another_machine_is_an_error: "192.0.2.1:0", "Cannot assign requested address";
+    a_path_in_no_directory_is_an_error: "/no/such/directory/s", "No such file or directory";
 }
 
 #[test]
@@ -341,20 +334,6 @@ fn a_port_without_permission_is_an_error() {
     assert_eq!(
         Fdaccept::by(NOBODY).listen("127.0.0.1:80").fails(1),
         "fdaccept: cannot bind 127.0.0.1:80: Permission denied"
-    );
-}
-
-#[test]
-fn a_name_that_does_not_resolve_is_an_error() {
-    let prefix = "fdaccept: cannot resolve no-such-host.invalid: ";
-    is_one_line(&error_of("no-such-host.invalid:80"), prefix);
-}
-
-#[test]
-fn a_path_in_no_directory_is_an_error() {
-    assert_eq!(
-        error_of("/no/such/directory/s"),
-        "fdaccept: cannot bind /no/such/directory/s: No such file or directory"
     );
 }
 
@@ -416,10 +395,8 @@ fn keepalive_is_set_on_what_is_accepted() {
     let keepalive = |options| {
         let connection = accepted_with(options);
         let is_on = getsockopt(&connection, sockopt::KeepAlive).unwrap();
-        (
-            is_on,
-            getsockopt(&connection, sockopt::TcpKeepIdle).unwrap(),
-        )
+        let idle = getsockopt(&connection, sockopt::TcpKeepIdle).unwrap();
+        (is_on, idle)
     };
     assert_eq!(keepalive("-o keepalive=7"), (true, 7));
     let (is_on, default) = keepalive("");
@@ -534,8 +511,8 @@ fn there_is_one_line_for_each_listener_and_no_other() {
 fn quiet_says_nothing_of_what_goes_well() {
     let mut acceptor = Fdaccept::cats().arg("-q").listen("./s").spawn();
     let path = acceptor.names.file("s");
-    let client = eventually("the listener", || UnixStream::connect(&path).ok());
-    echoes_on_unix(client);
+    until("the listener", || UnixStream::connect(&path).is_ok());
+    echoes_at(path);
     acceptor.term();
     acceptor.expect_quiet_end();
     // Errors are logged all the same.
@@ -552,7 +529,7 @@ fn verbose_logs_each_connection_that_is_accepted() {
         let line = acceptor.line("accepted");
         assert_eq!(line, format!("fdaccept: accepted 127.0.0.1 on {address}"));
     }
-    echoes_on_unix(connect_unix(acceptor.names.file("s")));
+    echoes_at(acceptor.names.file("s"));
     let line = acceptor.line("accepted");
     assert!(line.ends_with("on ./s"), "{line}");
 }

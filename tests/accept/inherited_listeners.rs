@@ -2,19 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use crate::support::*;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
-
-fn listener() -> (TcpListener, u16) {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    (listener, port)
-}
 
 fn copy(descriptor: impl AsFd) -> OwnedFd {
     descriptor.as_fd().try_clone_to_owned().unwrap()
@@ -213,10 +207,8 @@ fn an_option_that_comes_too_late_is_refused() {
             "socket option {option} must be set before the listener is bound: \
              set it where the inherited one is made"
         );
-        is_refused(
-            with_3(&listener, &format!("-o {option} fd:3 -- cat")),
-            &expected,
-        );
+        let arguments = format!("-o {option} fd:3 -- cat");
+        is_refused(with_3(&listener, &arguments), &expected);
     }
     let nodelay = Fdaccept::cats().options("-o nodelay").listen("fd:0");
     nodelay.stdin(copy(&listener)).start().expect_echo();
@@ -268,8 +260,7 @@ fn an_inherited_listener_is_not_closed_for_the_others() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
         let mut acceptor = serve(&listener, "cat");
         acceptor.expect_echo();
-        acceptor.signal(signal);
-        acceptor.wait();
+        acceptor.end_by(signal);
         let _client = connect(port);
         listener.accept().unwrap();
     }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -61,8 +60,7 @@ fn a_port_of_several_addresses_is_in_the_file_once() {
 fn a_port_that_several_addresses_were_given_is_in_the_file_once() {
     // Another test may take a free port before fdaccept does.
     let (acceptor, port) = eventually("a port that is free", || {
-        let free = TcpListener::bind(ADDRESS).unwrap();
-        let port = free.local_addr().unwrap().port();
+        let (free, port) = listener();
         drop(free);
         let addresses = [1, 2, 3].map(|last| format!("127.0.0.{last}:{port}"));
         let mut acceptor = addresses.iter().fold(filed(), Fdaccept::listen).spawn();
@@ -74,8 +72,7 @@ fn a_port_that_several_addresses_were_given_is_in_the_file_once() {
 
 #[test]
 fn the_port_of_an_inherited_listener_is_in_the_file() {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, port) = listener();
     let inherited = filed().listen("fd:0").stdin(OwnedFd::from(listener));
     assert_eq!(ports_of(&inherited.start()), [port]);
 }
@@ -208,27 +205,19 @@ fn a_file_without_a_port_is_a_usage_error() {
 }
 
 #[track_caller]
-fn cannot_write(path: &str, cause: &str) {
-    let expected = format!("cannot write {path}: {cause}");
-    fails(path, &[ADDRESS, "./listener"], 1, &expected);
-}
-
-#[test]
-fn a_directory_as_the_file_is_an_error() {
-    cannot_write("./directory", "Is a directory");
-    cannot_write("/", "Is a directory");
-}
-
-#[test]
-fn a_directory_that_is_not_there_is_an_error() {
-    for path in ["./none/ports", "/no/such/ports", "./directory/../none/x"] {
-        cannot_write(path, "No such file or directory");
+fn cannot_write(paths: &[&str], cause: &str) {
+    for path in paths {
+        let expected = format!("cannot write {path}: {cause}");
+        fails(path, &[ADDRESS, "./listener"], 1, &expected);
     }
 }
 
-#[test]
-fn a_directory_that_is_none_is_an_error() {
-    cannot_write("/dev/null/ports", "Not a directory");
+cases! {
+    cannot_write;
+    a_directory_as_the_file_is_an_error: &["./directory", "/"], "Is a directory";
+    a_directory_that_is_not_there_is_an_error:
+        &["./none/ports", "/no/such/ports", "./directory/../none/x"], "No such file or directory";
+    a_directory_that_is_none_is_an_error: &["/dev/null/ports"], "Not a directory";
 }
 
 #[test]

@@ -2,14 +2,13 @@
 //! and what fdaccept has made belongs to that user.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::*;
@@ -221,17 +220,11 @@ fn nothing_is_left_of_groups_capabilities_and_secure_bits() {
         &format!("--reuid=7009 --regid=7009 --clear-groups {raised}"),
         "--ruid=7009 --euid=0 --groups=5,7",
     ] {
-        let words: Vec<_> = std::iter::once(&*setpriv)
-            .chain(before.split(' '))
-            .collect();
+        let words = format!("{setpriv} {before}");
+        let words: Vec<_> = words.split(' ').collect();
         let mut trial = Command::new(&setpriv);
-        if !trial
-            .args(&words[1..])
-            .arg("true")
-            .status()
-            .unwrap()
-            .success()
-        {
+        trial.args(&words[1..]).arg("true");
+        if !trial.status().unwrap().success() {
             skip(&format!("no {before:?} here"));
             continue;
         }
@@ -296,26 +289,19 @@ fn a_user_that_is_not_there_is_a_usage_error_before_anything_is_made() {
     is_wrong("\x1b[31m", "\\u{1b}[31m: no such user");
 }
 
-#[test]
-fn a_group_that_is_not_there_is_a_usage_error_before_anything_is_made() {
-    is_wrong("4000000001:no-such", "4000000001:no-such: no such group");
-}
-
-#[test]
-fn root_is_a_usage_error_before_anything_is_made() {
-    is_wrong("root", "root: must be another user than root");
-}
-
-#[test]
-fn a_number_without_an_account_needs_a_group() {
-    let expected = "4000000001: there is no account with that number, so give a group";
-    is_wrong("4000000001", expected);
+cases! {
+    is_wrong;
+    a_group_that_is_not_there_is_a_usage_error_before_anything_is_made:
+        "4000000001:no-such", "4000000001:no-such: no such group";
+    root_is_a_usage_error_before_anything_is_made: "root", "root: must be another user than root";
+    a_number_without_an_account_needs_a_group:
+        "4000000001", "4000000001: there is no account with that number, so give a group";
 }
 
 /// Runs `fdaccept --user` without the privileges for it, with a listener in whose backlog a client
 /// already is.
 #[track_caller]
-fn fails_and_accepts_nothing(dir: &TempDir, wrapper: &[&str], address: &[&str]) -> String {
+fn fails_and_accepts_nothing(dir: &TempDir, wrapper: &[String], address: &[&str]) -> String {
     let listener = TcpListener::bind(ADDRESS).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client.write_all(b"hello").unwrap();
@@ -324,12 +310,9 @@ fn fails_and_accepts_nothing(dir: &TempDir, wrapper: &[&str], address: &[&str]) 
     command.args([format!("--reuid={THIRD}"), format!("--regid={THIRD}")]);
     command.arg("--clear-groups").args(wrapper);
     command.arg(copy_of("fdaccept", dir.path()));
-    let fdaccept = Fdaccept::of(command)
-        .user(SOMEBODY)
-        .args(address)
-        .arg("fd:0");
+    let fdaccept = Fdaccept::of(command).user(SOMEBODY).args(address);
     let inherited = OwnedFd::from(listener.try_clone().unwrap());
-    let fdaccept = fdaccept.dir(dir.path()).stdin(inherited);
+    let fdaccept = fdaccept.arg("fd:0").stdin(inherited).dir(dir);
     let log = fdaccept.words("touch ./started").fails(1);
     assert!(!log.contains("listening"), "{log}");
     assert!(!dir.path().join("started").exists());
@@ -349,21 +332,13 @@ fn who_has_no_privileges_fails_and_accepts_nothing() {
         let mut rest: Vec<_> = RAISED.split(',').collect();
         rest.retain(|other| *other != capability);
         let rest = rest.join(",");
-        [
-            format!("--inh-caps={rest}"),
-            format!("--ambient-caps={rest}"),
-        ]
+        ["--inh-caps", "--ambient-caps"].map(|option| format!("{option}={rest}"))
     };
     let [no_setuid, no_setgid] = ["+setuid", "+setgid"].map(lacks);
-    for lacking in [
-        &[][..],
-        &[&*no_setuid[0], &no_setuid[1]],
-        &[&no_setgid[0], &no_setgid[1]],
-    ] {
-        let log = fails_and_accepts_nothing(&open_dir(), lacking, &[]);
-        let expected =
-            format!("fdaccept: cannot become user {AS_SOMEBODY}: Operation not permitted");
-        assert_eq!(log, expected);
+    for lacking in [vec![], no_setuid.to_vec(), no_setgid.to_vec()] {
+        let log = fails_and_accepts_nothing(&open_dir(), &lacking, &[]);
+        let expected = format!("cannot become user {AS_SOMEBODY}: Operation not permitted");
+        assert_eq!(log, format!("fdaccept: {expected}"));
     }
 }
 
@@ -412,12 +387,6 @@ fn a_port_below_1024_is_bound_before() {
     are(&process, &Identity::somebody());
 }
 
-fn lock_of(path: &Path) -> PathBuf {
-    let mut lock = OsString::from(path);
-    lock.push(".lock");
-    lock.into()
-}
-
 /// Owner, group and permissions.
 fn whose(path: &Path) -> (u32, u32, u32) {
     let meta = path.symlink_metadata().unwrap();
@@ -460,8 +429,7 @@ fn is_served_by(acceptor: &Acceptor, uid: u32) {
         assert_eq!(String::from_utf8(answer).unwrap(), format!("{uid}\nhello"));
     }
     // Slots that outlive the pool would take the next connection.
-    pool.term();
-    pool.wait();
+    pool.end_by(Signal::SIGTERM);
 }
 
 #[test]
@@ -551,8 +519,7 @@ fn consumers_of_any_user_have_the_queue_by_a_ticket() {
         acceptor.give_to(&mut fdpool);
         let mut pool = Pool::of(fdpool.args(["2", "--", "cat"]));
         acceptor.expect_echo();
-        pool.term();
-        pool.wait();
+        pool.end_by(Signal::SIGTERM);
     }
     drop(acceptor.take_pipe());
     acceptor.expect_exit(0);
@@ -700,21 +667,16 @@ fn a_consumer_has_a_full_queue(text: &str) {
     crowd.expect_served();
 }
 
-#[test]
-fn a_consumer_has_a_full_queue_from_a_name() {
-    let name = Names::new().abstract_name();
-    a_consumer_has_a_full_queue(&format!("fdaccept --user 4000000011:11 --bind {name}"));
-}
-
-#[test]
-fn a_consumer_has_a_full_queue_by_a_ticket() {
-    a_consumer_has_a_full_queue("fdaccept --user 4000000012:12");
+cases! {
+    a_consumer_has_a_full_queue;
+    a_consumer_has_a_full_queue_from_a_name:
+        &format!("fdaccept --user 4000000011:11 --bind {}", Names::new().abstract_name());
+    a_consumer_has_a_full_queue_by_a_ticket: "fdaccept --user 4000000012:12";
 }
 
 #[test]
 fn a_consumer_has_a_full_queue_of_who_never_was_root() {
-    if setpriv().is_some() {
-        let ids = "--reuid=4000000013 --regid=13 --clear-groups";
-        a_consumer_has_a_full_queue(&format!("setpriv {ids} fdaccept"));
-    }
+    needs!(setpriv());
+    let ids = "--reuid=4000000013 --regid=13 --clear-groups";
+    a_consumer_has_a_full_queue(&format!("setpriv {ids} fdaccept"));
 }

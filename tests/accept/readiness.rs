@@ -1,7 +1,6 @@
 //! Readiness, on a descriptor and to a service manager, and the status with the counters.
 
 use std::io::{PipeReader, Read, Write};
-use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -20,9 +19,8 @@ use rustix::event::PollFlags;
 
 /// `fdaccept --notify-fd 3 ARGUMENTS` with a pipe as descriptor 3, and the other side of the pipe.
 fn notifying(arguments: &str) -> (Fdaccept, PipeReader) {
-    notifying_by(&format!(
-        "exec fdaccept --notify-fd 3 {arguments} 3>&1 >/dev/null"
-    ))
+    let text = format!("exec fdaccept --notify-fd 3 {arguments} 3>&1 >/dev/null");
+    notifying_by(&text)
 }
 
 /// A script that has a pipe as its standard output.
@@ -59,8 +57,7 @@ fn a_newline_and_the_end_come_when_clients_can_connect() {
         assert_eq!(all_of(reader), "\n", "{form}");
         assert!(UnixStream::connect(acceptor.names.file("listener")).is_ok());
         assert!(acceptor.is_running());
-        acceptor.term();
-        acceptor.wait();
+        acceptor.end_by(Signal::SIGTERM);
     }
 }
 
@@ -89,9 +86,8 @@ fn nothing_comes_before_everything_is_bound() {
 
 #[test]
 fn nothing_but_the_end_comes_if_it_cannot_start() {
-    let taken = TcpListener::bind(ADDRESS).unwrap();
-    let address = taken.local_addr().unwrap();
-    let (fdaccept, reader) = notifying(&format!("{address} -- fdpool 1 -- cat"));
+    let (_taken, port) = listener();
+    let (fdaccept, reader) = notifying(&format!("127.0.0.1:{port} -- fdpool 1 -- cat"));
     let mut acceptor = fdaccept.spawn();
     assert_eq!(all_of(reader), "");
     acceptor.expect_exit(1);
@@ -123,8 +119,7 @@ fn standard_input_and_output_can_be_what_it_is_said_on() {
         let mut acceptor = fdaccept.spawn();
         assert_eq!(all_of(reader), "\n");
         assert!(acceptor.is_running());
-        acceptor.term();
-        acceptor.wait();
+        acceptor.end_by(Signal::SIGTERM);
     }
 }
 
@@ -249,9 +244,9 @@ fn a_manager_is_told_nothing_before_everything_is_bound() {
 #[test]
 fn a_manager_is_told_nothing_by_one_that_cannot_start() {
     let manager = Manager::at_path();
-    let taken = TcpListener::bind(ADDRESS).unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    Fdaccept::cats().listen(address).under(&manager).fails(1);
+    let (_taken, port) = listener();
+    let cats = Fdaccept::cats().listen(format!("127.0.0.1:{port}"));
+    cats.under(&manager).fails(1);
     assert!(!manager.has_something());
 }
 
@@ -342,9 +337,8 @@ fn monotonic() -> i64 {
 
 /// A chain with a file of rules.
 fn ruled() -> Fdaccept {
-    Fdaccept::cats()
-        .file("rules", "")
-        .options("--rules ./rules")
+    let cats = Fdaccept::cats().file("rules", "");
+    cats.options("--rules ./rules")
 }
 
 #[test]

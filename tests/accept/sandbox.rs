@@ -11,9 +11,7 @@ use std::process::{Command, Stdio};
 use crate::support::*;
 use fdtools::queue::send;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to, socket,
-};
+use nix::sys::socket::{SockType, UnixAddr, connect as connect_to};
 use nix::unistd::Pid;
 
 #[cfg(target_arch = "x86_64")]
@@ -159,11 +157,12 @@ fn a_pipeline_ends_with_its_consumers() {
 
 /// Consumers connect, are killed, and connect again.
 #[track_caller]
-fn consumers_come_and_go(acceptor: Acceptor) {
+fn consumers_come_and_go(fdaccept: Fdaccept) {
+    let acceptor = start(fdaccept);
     for _ in 0..3 {
         let mut first = cats_at(&acceptor, 2);
         acceptor.expect_echo();
-        let held = holding(acceptor.port);
+        let held = acceptor.served_client();
         let slots = first.children();
         first.slay();
         // Slots that outlive the pool would take the next connection.
@@ -174,15 +173,11 @@ fn consumers_come_and_go(acceptor: Acceptor) {
     ends(acceptor);
 }
 
-#[test]
-fn consumers_come_to_a_path_and_are_killed_and_others_come() {
-    consumers_come_and_go(start(Fdaccept::bound()));
-}
-
-#[test]
-fn consumers_come_to_an_abstract_name_and_are_killed_and_others_come() {
-    let name = Names::new().abstract_name();
-    consumers_come_and_go(start(Fdaccept::bound_at(&name)));
+cases! {
+    consumers_come_and_go;
+    consumers_come_to_a_path_and_are_killed_and_others_come: Fdaccept::bound();
+    consumers_come_to_an_abstract_name_and_are_killed_and_others_come:
+        Fdaccept::bound_at(&Names::new().abstract_name());
 }
 
 #[test]
@@ -195,8 +190,7 @@ fn a_unix_socket_on_standard_output_takes_connections() {
             acceptor.expect_echo();
         }
         ends(acceptor);
-        pool.term();
-        pool.wait();
+        pool.end_by(Signal::SIGTERM);
     }
 }
 
@@ -240,20 +234,12 @@ fn unix_clients_are_served_and_asked_who_they_are() {
     }
 }
 
-/// A client in service.
-#[track_caller]
-fn holding(port: u16) -> Client {
-    let client = Client::connect(port);
-    client.expect_served();
-    client
-}
-
 #[test]
 fn more_than_max_wait_until_one_ends() {
     let acceptor = bound_with("--max 1");
     let _pool = cats_at(&acceptor, 4);
     for _ in 0..5 {
-        let first = holding(acceptor.port);
+        let first = acceptor.served_client();
         let second = acceptor.client();
         second.send("x");
         // It has its turn only now.
@@ -269,7 +255,7 @@ fn one_client_beyond_its_limit_is_told_the_words_of_a_file() {
     let limited = fdaccept.options("--max-per-source 1 --when-full ./words");
     let acceptor = start(limited);
     let _pool = cats_at(&acceptor, 4);
-    let first = holding(acceptor.port);
+    let first = acceptor.served_client();
     for _ in 0..3 {
         assert_eq!(exchange(acceptor.port, b"hello"), b"421 later\r\n");
     }
@@ -279,18 +265,12 @@ fn one_client_beyond_its_limit_is_told_the_words_of_a_file() {
     });
 }
 
-#[track_caller]
-fn is_reset(acceptor: &Acceptor) {
-    let reset = try_exchange(acceptor.port, b"hello").unwrap_err();
-    assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
-}
-
 #[test]
 fn clients_beyond_a_limit_or_against_a_rule_are_reset() {
     let acceptor = chain_with("--max-per-source 1 --deny 127.0.0.0/8 --allow 127.0.0.1");
-    let _first = holding(acceptor.port);
-    is_reset(&acceptor);
-    is_reset(&chain_with("--deny 127.0.0.0/8"));
+    let _first = acceptor.served_client();
+    is_reset(acceptor.try_client());
+    is_reset(chain_with("--deny 127.0.0.0/8").try_client());
 }
 
 #[test]
@@ -307,8 +287,7 @@ fn a_limited_queue_is_filled_and_emptied_and_filled_again() {
         let mut pool = cats_at(&acceptor, 2);
         crowd.expect_served();
         // Slots that outlive the pool would take the next connections.
-        pool.term();
-        pool.wait();
+        pool.end_by(Signal::SIGTERM);
     }
 }
 
@@ -445,19 +424,14 @@ fn without_a_descriptor_left_clients_wait() {
 
 /// Connects to a door, and sends messages there.
 fn visit(address: &UnixAddr, messages: &[(&[u8], &[BorrowedFd<'_>])]) -> OwnedFd {
-    let (family, flags) = (AddressFamily::Unix, SockFlag::SOCK_CLOEXEC);
-    let visitor = socket(family, SockType::SeqPacket, flags, None).unwrap();
+    use ErrorKind::{BrokenPipe, ConnectionReset};
+    let visitor = unix_socket(SockType::SeqPacket);
     connect_to(visitor.as_raw_fd(), address).unwrap();
     for (payload, descriptors) in messages {
         match send(&visitor, payload, descriptors) {
             // The door may be shut already.
-            Ok(()) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-                ) => {}
-            Err(errno) => panic!("{errno}"),
+            Err(error) if [BrokenPipe, ConnectionReset].contains(&error.kind()) => {}
+            sent => sent.unwrap(),
         }
     }
     visitor
@@ -480,10 +454,8 @@ fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
     visit(address, &[(b"", &[]), (b"x", &[])]);
     visit(address, &[(b"nonsense", &[lingers.as_fd()])]);
     visit(address, &[(b"FDTOOLS=1\n", &many), (b"", &many)]);
-    visit(
-        address,
-        &[(b"y", &[its_end.as_fd()]), (b"z", &[nested.as_fd()])],
-    );
+    let two: [(&[u8], &[_]); 2] = [(b"y", &[its_end.as_fd()]), (b"z", &[nested.as_fd()])];
+    visit(address, &two);
     visit(address, &[(&[b'x'; 60000], &[listens.as_fd()])]);
     [other, inner_other]
 }
@@ -592,17 +564,12 @@ fn a_path_that_it_left_is_taken_over_by_the_next_one() {
 
 #[test]
 fn what_needs_more_calls_is_a_usage_error() {
-    for (fdaccept, expected) in [
-        (
-            Fdaccept::bound_at("./queue").options("--rules ./rules"),
-            "--rules",
-        ),
-        (
-            Fdaccept::plain().options("--grace 1 --connect ./queue"),
-            "--connect",
-        ),
+    for (options, expected) in [
+        ("--bind ./queue --rules ./rules", "--rules"),
+        ("--grace 1 --connect ./queue", "--connect"),
     ] {
-        let mut acceptor = fdaccept.file("rules", "").arg("--sandbox").spawn();
+        let fdaccept = Fdaccept::plain().options(options).file("rules", "");
+        let mut acceptor = fdaccept.arg("--sandbox").spawn();
         let log = acceptor.expect_end(2);
         let first = log.lines().next().unwrap();
         assert!(first.starts_with(&format!("fdaccept: {expected}")), "{log}");
@@ -669,11 +636,10 @@ fn nothing_that_a_named_queue_needs_is_refused() {
         let _pool = Pool::on(name).slots(8, ["cat"]).start();
         let address = UnixAddr::new_abstract(&name.as_bytes()[1..]).unwrap();
         let _others = leave_things_at(&address);
-        let _kept = [(); 3].map(|()| holding(acceptor.port));
+        let _kept = [(); 3].map(|()| acceptor.served_client());
         assert_eq!(exchange(acceptor.port, b"hello"), b"421 later\r\n");
         // A client of another group.
-        let (family, flags) = (AddressFamily::Unix, SockFlag::SOCK_CLOEXEC);
-        let stream = socket(family, SockType::Stream, flags, None).unwrap();
+        let stream = unix_socket(SockType::Stream);
         let address = UnixAddr::new_abstract(&listener.as_bytes()[1..]).unwrap();
         connect_to(stream.as_raw_fd(), &address).unwrap();
         acceptor.line("a rule denies it");

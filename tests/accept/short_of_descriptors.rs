@@ -29,15 +29,6 @@ fn are_idle(pids: &[Pid]) {
     crate::support::are_idle(pids, Duration::from_millis(80));
 }
 
-/// The only child of a process, once it is stopped.
-#[track_caller]
-fn stopped_child(process: &Process) -> Pid {
-    eventually("the command", || {
-        let child = process.children().pop()?;
-        (state(child) == Some('T')).then_some(child)
-    })
-}
-
 #[track_caller]
 fn start(text: &str) -> Acceptor {
     Fdaccept::sh(text).start()
@@ -73,22 +64,17 @@ fn limits(pid: Pid) -> (String, String) {
 }
 
 #[track_caller]
-fn serves_everybody(acceptor: &mut Acceptor) {
+fn serves_everybody(text: &str) {
+    let mut acceptor = start(&format!("ulimit -n 16; {text}"));
     Crowd::connect(acceptor.port, crowd_size(100)).expect_served();
     assert!(!acceptor.log().contains("cannot"), "{}", acceptor.log());
 }
 
-#[test]
-fn a_chain_with_few_descriptors_serves_everybody() {
-    let text = "ulimit -n 16; exec fdaccept 127.0.0.1:0 -- fdpool 4 -- cat";
-    serves_everybody(&mut start(text));
-}
-
-#[test]
-fn a_pipeline_with_few_descriptors_serves_everybody() {
-    serves_everybody(&mut start(
-        "ulimit -n 16; fdaccept 127.0.0.1:0 | fdpool 4 -- cat",
-    ));
+cases! {
+    serves_everybody;
+    a_chain_with_few_descriptors_serves_everybody:
+        "exec fdaccept 127.0.0.1:0 -- fdpool 4 -- cat";
+    a_pipeline_with_few_descriptors_serves_everybody: "fdaccept 127.0.0.1:0 | fdpool 4 -- cat";
 }
 
 #[test]
@@ -178,8 +164,7 @@ fn fdaccept_without_descriptors_still_can_be_stopped() {
     let _ = leave_none(&prlimit, acceptor.pid());
     let _client = acceptor.client();
     acceptor.line("cannot accept");
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
 }
 
 #[test]
@@ -199,7 +184,7 @@ fn a_consumer_at_the_door_waits_while_there_is_no_descriptor() {
 fn a_full_queue_stops_accepting_and_loses_nothing() {
     let acceptor = start(&format!("exec fdaccept 127.0.0.1:0 -- {STOPPED_POOL}"));
     let pid = acceptor.pid();
-    let pool = stopped_child(&acceptor);
+    let pool = acceptor.stopped_child();
     let idle = settled(pid).len();
     let crowd = Crowd::connect(acceptor.port, crowd_size(1000));
     until_full(pid, idle);
@@ -262,9 +247,8 @@ fn start_as_a_new_user(text: &str) -> Acceptor {
     for name in ["fdaccept", "fdpool", "fdrecv"] {
         copy_of(name, Path::new(&programs));
     }
-    fdaccept
-        .env("PATH", format!("{programs}:/usr/bin:/bin"))
-        .start()
+    let path = format!("{programs}:/usr/bin:/bin");
+    fdaccept.env("PATH", path).start()
 }
 
 #[test]
@@ -273,7 +257,7 @@ fn too_many_descriptors_on_their_way_are_waited_for() {
     let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {STOPPED_POOL}");
     let mut acceptor = start_as_a_new_user(&text);
     let pid = acceptor.pid();
-    let pool = stopped_child(&acceptor);
+    let pool = acceptor.stopped_child();
     let idle = settled(pid).len();
     let crowd = Crowd::connect(acceptor.port, crowd_size(200));
     until_full(pid, idle);
@@ -314,7 +298,7 @@ fn the_end_of_the_queue_while_too_many_are_on_their_way_is_waited_out() {
     let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {command}");
     let mut acceptor = start_as_a_new_user(&text);
     let pid = acceptor.pid();
-    let command = stopped_child(&acceptor);
+    let command = acceptor.stopped_child();
     let idle = settled(pid);
     let _crowd = Crowd::connect(acceptor.port, crowd_size(200));
     until_full(pid, idle.len());

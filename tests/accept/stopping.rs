@@ -63,14 +63,20 @@ fn fifo(names: &Names) -> (PathBuf, impl FnOnce()) {
     (path, go)
 }
 
+/// Expects exit status 1, and this line at the end of the log.
+#[track_caller]
+fn assert_last_line(process: &mut Process, expected: &str) {
+    let log = process.expect_end(1);
+    assert_eq!(log.lines().last(), Some(expected), "{log}");
+}
+
 const NOBODY_TAKES: &str = "fdaccept: nobody takes connections from the queue any more";
 
 #[test]
 fn a_chain_serves_what_waits_in_the_backlog() {
     for signal in STOPS {
         let mut process = Fdaccept::chain(["fdpool", "4", "cat"]).start();
-        let port = process.port;
-        let crowd = process.at_once(&[signal], || Crowd::connect(port, 50));
+        let crowd = process.at_once(&[signal], || Crowd::connect(process.port, 50));
         crowd.expect_served();
         process.expect_clean_end();
     }
@@ -82,8 +88,7 @@ fn a_pipeline_serves_what_waits_in_the_backlog() {
         let mut process = Fdaccept::piped().start();
         let pool = Pool::plain().stdin(process.take_pipe());
         let mut pool = pool.slots(4, ["cat"]).start();
-        let port = process.port;
-        let crowd = process.at_once(&[signal], || Crowd::connect(port, 50));
+        let crowd = process.at_once(&[signal], || Crowd::connect(process.port, 50));
         crowd.expect_served();
         process.expect_exit(0);
         pool.expect_exit(0);
@@ -212,14 +217,10 @@ fn connections_that_nobody_takes_are_counted() {
     ] {
         // The test could read the pipe, and never does.
         let mut process = Fdaccept::piped().args(["-v", "--grace", "0.3"]).start();
-        let port = process.port;
-        let _crowd = Crowd::connect(port, count);
-        for _ in 0..count {
-            process.line("accepted");
-        }
+        let _crowd = Crowd::connect(process.port, count);
+        process.until_accepted(count);
         process.term();
-        let log = process.expect_end(1);
-        assert_eq!(log.lines().last(), Some(expected));
+        assert_last_line(&mut process, expected);
     }
 }
 
@@ -227,12 +228,10 @@ fn connections_that_nobody_takes_are_counted() {
 fn connections_on_a_named_queue_that_nobody_takes_are_counted() {
     let mut process = Fdaccept::bound().args(["-v", "--grace", "0.3"]).start();
     let _crowd = Crowd::connect(process.port, 2);
-    process.line("accepted");
-    process.line("accepted");
+    process.until_accepted(2);
     process.term();
-    let log = process.expect_end(1);
     let expected = "fdaccept: 2 connections were accepted and not taken";
-    assert_eq!(log.lines().last(), Some(expected));
+    assert_last_line(&mut process, expected);
     assert!(process.names.is_empty());
 }
 
@@ -272,8 +271,7 @@ fn an_idle_pipeline_ends_without_waiting() {
             .args(["--grace", "3600"])
             .stdin(process.take_pipe());
         let mut pool = pool.slots(4, ["cat"]).start();
-        let port = process.port;
-        assert_eq!(exchange(port, b"x"), b"x");
+        assert_eq!(exchange(process.port, b"x"), b"x");
         process.signal(signal);
         process.expect_clean_end();
         pool.expect_quiet_end();
@@ -285,8 +283,7 @@ fn an_idle_chain_ends_without_waiting() {
     for signal in STOPS {
         let pool = ["fdpool", "--grace", "3600", "4", "cat"];
         let mut process = Fdaccept::chain(pool).args(["--grace", "3600"]).start();
-        let port = process.port;
-        assert_eq!(exchange(port, b"x"), b"x");
+        assert_eq!(exchange(process.port, b"x"), b"x");
         process.signal(signal);
         process.expect_clean_end();
     }
@@ -298,8 +295,7 @@ fn an_fdaccept_that_never_had_a_consumer_ends_without_waiting() {
     for sink in ["--bind ./q", "--connect ./q", "--connect @fdtools-nobody"] {
         let fdaccept = Fdaccept::plain().dir(&dir).args(["--grace", "3600"]);
         let mut process = fdaccept.args(sink.split(' ')).start();
-        process.term();
-        process.expect_exit(0);
+        process.stop();
     }
 }
 
@@ -323,8 +319,7 @@ fn ctrl_c_ends_a_pipeline_after_what_it_serves() {
 #[test]
 fn ctrl_c_ends_a_chain_after_what_it_serves() {
     let mut process = Fdaccept::chain(["fdpool", "2", "cat"]).start();
-    let client = process.client();
-    client.expect_served();
+    let client = process.served_client();
     process.signal_group(Signal::SIGINT);
     client.expect_echo("y");
     process.expect_clean_end();
@@ -373,35 +368,28 @@ fn assert_some_were_left(log: &str) {
     let (before, last) = log.rsplit_once('\n').unwrap();
     assert_eq!(last, LEFT, "{log}");
     let counters = "fdaccept: accepted 2, passed 2, refused by rule 0, ";
-    assert!(
-        before.lines().last().unwrap().starts_with(counters),
-        "{log}"
-    );
+    let before = before.lines().last().unwrap();
+    assert!(before.starts_with(counters), "{log}");
 }
 
 #[test]
 fn a_command_that_ends_with_connections_waiting_is_told_of() {
-    let text = "echo ready >&2; kill -STOP $$; exit 4";
-    let mut process = chain(&[], text);
-    let port = process.port;
+    let mut process = chain(&[], "echo ready >&2; kill -STOP $$; exit 4");
     process.line("ready");
-    let _crowd = Crowd::connect(port, 2);
+    let _crowd = Crowd::connect(process.port, 2);
     process.until_counted("passed", 2);
-    let command = process.stopped_child();
-    thaw(command);
+    thaw(process.stopped_child());
     let log = process.expect_end(4);
     assert_some_were_left(&log);
 }
 
 #[test]
 fn a_command_that_takes_some_and_leaves_others_is_told_of() {
-    let text = "fdrecv -- cat; kill -STOP $$; exit 4";
-    let mut process = chain(&[], text);
-    let port = process.port;
-    let crowd = Crowd::connect(port, 1);
+    let mut process = chain(&[], "fdrecv -- cat; kill -STOP $$; exit 4");
+    let crowd = Crowd::connect(process.port, 1);
     crowd.expect_served();
     let command = process.stopped_child();
-    let _crowd = Crowd::connect(port, 1);
+    let _crowd = Crowd::connect(process.port, 1);
     process.until_counted("passed", 2);
     thaw(command);
     let log = process.expect_end(4);
@@ -413,10 +401,9 @@ fn what_a_command_leaves_after_a_stop_is_told_of() {
     for signal in STOPS {
         let text = "echo ready >&2; kill -STOP $$; exit 4";
         let mut process = chain_with_path(&["--grace", "3600"], text);
-        let port = process.port;
         process.line("ready");
         let command = process.stopped_child();
-        let _crowd = Crowd::connect(port, 2);
+        let _crowd = Crowd::connect(process.port, 2);
         process.signal(signal);
         // With the listener, fdaccept closes the queue.
         expect_closed(&process);
@@ -432,10 +419,9 @@ fn what_a_command_leaves_is_told_of_also_while_clients_come() {
     let mut random = Random(1);
     for _ in 0..30 {
         let mut process = chain(&[], "echo ready >&2; exec sleep 1000");
-        let port = process.port;
         process.line("ready");
         let command = process.children()[0];
-        let _crowd = process.at_once(&[], || Crowd::connect(port, 100));
+        let _crowd = process.at_once(&[], || Crowd::connect(process.port, 100));
         random.pause(3000);
         kill(command, Signal::SIGKILL).unwrap();
         let log = process.expect_end(128 + 9);
@@ -468,10 +454,9 @@ fn an_error_in_a_chain_leaves_nothing_untold() {
 fn nothing_is_said_of_connections_that_a_command_took_after_a_stop() {
     let text = "echo ready >&2; kill -STOP $$; fdrecv -- cat; fdrecv -- cat; exit 4";
     let mut process = chain_with_path(&["--grace", "3600"], text);
-    let port = process.port;
     process.line("ready");
     let command = process.stopped_child();
-    let crowd = Crowd::connect(port, 2);
+    let crowd = Crowd::connect(process.port, 2);
     process.term();
     expect_closed(&process);
     thaw(command);
@@ -506,12 +491,10 @@ fn fdaccept_ends_when_nobody_has_its_pipe_any_more() {
 fn connections_that_were_not_taken_when_the_pipe_closes_are_counted() {
     let mut process = Fdaccept::piped().args(["-v"]).start();
     let _crowd = Crowd::connect(process.port, 2);
-    process.line("accepted");
-    process.line("accepted");
+    process.until_accepted(2);
     drop(process.take_pipe());
-    let log = process.expect_end(1);
     let expected = "fdaccept: 2 connections were accepted and not taken";
-    assert_eq!(log.lines().last(), Some(expected));
+    assert_last_line(&mut process, expected);
 }
 
 #[test]
@@ -530,8 +513,7 @@ fn a_queue_at_a_descriptor_without_consumers_is_an_error() {
     let mut process = sh(text).stdin(OwnedFd::from(other)).start();
     process.listening();
     drop(one);
-    let log = process.expect_end(1);
-    assert_eq!(log.lines().last(), Some(NOBODY_TAKES));
+    assert_last_line(&mut process, NOBODY_TAKES);
 }
 
 #[test]
@@ -552,8 +534,7 @@ fn that_nobody_is_left_is_found_while_another_client_waits_to_be_accepted() {
     });
     let _clients = ports.map(connect);
     process.signal(Signal::SIGCONT);
-    let log = process.expect_end(1);
-    assert_eq!(log.lines().last(), Some(NOBODY_TAKES), "{log}");
+    assert_last_line(&mut process, NOBODY_TAKES);
 }
 
 #[test]
@@ -597,32 +578,30 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
 #[test]
 fn paths_are_removed_at_the_end() {
     for signal in STOPS {
-        let dir = tempfile::tempdir().unwrap();
-        let fdaccept = Fdaccept::bound_at("./q").dir(&dir);
-        let mut process = fdaccept.listen("./s").listen("./t").start();
+        let fdaccept = Fdaccept::bound_at("./q").listen("./s").listen("./t");
+        let mut process = fdaccept.start();
         for name in ["q", "s", "t"] {
-            assert!(dir.path().join(name).exists());
+            assert!(process.names.file(name).exists());
         }
         process.signal(signal);
         process.expect_exit(0);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(process.names.is_empty());
     }
 }
 
 #[test]
 fn paths_that_a_killed_fdaccept_left_are_taken_over() {
-    let dir = tempfile::tempdir().unwrap();
+    let names = Names::new();
     let fdaccept = || {
-        let fdaccept = Fdaccept::bound_at("./q").dir(&dir);
-        fdaccept.listen("./s").start()
+        Fdaccept::bound_at("./q")
+            .dir(&names.directory)
+            .listen("./s")
     };
-    let mut first = fdaccept();
+    let mut first = fdaccept().start();
     first.slay();
-    assert!(dir.path().join("s").exists());
-    let mut second = fdaccept();
-    second.term();
-    second.expect_exit(0);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert!(names.file("s").exists());
+    fdaccept().start().stop();
+    assert!(names.is_empty());
 }
 
 #[test]
@@ -643,8 +622,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
         assert_eq!(exchange(port, b"x"), b"x");
     }
     assert!(process.is_running());
-    process.term();
-    process.expect_exit(0);
+    process.stop();
 }
 
 #[track_caller]
@@ -657,18 +635,16 @@ fn expect_no_crash(process: &mut Process) {
 #[test]
 fn two_signals_and_a_client_at_once_are_no_crash() {
     let mut process = Fdaccept::piped().start();
-    let port = process.port;
-    let _client = process.at_once(&STOPS, || connect(port));
+    let _client = process.at_once(&STOPS, || connect(process.port));
     expect_no_crash(&mut process);
 }
 
 #[test]
 fn the_end_of_the_consumers_and_a_client_at_once_are_no_crash() {
     let mut process = Fdaccept::piped().start();
-    let port = process.port;
     let pipe = process.take_pipe();
     let _client = process.at_once(&[], || {
-        let client = connect(port);
+        let client = connect(process.port);
         drop(pipe);
         client
     });
@@ -678,10 +654,9 @@ fn the_end_of_the_consumers_and_a_client_at_once_are_no_crash() {
 #[test]
 fn the_end_of_the_command_and_a_client_at_once_are_no_crash() {
     let mut process = chain(&[], "kill -STOP $$; exec </dev/null; exit 7");
-    let port = process.port;
     let command = process.stopped_child();
     let _client = process.at_once(&[], || {
-        let client = connect(port);
+        let client = connect(process.port);
         thaw(command);
         until_gone(command);
         client
@@ -693,8 +668,7 @@ fn the_end_of_the_command_and_a_client_at_once_are_no_crash() {
 #[test]
 fn no_grace_and_a_client_at_once_are_no_crash() {
     let mut process = Fdaccept::piped().args(["--grace", "0"]).start();
-    let port = process.port;
-    let _client = process.at_once(&[Signal::SIGTERM], || connect(port));
+    let _client = process.at_once(&[Signal::SIGTERM], || connect(process.port));
     expect_no_crash(&mut process);
 }
 

@@ -1,8 +1,8 @@
 //! What contrib/ has for systemd and s6: systemd accepts the units, the programs know every option
 //! in them, and s6 really runs its service directories.
 
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,9 +10,6 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
-};
 use nix::unistd::{Pid, User};
 use tempfile::TempDir;
 
@@ -210,8 +207,7 @@ fn the_two_services_with_a_named_queue_serve() {
 #[test]
 fn the_service_with_both_programs_serves_the_listener_of_its_socket_unit() {
     let manager = Manager::at_path();
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, port) = listener();
     let socket = text("systemd/echo.socket");
     let name = values(&socket, "FileDescriptorName=").next().unwrap();
     let mut command = service("echo.service", &[], &manager);
@@ -377,17 +373,6 @@ impl Drop for Tree {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-}
-
-/// A port of 127.0.0.1. While the descriptor is open, it is never a port that the kernel picks, and
-/// listen(2) still works there.
-fn reserve_port() -> (OwnedFd, u16) {
-    let kind = SockType::Stream;
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    let bound: SockaddrIn = getsockname(socket.as_raw_fd()).unwrap();
-    (socket, bound.port())
 }
 
 /// A tree whose fdaccept is ready.

@@ -1,14 +1,13 @@
 //! Socket activation beside the store.
 
 use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
 use super::*;
 
 fn activated() -> (OwnedFd, u16) {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, port) = listener();
     (listener.into(), port)
 }
 

@@ -1,13 +1,10 @@
 //! Every kind of address stays the same.
 
 use std::net::TcpStream;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixStream};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::changes::reserve_port;
 use super::*;
 
 /// That each address shows as the same after a crash and after a clean stop, and that there are
@@ -249,15 +246,13 @@ fn a_relative_path_stays() {
 fn an_abstract_name_stays_with_whoever_waits_there() {
     let keeper = Keeper::new();
     let name = keeper.names.abstract_name();
-    let address = SocketAddr::from_abstract_name(&name[1..]).unwrap();
     let mut process = keeper.start_at(&name);
     for is_crash in [true, false] {
         end(process, is_crash);
-        let client = UnixStream::connect_addr(&address).unwrap();
-        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        let client = Client::connect_unix(&name);
         process = keeper.start_at(&name);
         let _pool = keeper.serve();
-        Client(client).expect_echo("waited");
+        client.expect_echo("waited");
     }
     keeper.expect_kept(1);
 }

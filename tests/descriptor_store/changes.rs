@@ -5,24 +5,10 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
-use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt,
-    shutdown, socket, sockopt,
-};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::addresses::Hosts;
 use super::*;
-
-/// A port of 127.0.0.1 that the kernel gives to no other socket, but that can be listened on. It is
-/// free again when the descriptor is closed.
-pub fn reserve_port() -> (OwnedFd, u16) {
-    let kind = SockType::Stream;
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    let bound: SockaddrIn = getsockname(socket.as_raw_fd()).unwrap();
-    (socket, bound.port())
-}
 
 // Addresses.
 

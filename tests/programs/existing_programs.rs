@@ -160,13 +160,9 @@ fn git_daemon_serves_git_clone() {
 
 #[test]
 fn sshd_serves_ssh() {
-    let (Some(sshd), Some(ssh), Some(keygen)) = (peer("sshd"), peer("ssh"), peer("ssh-keygen"))
-    else {
-        return;
-    };
-    if !root() {
-        return;
-    }
+    let (sshd, ssh) = (needs!(peer("sshd")), needs!(peer("ssh")));
+    let keygen = needs!(peer("ssh-keygen"));
+    needs!(root());
     let names = Names::new();
     // sshd wants this directory, empty and root's, which its service makes.
     fs::create_dir_all("/run/sshd").unwrap();
@@ -194,15 +190,10 @@ fn sshd_serves_ssh() {
             "-F none -o BatchMode=yes -o IdentityAgent=none -o IdentitiesOnly=yes \
              -o HostKeyAlias=fdtools-test -o StrictHostKeyChecking=yes",
         );
-        command
-            .args(["-o", &format!("UserKnownHostsFile={}", names.text("known"))])
-            .args([
-                "-i",
-                &names.text("user"),
-                "-p",
-                &pipeline.acceptor.port.to_string(),
-            ])
-            .args(["root@127.0.0.1", text]);
+        let known = format!("UserKnownHostsFile={}", names.text("known"));
+        command.args(["-o", &known, "-i", &names.text("user")]);
+        command.args(["-p", &pipeline.acceptor.port.to_string()]);
+        command.args(["root@127.0.0.1", text]);
         command
     };
     let hello = format!("hello\n{}", long_text());

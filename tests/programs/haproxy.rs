@@ -280,12 +280,10 @@ fn assert_survives(option: &str, version: &str) {
     }
 }
 
-#[test]
-fn clients_of_haproxy_are_served_while_one_of_two_machines_goes_and_comes_with_version_1() {
-    assert_survives("send-proxy", "v1");
-}
-
-#[test]
-fn clients_of_haproxy_are_served_while_one_of_two_machines_goes_and_comes_with_version_2() {
-    assert_survives("send-proxy-v2", "v2");
+cases! {
+    assert_survives;
+    clients_of_haproxy_are_served_while_one_of_two_machines_goes_and_comes_with_version_1:
+        "send-proxy", "v1";
+    clients_of_haproxy_are_served_while_one_of_two_machines_goes_and_comes_with_version_2:
+        "send-proxy-v2", "v2";
 }

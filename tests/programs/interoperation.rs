@@ -1,7 +1,6 @@
 //! Programs that speak the format without fdtools: workers, senders and receivers in Python, and
 //! messages as other tools send them.
 
-use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -116,8 +115,7 @@ fn a_worker_that_is_told_to_stop_finishes_its_connection_and_takes_no_other() {
     for worker in workers() {
         let mut acceptor = Fdaccept::bound().start();
         let first = start_worker(&worker, &[acceptor.name()]);
-        let client = acceptor.client();
-        client.expect_served();
+        let client = acceptor.served_client();
         let waiting = acceptor.client();
         let open = || sockets(first.pid()).len();
         let before = open();
@@ -214,9 +212,7 @@ fn a_worker_closes_what_is_no_connection_and_goes_on() {
 
 #[test]
 fn the_smallest_sender_feeds_fdpool() {
-    let Some(sender) = example("sender") else {
-        return;
-    };
+    let sender = needs!(example("sender"));
     let names = Names::new();
     let name = names.path();
     let answer = "read line && echo \"$line from $TCPREMOTEPORT\"";
@@ -230,8 +226,7 @@ fn the_smallest_sender_feeds_fdpool() {
         client.send("hello\n");
         assert_eq!(client.rest(), format!("hello from {remote}\n"));
     }
-    sender.term();
-    sender.wait();
+    sender.end_by(Signal::SIGTERM);
     pool.stop();
 }
 
@@ -303,10 +298,8 @@ fn what_a_python_sender_says_of_a_connection_reaches_the_handler() {
     let names = Names::new();
     let name = names.path();
     let mut handler = program("fdrecv");
-    let mut handler = handler
-        .args(["--bind", &name, "--"])
-        .args(sh_c(TELL))
-        .start();
+    handler.args(["--bind", &name, "--"]).args(sh_c(TELL));
+    let mut handler = handler.start();
     let payload = r"FDTOOLS=1\nPROTO=TCP\nTCPREMOTEIP=192.0.2.7\nTCPREMOTEPORT=7\nTCPLOCALIP=::1\nTCPLOCALPORT=8\n";
     let answer = send_to(&name, payload, &python).2;
     assert_eq!(answer, "TCP 192.0.2.7 7 ::1 8 192.0.2.7 7\n");
@@ -315,46 +308,39 @@ fn what_a_python_sender_says_of_a_connection_reaches_the_handler() {
 
 /// Expects that a handler is told what the socket itself says, whatever the payload says.
 #[track_caller]
-fn assert_is_a_bare_connection(payload: &str) {
-    let Some(python) = python() else { return };
-    let names = Names::new();
-    let mut pool = Pool::bound_at(&names.path()).slots(1, sh_c(TELL)).start();
-    let (remote, local, answer) = send_to(&names.path(), payload, &python);
-    assert_eq!(answer, told(remote, local));
-    pool.stop();
+fn assert_are_bare_connections(payloads: &[&str]) {
+    let python = needs!(python());
+    for payload in payloads {
+        let names = Names::new();
+        let mut pool = Pool::bound_at(&names.path()).slots(1, sh_c(TELL)).start();
+        let (remote, local, answer) = send_to(&names.path(), payload, &python);
+        assert_eq!(answer, told(remote, local));
+        pool.stop();
+    }
 }
 
-#[test]
-fn a_message_of_flingfd_is_a_bare_connection() {
+cases! {
+    assert_are_bare_connections;
     // One byte, whatever it is.
-    assert_is_a_bare_connection(r"\x14");
-    assert_is_a_bare_connection("x");
-}
-
-#[test]
-fn a_message_of_nc_is_a_bare_connection() {
-    assert_is_a_bare_connection(r"\x00");
-}
-
-#[test]
-fn a_message_of_the_tcl_original_is_a_bare_connection() {
-    assert_is_a_bare_connection(r"192.0.2.7 4711\x00");
+    a_message_of_flingfd_is_a_bare_connection: &[r"\x14", "x"];
+    a_message_of_nc_is_a_bare_connection: &[r"\x00"];
+    a_message_of_the_tcl_original_is_a_bare_connection: &[r"192.0.2.7 4711\x00"];
 }
 
 #[test]
 fn messages_of_other_tools_on_a_stream_socket_are_one_connection_each() {
-    let payloads: [&[u8]; 5] = [
-        b"\0",
-        b"192.0.2.7 4711\0",
-        b"x",
-        b"FDTOOLS=1\n",
-        b"192.0.2.8 4712\0",
+    let payloads = [
+        "\0",
+        "192.0.2.7 4711\0",
+        "x",
+        "FDTOOLS=1\n",
+        "192.0.2.8 4712\0",
     ];
     for kind in [SockType::Stream, SockType::SeqPacket] {
         let mut queue = Queue::of(kind);
         let clients = payloads.map(|payload| {
             let (client, server) = tcp_pair();
-            send(queue.write_end(), payload, &[server.as_fd()]).unwrap();
+            send(queue.write_end(), payload.as_bytes(), &[server.as_fd()]).unwrap();
             let client = Client(client);
             client.send("hello\n");
             client
@@ -383,8 +369,7 @@ fn nc_that_passes() -> Option<PathBuf> {
 #[test]
 fn the_real_nc_passes_its_connection_to_fdrecv() {
     let Some(nc) = nc_that_passes() else { return };
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let local = listener.local_addr().unwrap().port();
+    let (listener, local) = listener();
     let (write_end, read_end) = socket_pair(SockType::Stream);
     let mut handler = program("fdrecv");
     let mut handler = handler.arg("--").args(sh_c(TELL)).stdin(read_end).start();
@@ -502,9 +487,8 @@ fn fdaccept_sends_to_a_python_receiver_in_a_chain() {
 fn fdaccept_gives_its_queue_to_a_python_receiver_for_a_ticket() {
     let Some(python) = python() else { return };
     let mut acceptor = Fdaccept::piped().start();
-    let mut receiver = receiver(&python, &["ticket"])
-        .stdin(acceptor.take_pipe())
-        .start();
+    let mut receiver = receiver(&python, &["ticket"]);
+    let mut receiver = receiver.stdin(acceptor.take_pipe()).start();
     assert_received(acceptor.client(), &mut receiver);
     acceptor.expect_end(0);
 }

@@ -14,10 +14,7 @@ use fdtools::queue::send;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::socket::sockopt::SndBuf;
-use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, setsockopt, shutdown,
-    socketpair,
-};
+use nix::sys::socket::{Shutdown, SockType, UnixAddr, bind, connect, setsockopt, shutdown};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getegid, geteuid};
 
@@ -50,6 +47,10 @@ impl Target {
         let pool = pool(&names.path());
         let queue = sender_to(&names.path());
         Self::new(pool, queue, names)
+    }
+
+    fn paired(kind: SockType) -> Self {
+        Self::on_pair(socket_pair(kind), &TELL)
     }
 
     /// A pool whose standard input is one side of a pair.
@@ -232,21 +233,16 @@ fn assert_empty_messages_are_not_the_end(mut target: Target) {
     assert!(target.pool.is_running());
 }
 
-#[test]
-fn an_empty_message_at_a_name_is_not_the_end() {
-    assert_empty_messages_are_not_the_end(Target::bound());
-}
-
-#[test]
-fn an_empty_message_on_a_pair_is_not_the_end() {
-    let pair = socket_pair(SockType::SeqPacket);
-    assert_empty_messages_are_not_the_end(Target::on_pair(pair, &TELL));
+cases! {
+    assert_empty_messages_are_not_the_end;
+    an_empty_message_at_a_name_is_not_the_end: Target::bound();
+    an_empty_message_on_a_pair_is_not_the_end: Target::paired(SockType::SeqPacket);
 }
 
 #[test]
 fn connections_behind_an_empty_message_are_served_though_the_sender_is_gone() {
     for payload in [&b"FDTOOLS=1\n"[..], b"x"] {
-        let mut target = Target::on_pair(socket_pair(SockType::SeqPacket), &TELL);
+        let mut target = Target::paired(SockType::SeqPacket);
         let (client, server) = unix_pair();
         target.while_stopped(|| {
             target.send(b"", &[]);
@@ -292,21 +288,16 @@ fn a_payload_of_full_length_is_understood() {
 #[test]
 fn a_message_with_an_empty_payload_is_a_bare_connection() {
     Target::bound().expect_bare(b"");
-    let pair = socket_pair(SockType::SeqPacket);
-    Target::on_pair(pair, &TELL).expect_bare(b"");
+    Target::paired(SockType::SeqPacket).expect_bare(b"");
 }
 
 // What is a payload is tested beside its parser.
 #[test]
 fn a_payload_that_is_not_understood_is_a_bare_connection() {
     let target = Target::bound();
-    for payload in [
-        &b"x"[..],
-        b"\0",
-        b"FDTOOLS=2\nPROTO=TCP\nTCPREMOTEIP=192.0.2.1\n",
-    ] {
-        target.expect_bare(payload);
-    }
+    target.expect_bare(b"x");
+    target.expect_bare(b"\0");
+    target.expect_bare(b"FDTOOLS=2\nPROTO=TCP\nTCPREMOTEIP=192.0.2.1\n");
     target.expect_service();
 }
 
@@ -395,14 +386,8 @@ fn a_unix_client_cannot_write_lines_of_its_own_by_its_path() {
         connect(client.as_raw_fd(), &UnixAddr::new(&*server).unwrap()).unwrap();
         let environment = told(UnixStream::from(client));
         let names: Vec<_> = ours(&environment).iter().map(|(name, _)| *name).collect();
-        let expected = [
-            "IPCLOCALPATH",
-            "IPCREMOTEEGID",
-            "IPCREMOTEEUID",
-            "IPCREMOTEPID",
-            "PROTO",
-        ];
-        assert_eq!(names, expected);
+        let expected = "IPCLOCALPATH IPCREMOTEEGID IPCREMOTEEUID IPCREMOTEPID PROTO";
+        assert_eq!(names.join(" "), expected);
         assert_eq!(environment["PROTO"], "IPC");
         assert_eq!(environment["IPCLOCALPATH"], server);
         assert!(!environment.contains_key("LD_PRELOAD"));
@@ -540,11 +525,10 @@ fn a_lingering_socket_in_the_backlog_of_a_refused_one_does_not_block_the_receive
 
 #[test]
 fn a_pair_that_does_not_block_is_waited_on_and_left_so() {
-    let (kind, flags) = (
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-    );
-    let (write_end, read_end) = socketpair(AddressFamily::Unix, kind, None, flags).unwrap();
+    let (write_end, read_end) = socket_pair(SockType::SeqPacket);
+    for end in [&write_end, &read_end] {
+        fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    }
     let copy = read_end.try_clone().unwrap();
     let target = Target::on_pair((write_end, read_end), &TELL);
     target.expect_service();
@@ -557,22 +541,20 @@ fn a_pair_that_does_not_block_is_waited_on_and_left_so() {
 
 #[test]
 fn a_stream_pair_is_as_good() {
-    let mut target = Target::on_pair(socket_pair(SockType::Stream), &TELL);
+    let mut target = Target::paired(SockType::Stream);
     target.expect_service();
     target.expect_refusal(b"FDTOOLS=1\nPROTO=TCP\n");
     let null = File::open("/dev/null").unwrap();
     target.send(b"x", &[null.as_fd(), null.as_fd()]);
-    target
-        .pool
-        .line("fdpool: a message came with 2 descriptors");
+    let pool = &mut target.pool;
+    pool.line("fdpool: a message came with 2 descriptors");
     target.expect_service();
     target.expect_bare(b"x");
     // What is too long for one message reads as one with a connection and others without.
     target.expect_bare(&[b'x'; 10000]);
-    target
-        .pool
-        .line("fdpool: a message came without a descriptor");
-    assert!(target.pool.is_running());
+    let pool = &mut target.pool;
+    pool.line("fdpool: a message came without a descriptor");
+    assert!(pool.is_running());
 }
 
 /// Expects that fdrecv becomes the handler of a message with `payload`.

@@ -1,13 +1,13 @@
 //! Names of Unix sockets: who owns them, with what permissions, who may be on the other side, and
 //! what becomes of them.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::*;
@@ -41,9 +41,8 @@ fn owner(kind: &str, path: impl AsRef<OsStr>, options: &[&str]) -> Command {
     command.args(options);
     if kind == "listener" {
         // To a name that nobody has: what it accepts waits.
-        command
-            .args(["--connect", "@fdtools-test-nobody"])
-            .arg(path);
+        let connect = ["--connect", "@fdtools-test-nobody"];
+        command.args(connect).arg(path);
         return command;
     }
     let (_, rest) = PROGRAMS.iter().find(|(name, _)| *name == kind).unwrap();
@@ -103,12 +102,6 @@ fn mode_if_there(path: impl AsRef<Path>) -> Option<u32> {
     Some(meta.permissions().mode() & 0o7777)
 }
 
-fn lock_of(path: impl AsRef<Path>) -> PathBuf {
-    let mut lock = OsString::from(path.as_ref());
-    lock.push(".lock");
-    lock.into()
-}
-
 fn is_locked(path: impl AsRef<Path>) -> bool {
     let lock = File::open(lock_of(path)).unwrap();
     Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_err()
@@ -161,10 +154,8 @@ fn a_path_has_its_mode_from_the_first_instant_whatever_the_umask() {
             let path = &names.path();
             let inner = owner(kind, path, &["--mode", "640"]);
             let mut command = sh(&format!("umask {umask}; exec \"$@\""));
-            command
-                .arg("sh")
-                .arg(inner.get_program())
-                .args(inner.get_args());
+            command.arg("sh").arg(inner.get_program());
+            command.args(inner.get_args());
             std::thread::scope(|scope| {
                 // It looks so often that it sees the first instant.
                 let watcher = scope.spawn(|| {
@@ -339,14 +330,10 @@ fn race(kind: &str) {
     }
 }
 
-#[test]
-fn of_two_that_listen_on_a_path_at_once_exactly_one_gets_it() {
-    race("listener");
-}
-
-#[test]
-fn of_two_that_bind_a_queue_at_once_exactly_one_gets_it() {
-    race("fdaccept");
+cases! {
+    race;
+    of_two_that_listen_on_a_path_at_once_exactly_one_gets_it: "listener";
+    of_two_that_bind_a_queue_at_once_exactly_one_gets_it: "fdaccept";
 }
 
 // How a path goes.
@@ -369,8 +356,7 @@ fn fdrecv_gives_its_path_up_before_it_becomes_the_command() {
     let (names, path) = &a_path();
     let consumer = start("fdrecv", path, &[]);
     let acceptor = Fdaccept::plain().args(["--connect", path]).start();
-    let client = acceptor.client();
-    client.expect_served();
+    let _client = acceptor.served_client();
     assert!(names.is_empty());
     let open = descriptors(consumer.pid());
     assert_eq!(open.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [0, 1, 2]);
@@ -500,7 +486,7 @@ const TRUST: [&str; 2] = ["--allow-uid", "65534"];
 
 #[test]
 fn a_path_that_may_not_be_used_is_an_error() {
-    let Some(names) = shared_names() else { return };
+    let names = needs!(shared_names());
     let path = &names.path();
     let mut acceptor = Fdaccept::bound_at(path).start();
     for (name, rest) in &PROGRAMS[1..] {
@@ -519,7 +505,7 @@ fn a_path_that_may_not_be_used_is_an_error() {
 
 #[test]
 fn a_receiver_at_a_path_that_may_not_be_used_is_an_error() {
-    let Some(names) = shared_names() else { return };
+    let names = needs!(shared_names());
     let path = &names.path();
     let _pool = start("fdpool", path, &[]);
     // At once, while there is no client to lose.
@@ -530,7 +516,7 @@ fn a_receiver_at_a_path_that_may_not_be_used_is_an_error() {
 
 #[test]
 fn a_directory_that_may_not_be_written_is_an_error() {
-    let Some(names) = shared_names() else { return };
+    let names = needs!(shared_names());
     let path = &names.path();
     for (name, rest) in PROGRAMS {
         let arguments = [&["--bind", path], rest].concat();
@@ -543,7 +529,7 @@ fn a_directory_that_may_not_be_written_is_an_error() {
 
 #[test]
 fn an_allowed_uid_gets_no_path_that_its_mode_denies() {
-    let Some(names) = shared_names() else { return };
+    let names = needs!(shared_names());
     let path = &names.path();
     let _acceptor = Fdaccept::bound_at(path).args(TRUST).start();
     let mut fdrecv = start_by(NOBODY, "fdrecv", &["--connect", path, "cat"]);
@@ -578,7 +564,7 @@ fn an_abstract_name_has_one_owner() {
 
 #[test]
 fn fdaccept_refuses_a_consumer_of_another_uid_at_an_abstract_name() {
-    let Some(name) = shared_name() else { return };
+    let name = needs!(shared_name());
     let mut acceptor = Fdaccept::bound_at(&name).start();
     let mut consumer = start_by(NOBODY, "fdrecv", &["--connect", &name, "cat"]);
     let line = acceptor.line("a consumer was refused");
@@ -590,7 +576,7 @@ fn fdaccept_refuses_a_consumer_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn fdaccept_serves_a_consumer_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(name) = shared_name() else { return };
+    let name = needs!(shared_name());
     let acceptor = Fdaccept::bound_at(&name).args(TRUST).start();
     let mut consumer = start_by(NOBODY, "fdrecv", &["--connect", &name, "cat"]);
     assert_eq!(exchange(acceptor.port, b"allowed"), b"allowed");
@@ -606,7 +592,7 @@ fn foreign_fdaccept(name: &str) -> (Process, u16) {
 
 #[test]
 fn a_consumer_refuses_an_fdaccept_of_another_uid_at_an_abstract_name() {
-    let Some(name) = &shared_name() else { return };
+    let name = &needs!(shared_name());
     let (_acceptor, port) = foreign_fdaccept(name);
     let refused =
         format!("{name} belongs to uid 65534, which is not trusted (--allow-uid 65534 would)");
@@ -622,7 +608,7 @@ fn a_consumer_refuses_an_fdaccept_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn a_consumer_trusts_an_fdaccept_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(name) = &shared_name() else { return };
+    let name = &needs!(shared_name());
     let (_acceptor, port) = foreign_fdaccept(name);
     let _pool = Pool::on(name).args(TRUST).slots(1, ["cat"]).start();
     assert_eq!(exchange(port, b"allowed"), b"allowed");
@@ -630,7 +616,7 @@ fn a_consumer_trusts_an_fdaccept_of_an_allowed_uid_at_an_abstract_name() {
 
 #[test]
 fn two_users_of_whom_none_is_root_do_not_trust_each_other() {
-    let Some(name) = &shared_name() else { return };
+    let name = &needs!(shared_name());
     let (mut acceptor, _) = foreign_fdaccept(name);
     let arguments = ["--allow-uid", "65534", "--connect", name, "cat"];
     let log = start_by(SOMEBODY, "fdrecv", &arguments[2..]).expect_end(1);
@@ -651,7 +637,7 @@ fn foreign_sender(name: &str, options: &[&str]) -> (Process, Process, u16) {
 
 #[test]
 fn fdpool_refuses_a_sender_of_another_uid_at_an_abstract_name() {
-    let Some(name) = shared_name() else { return };
+    let name = needs!(shared_name());
     let (mut pool, _sender, port) = foreign_sender(&name, &[]);
     let answer = try_exchange(port, b"refused").unwrap_or_default();
     assert_eq!(answer, b"");
@@ -662,7 +648,7 @@ fn fdpool_refuses_a_sender_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn fdpool_serves_a_sender_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(name) = shared_name() else { return };
+    let name = needs!(shared_name());
     let (_pool, _sender, port) = foreign_sender(&name, &TRUST);
     assert_eq!(exchange(port, b"allowed"), b"allowed");
 }
@@ -677,7 +663,7 @@ fn foreign_receiver(name: &str, options: &[&str]) -> (Process, Acceptor) {
 
 #[test]
 fn fdaccept_sends_nothing_to_a_receiver_of_another_uid_at_an_abstract_name() {
-    let Some(name) = shared_name() else { return };
+    let name = needs!(shared_name());
     let (_pool, mut sender) = foreign_receiver(&name, &[]);
     let client = sender.client();
     let line = sender.line("which is not trusted");
@@ -689,7 +675,7 @@ fn fdaccept_sends_nothing_to_a_receiver_of_another_uid_at_an_abstract_name() {
 
 #[test]
 fn fdaccept_sends_to_a_receiver_of_an_allowed_uid_at_an_abstract_name() {
-    let Some(name) = shared_name() else { return };
+    let name = needs!(shared_name());
     let (_pool, sender) = foreign_receiver(&name, &TRUST);
     assert_eq!(exchange(sender.port, b"allowed"), b"allowed");
 }

@@ -287,12 +287,8 @@ fn a_consumer_with_a_void_ticket_takes_the_next() {
 #[test]
 fn a_forged_token_opens_nothing() {
     let (_issuer, ticket) = issue();
-    let first = if ticket.token().starts_with('0') {
-        "1"
-    } else {
-        "0"
-    };
-    let nearly = [first, &ticket.token()[1..]].concat();
+    let first = u8::from(ticket.token().starts_with('0'));
+    let nearly = format!("{first}{}", &ticket.token()[1..]);
     for token in [&nearly, &"0".repeat(32), &"f".repeat(32)] {
         let forged = ticket.with_token(token);
         assert!(redeem(&forged).is_none());
@@ -305,15 +301,11 @@ fn a_forged_token_opens_nothing() {
 fn a_ticket_of_an_fdaccept_that_is_gone_is_the_end_of_the_queue() {
     let (mut issuer, ticket) = issue();
     issuer.slay();
-    let end_of = |name, arguments: &[&str], status| {
+    let ends = [(69, "fdrecv: the queue is closed"), (0, "")];
+    for ((name, arguments), (status, log)) in CONSUMERS.into_iter().zip(ends) {
         let (mut consumer, _) = consumer_of(name, arguments, ticket.bytes());
-        consumer.expect_end(status)
-    };
-    assert_eq!(
-        end_of("fdrecv", &["cat"], 69),
-        "fdrecv: the queue is closed"
-    );
-    assert_eq!(end_of("fdpool", &["1", "cat"], 0), "");
+        assert_eq!(consumer.expect_end(status), log);
+    }
 }
 
 // What is no ticket. More of it is tested beside its parser.
@@ -329,23 +321,20 @@ fn a_truncated_ticket_is_an_error() {
 
 /// Expects that consumers whose pipe stays open notice by themselves that this is no ticket.
 #[track_caller]
-fn assert_refused_at_once(text: &[u8]) {
-    for (name, arguments) in CONSUMERS {
-        let (mut process, _stdin) = consumer_of(name, arguments, text);
-        assert_eq!(process.expect_end(1), format!("{name}: {NO_TICKET}"));
+fn assert_refused_at_once(texts: &[&[u8]]) {
+    for text in texts {
+        for (name, arguments) in CONSUMERS {
+            let (mut process, _stdin) = consumer_of(name, arguments, text);
+            assert_eq!(process.expect_end(1), format!("{name}: {NO_TICKET}"));
+        }
     }
 }
 
-#[test]
-fn text_on_the_pipe_is_an_error_at_once() {
-    assert_refused_at_once(b"hello\n");
-    assert_refused_at_once(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
-}
-
-#[test]
-fn bytes_on_the_pipe_are_an_error_at_once() {
-    assert_refused_at_once(b"\0");
-    assert_refused_at_once(&[0xff; 5000]);
+cases! {
+    assert_refused_at_once;
+    text_on_the_pipe_is_an_error_at_once:
+        &[b"hello\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"];
+    bytes_on_the_pipe_are_an_error_at_once: &[b"\0", &[0xff; 5000]];
 }
 
 // Tickets that nobody uses.
@@ -369,9 +358,7 @@ fn a_consumer_that_is_killed_with_its_ticket_in_hand_starves_nobody() {
 #[test]
 fn tickets_that_nobody_redeems_starve_nobody() {
     let issuer = issuer();
-    for _ in 0..100 {
-        issuer.ticket();
-    }
+    (0..100).for_each(|_| drop(issuer.ticket()));
     issuer.expect_service();
 }
 
@@ -400,9 +387,7 @@ fn the_65th_ticket_voids_the_first() {
 
 #[test]
 fn a_consumer_may_have_another_uid_than_fdaccept() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     let issuer = issuer();
     let mut fdrecv = by(NOBODY, &dir, "fdrecv");
@@ -420,9 +405,7 @@ fn a_consumer_may_have_another_uid_than_fdaccept() {
 
 #[test]
 fn fdaccept_may_have_another_uid_than_its_consumer() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     let (pipe, writer) = std::io::pipe().unwrap();
     let mut fdaccept = by(NOBODY, &dir, "fdaccept");
@@ -434,9 +417,7 @@ fn fdaccept_may_have_another_uid_than_its_consumer() {
 
 #[test]
 fn an_impostor_at_the_door_gets_no_trust() {
-    if !root() {
-        return;
-    }
+    needs!(root());
     let dir = open_dir();
     let (mut issuer, ticket) = issue();
     issuer.slay();
@@ -618,24 +599,13 @@ fn assert_not_stopped(first: impl FnOnce(&Ticket) -> Vec<Vec<u8>>) {
     issuer.expect_service();
 }
 
-#[test]
-fn a_lingering_socket_of_a_strangers_does_not_stop_fdaccept() {
-    assert_not_stopped(|_| vec![]);
-}
-
-#[test]
-fn a_lingering_socket_that_is_not_even_read_does_not_stop_fdaccept() {
-    assert_not_stopped(|_| vec![b"nonsense".into()]);
-}
-
-#[test]
-fn a_lingering_socket_behind_an_empty_message_does_not_stop_fdaccept() {
-    assert_not_stopped(|_| ["nonsense", "", "", "", "", ""].map(Vec::from).into());
-}
-
-#[test]
-fn a_lingering_socket_behind_a_good_token_does_not_stop_fdaccept() {
-    assert_not_stopped(|ticket| vec![ticket.shown()]);
+cases! {
+    assert_not_stopped;
+    a_lingering_socket_of_a_strangers_does_not_stop_fdaccept: |_| vec![];
+    a_lingering_socket_that_is_not_even_read_does_not_stop_fdaccept: |_| vec![b"nonsense".into()];
+    a_lingering_socket_behind_an_empty_message_does_not_stop_fdaccept:
+        |_| ["nonsense", "", "", "", "", ""].map(Vec::from).into();
+    a_lingering_socket_behind_a_good_token_does_not_stop_fdaccept: |ticket| vec![ticket.shown()];
 }
 
 // The pipe's other end.

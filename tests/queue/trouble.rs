@@ -27,8 +27,7 @@ fn a_pool_that_waits_for_its_ticket_can_be_resized_and_stopped() {
     pool.signal(Signal::SIGUSR1);
     pool.signal(Signal::SIGTTIN);
     pool.signal(Signal::SIGTTOU);
-    pool.term();
-    pool.expect_exit(0);
+    pool.stop();
 }
 
 #[test]
@@ -44,12 +43,8 @@ fn a_pipe_that_somebody_made_non_blocking_is_waited_on() {
 
 #[test]
 fn a_door_that_cannot_be_reached_from_here_is_an_error() {
-    if !root() {
-        return;
-    }
-    let Some(unshare) = peer("unshare") else {
-        return;
-    };
+    needs!(root());
+    let unshare = needs!(peer("unshare"));
     for consumer in [&["fdpool", "1"][..], &["fdrecv"]] {
         let mut acceptor = Fdaccept::piped().start();
         let mut elsewhere = Command::new(&unshare);
@@ -99,16 +94,14 @@ fn a_pool_outlives_a_name_that_is_something_else_for_a_while() {
     let mut acceptor = Fdaccept::bound_at(name).start();
     let mut pool = Pool::on(name).slots(2, ["cat"]).start();
     assert_eq!(exchange(acceptor.port, b"first"), b"first");
-    acceptor.term();
-    acceptor.expect_exit(0);
+    acceptor.stop();
     let other = UnixDatagram::bind(name).unwrap();
     pool.line("wrong type for socket; waiting");
     drop(other);
     std::fs::remove_file(name).unwrap();
     let acceptor = Fdaccept::bound_at(name).start();
     assert_eq!(exchange(acceptor.port, b"second"), b"second");
-    pool.term();
-    pool.expect_exit(0);
+    pool.stop();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! and what its client sees of it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::support::*;
 use fdtools::queue::message::VARIABLES;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use nix::sys::socket::{SockType, UnixAddr, bind, connect};
 use nix::unistd::{Pid, getegid, geteuid, getpgid};
 
 /// A handler that tells its process id and is a plain program from then on.
@@ -100,22 +100,20 @@ fn a_handler_sees_exactly_descriptors_0_1_and_2() {
 const STRAY: &str = "exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null \
                      8</dev/null 9</dev/null\n";
 
-#[test]
-fn a_handler_sees_none_of_the_stray_descriptors_of_a_chain() {
+/// `fdaccept`: a command line that ends in its consumer.
+#[track_caller]
+fn assert_no_stray_descriptors(fdaccept: &str) {
     for consumer in ["fdpool 1", "fdrecv"] {
-        let text = format!("{STRAY} exec fdaccept 127.0.0.1:0 -- {consumer} -- {REPORT_WORDS}");
+        let text = format!("{STRAY} {fdaccept} {consumer} -- {REPORT_WORDS}");
         let running = running(sh(&text).start());
         assert_only_the_standard_three(running.pid);
     }
 }
 
-#[test]
-fn a_handler_sees_none_of_the_stray_descriptors_of_a_pipeline() {
-    for consumer in ["fdpool 1", "fdrecv"] {
-        let text = format!("{STRAY} fdaccept 127.0.0.1:0 | {consumer} -- {REPORT_WORDS}");
-        let running = running(sh(&text).start());
-        assert_only_the_standard_three(running.pid);
-    }
+cases! {
+    assert_no_stray_descriptors;
+    a_handler_sees_none_of_the_stray_descriptors_of_a_chain: "exec fdaccept 127.0.0.1:0 --";
+    a_handler_sees_none_of_the_stray_descriptors_of_a_pipeline: "fdaccept 127.0.0.1:0 |";
 }
 
 #[test]
@@ -225,13 +223,16 @@ fn a_handler_finds_no_signal_blocked_though_its_parents_blocked_all() {
 // The clients of `yes` end before they close, so that the other side learns of it as `EPIPE`. To a
 // reset alone it is `ECONNRESET`, which is no signal.
 
+#[track_caller]
+fn leave(client: Client) {
+    assert_eq!(client.line(), "y");
+    client.end();
+}
+
 #[test]
 fn yes_dies_of_sigpipe_when_the_client_of_a_pool_leaves() {
     let mut pool = chain(&["fdpool", "-v", "1"], &["yes"]).start();
-    let client = pool.client();
-    assert_eq!(client.line(), "y");
-    client.end();
-    drop(client);
+    leave(pool.client());
     let end = pool.line(": end ");
     let sigpipe = format!(" status {}", Signal::SIGPIPE as i32);
     assert!(end.ends_with(&sigpipe), "{end}");
@@ -242,9 +243,7 @@ fn yes_dies_of_sigpipe_when_the_client_of_fdrecv_leaves() {
     let queue = Queue::new();
     let client = queue.tcp_client();
     let mut yes = fdrecv_on(&queue).args(["--", "yes"]).start();
-    assert_eq!(client.line(), "y");
-    client.end();
-    drop(client);
+    leave(client);
     yes.expect_killed_by(Signal::SIGPIPE);
 }
 
@@ -338,8 +337,7 @@ fn a_handler_of_a_unix_client_with_a_name_finds_that_name() {
         let path = folder.path().join("socket");
         let own = folder.path().join("client");
         let _process = chain(consumer, &REPORT).listen(&path).start();
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let client: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        let client = unix_socket(SockType::Stream);
         bind(client.as_raw_fd(), &UnixAddr::new(&own).unwrap()).unwrap();
         connect(client.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         let client = UnixStream::from(client);
@@ -401,19 +399,24 @@ fn a_client_that_shuts_its_sending_side_still_gets_its_answer() {
     }
 }
 
-#[test]
-fn a_client_sees_the_end_when_its_handler_exits_while_others_run() {
-    let handler = ["sh", "-c", "echo here; read line; echo \"$line\""];
-    let process = chain(&["fdpool", "4"], &handler).start();
-    let clients: Vec<_> = (0..4).map(|_| process.client()).collect();
+/// The first ends while those that started later run, and the last while none does.
+#[track_caller]
+fn assert_end_one_by_one(port: u16, count: usize) {
+    let clients: Vec<_> = (0..count).map(|_| Client::connect(port)).collect();
     for client in &clients {
         assert_eq!(client.line(), "here");
     }
-    // The first ends while those that started later run, and the last while none does.
     for (number, client) in clients.into_iter().enumerate() {
         client.send(&format!("{number}\n"));
         assert_eq!(client.rest(), format!("{number}\n"));
     }
+}
+
+#[test]
+fn a_client_sees_the_end_when_its_handler_exits_while_others_run() {
+    let handler = ["sh", "-c", "echo here; read line; echo \"$line\""];
+    let process = chain(&["fdpool", "4"], &handler).start();
+    assert_end_one_by_one(process.port, 4);
 }
 
 #[test]
@@ -422,15 +425,7 @@ fn a_client_sees_the_end_when_the_command_of_fdrecv_exits_while_others_run() {
                 { for i in 1 2 3; do fdrecv -- sh -c 'echo here; read line; echo \"$line\"' <&3 & \
                 done; wait; } 3<&0";
     let mut process = sh(text).start();
-    let port = process.port();
-    let clients: Vec<_> = (0..3).map(|_| Client::connect(port)).collect();
-    for client in &clients {
-        assert_eq!(client.line(), "here");
-    }
-    for (number, client) in clients.into_iter().enumerate() {
-        client.send(&format!("{number}\n"));
-        assert_eq!(client.rest(), format!("{number}\n"));
-    }
+    assert_end_one_by_one(process.port(), 3);
 }
 
 #[test]
@@ -486,7 +481,7 @@ fn the_status_of_fdrecv_is_that_of_its_command() {
     let queue = Queue::new();
     let _client = queue.tcp_client();
     let mut command = fdrecv_on(&queue);
-    let mut process = command.args(["--", "sh", "-c", "exit 42"]).start();
+    let mut process = command.arg("--").args(sh_c("exit 42")).start();
     process.expect_exit(42);
 }
 
@@ -531,22 +526,22 @@ fn a_script_that_does_not_name_its_interpreter_runs() {
 // Commands that cannot be run.
 
 #[track_caller]
-fn assert_refused(consumer: &[&str], command: &str, expected: i32) {
-    let queue = Queue::new();
-    let _client = queue.tcp_client();
-    let mut process = on(&queue, consumer, &[command]).start();
-    let log = process.expect_end(expected);
-    let start = format!("{}: ", consumer[0]);
-    assert!(log.starts_with(&start) && log.contains(command), "{log}");
-    assert!(queue.has_one(), "the connection is gone");
+fn assert_refused(command: &str, expected: i32) {
+    for consumer in CONSUMERS {
+        let queue = Queue::new();
+        let _client = queue.tcp_client();
+        let mut process = on(&queue, consumer, &[command]).start();
+        let log = process.expect_end(expected);
+        let start = format!("{}: ", consumer[0]);
+        assert!(log.starts_with(&start) && log.contains(command), "{log}");
+        assert!(queue.has_one(), "the connection is gone");
+    }
 }
 
 #[test]
 fn an_unknown_command_is_127_before_any_connection_is_taken() {
-    for consumer in CONSUMERS {
-        assert_refused(consumer, "fdtools-no-such-command", 127);
-        assert_refused(consumer, "/no/such/folder/command", 127);
-    }
+    assert_refused("fdtools-no-such-command", 127);
+    assert_refused("/no/such/folder/command", 127);
 }
 
 #[test]
@@ -554,19 +549,15 @@ fn a_command_that_is_not_executable_is_126_before_any_connection_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("plain");
     std::fs::write(&plain, "#!/bin/sh\n").unwrap();
-    for consumer in CONSUMERS {
-        assert_refused(consumer, plain.to_str().unwrap(), 126);
-        assert_refused(consumer, folder.path().to_str().unwrap(), 126);
-    }
+    assert_refused(plain.to_str().unwrap(), 126);
+    assert_refused(folder.path().to_str().unwrap(), 126);
 }
 
 #[test]
 fn a_script_whose_interpreter_is_missing_is_126_before_any_connection_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let script = executable(folder.path().join("lost"), "#!/no/such/interpreter\n");
-    for consumer in CONSUMERS {
-        assert_refused(consumer, script.to_str().unwrap(), 126);
-    }
+    assert_refused(script.to_str().unwrap(), 126);
 }
 
 // fdrecv's own ways.
@@ -594,21 +585,20 @@ fn placed(option: &[&str]) -> Vec<(i32, String)> {
 }
 
 #[track_caller]
-fn assert_placed(number: i32, open: &[(i32, String)]) {
+fn assert_placed(option: &[&str], number: i32) {
     let expected = [
         (0, "/dev/null".to_owned()),
         (1, "pipe".to_owned()),
         (2, "pipe".to_owned()),
         (number, "connection".to_owned()),
     ];
-    assert_eq!(open, expected);
+    assert_eq!(placed(option), expected);
 }
 
 #[test]
 fn fdrecv_fd_puts_the_connection_at_any_number_and_nothing_else() {
     for number in (3..20).chain([100]) {
-        let open = placed(&["--fd", &number.to_string()]);
-        assert_placed(number, &open);
+        assert_placed(&["--fd", &number.to_string()], number);
     }
 }
 
@@ -631,8 +621,7 @@ fn fdrecv_fd_puts_a_connection_from_a_name_at_any_number_and_nothing_else() {
 
 #[test]
 fn fdrecv_activate_puts_the_connection_at_3_and_nothing_else() {
-    let open = placed(&["--activate"]);
-    assert_placed(3, &open);
+    assert_placed(&["--activate"], 3);
 }
 
 #[test]
@@ -648,24 +637,22 @@ fn fdrecv_activate_announces_the_connection_to_the_command() {
 }
 
 #[track_caller]
-fn assert_wrong_usage(options: &str, text: &str) {
-    let queue = Queue::new();
-    let _client = queue.tcp_client();
-    let command = format!("ulimit -S -n 64; exec fdrecv {options} -- cat");
-    let log = sh(&command).stdin(queue.input()).start().expect_end(2);
-    assert!(log.starts_with("fdrecv: ") && log.contains(text), "{log}");
-    assert!(queue.has_one(), "the connection is gone");
+fn assert_wrong_usage(all_options: &[&str], text: &str) {
+    for options in all_options {
+        let queue = Queue::new();
+        let _client = queue.tcp_client();
+        let command = format!("ulimit -S -n 64; exec fdrecv {options} -- cat");
+        let log = sh(&command).stdin(queue.input()).start().expect_end(2);
+        assert!(log.starts_with("fdrecv: ") && log.contains(text), "{log}");
+        assert!(queue.has_one(), "the connection is gone");
+    }
 }
 
-#[test]
-fn fdrecv_fd_and_activate_together_are_refused() {
-    assert_wrong_usage("--fd 5 --activate", "--activate");
-}
-
-#[test]
-fn fdrecv_fd_beyond_the_limit_is_refused_before_a_connection_is_taken() {
-    assert_wrong_usage("--fd 64", "limit");
-    assert_wrong_usage("--fd 2147483647", "limit");
+cases! {
+    assert_wrong_usage;
+    fdrecv_fd_and_activate_together_are_refused: &["--fd 5 --activate"], "--activate";
+    fdrecv_fd_beyond_the_limit_is_refused_before_a_connection_is_taken:
+        &["--fd 64", "--fd 2147483647"], "limit";
 }
 
 #[test]
@@ -711,8 +698,7 @@ fn until_it_waits(pid: Pid) {
 
 #[test]
 fn a_signal_ends_fdrecv_while_it_waits_and_it_takes_nothing() {
-    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-    for signal in signals {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let queue = Queue::new();
         let mut process = fdrecv_on(&queue).args(["--", "cat"]).start();
         until_it_waits(process.pid());

@@ -32,31 +32,16 @@ fn assert_ends(text: &str) {
     }
 }
 
-#[test]
-fn a_pool_behind_a_pipe_ends_and_fdaccept_with_it() {
-    assert_ends("fdaccept 127.0.0.1:0 | fdpool --exit-idle 0.5 CREW");
-}
-
-#[test]
-fn a_pool_in_a_chain_ends_and_fdaccept_with_it() {
-    assert_ends("exec fdaccept 127.0.0.1:0 -- fdpool --exit-idle 0.5 CREW");
-}
-
-#[test]
-fn a_pool_with_a_name_of_its_own_ends() {
-    assert_ends("exec fdpool --bind ./inbox --exit-idle 0.5 CREW");
-}
-
-#[test]
-fn a_pool_that_finds_nobody_at_a_name_ends() {
-    assert_ends("exec fdpool --connect ./queue --exit-idle 0.5 CREW");
-}
-
-#[test]
-fn workers_that_never_are_ready_end() {
-    assert_ends(
-        "fdaccept 127.0.0.1:0 | fdpool --exit-idle 0.5 --worker --ready-fd 3 1 -- sleep 100 # CREW",
-    );
+cases! {
+    assert_ends;
+    a_pool_behind_a_pipe_ends_and_fdaccept_with_it:
+        "fdaccept 127.0.0.1:0 | fdpool --exit-idle 0.5 CREW";
+    a_pool_in_a_chain_ends_and_fdaccept_with_it:
+        "exec fdaccept 127.0.0.1:0 -- fdpool --exit-idle 0.5 CREW";
+    a_pool_with_a_name_of_its_own_ends: "exec fdpool --bind ./inbox --exit-idle 0.5 CREW";
+    a_pool_that_finds_nobody_at_a_name_ends: "exec fdpool --connect ./queue --exit-idle 0.5 CREW";
+    workers_that_never_are_ready_end: "fdaccept 127.0.0.1:0 | \
+        fdpool --exit-idle 0.5 --worker --ready-fd 3 1 -- sleep 100 # CREW";
 }
 
 #[test]
@@ -94,8 +79,7 @@ fn the_first_signal_after_it_is_no_second_one() {
     let acceptor = Fdaccept::bound().start();
     let pool = Pool::on(&acceptor).args(["--exit-idle", "0.5"]);
     let mut pool = pool.workers(1, sh_c(WORKER)).start();
-    let client = acceptor.client();
-    client.expect_served();
+    let client = acceptor.served_client();
     // Workers that do nothing are idle, also with a connection in hand, which they may finish.
     pool.line(IDLE);
     pool.term();

@@ -25,6 +25,18 @@ fn pool_on(
     Pool::on(acceptor).args(options).slots(size, handler).full()
 }
 
+/// fdaccept with a named queue, and such a pool on it.
+#[track_caller]
+fn start(
+    options: &[&str],
+    size: usize,
+    handler: impl IntoIterator<Item: AsRef<OsStr>>,
+) -> (Acceptor, Pool) {
+    let acceptor = Fdaccept::bound().start();
+    let pool = pool_on(&acceptor, options, size, handler);
+    (acceptor, pool)
+}
+
 // Connections.
 
 #[test]
@@ -57,8 +69,7 @@ fn connections_beyond_the_slots_wait_and_are_served_first_come_first_served() {
 
 #[test]
 fn each_slot_serves_one_connection_at_a_time() {
-    let acceptor = Fdaccept::bound().start();
-    let _pool = pool_on(&acceptor, &[], 3, ECHO);
+    let (acceptor, _pool) = start(&[], 3, ECHO);
     let mut clients: Vec<_> = (0..3).map(|_| acceptor.client()).collect();
     for client in &clients {
         client.pid();
@@ -75,9 +86,8 @@ fn each_slot_serves_one_connection_at_a_time() {
 /// `status`.
 #[track_caller]
 fn assert_frees_its_slot(text: &str, statuses: &[i32]) {
-    let acceptor = Fdaccept::bound().start();
     let text = format!("echo $$; read word; if [ \"$word\" = go ]; then {text}; fi; echo fine");
-    let mut pool = pool_on(&acceptor, &["-v"], 1, sh_c(&text));
+    let (acceptor, mut pool) = start(&["-v"], 1, sh_c(&text));
     let client = acceptor.client();
     let pid = client.pid();
     let next = acceptor.client();
@@ -93,26 +103,17 @@ fn assert_frees_its_slot(text: &str, statuses: &[i32]) {
     assert!(!pool.log().contains("ended by signal"), "{}", pool.log());
 }
 
-#[test]
-fn a_handler_that_fails_frees_its_slot() {
-    assert_frees_its_slot("exit 3", &[768]);
-}
-
-#[test]
-fn a_handler_that_crashes_frees_its_slot() {
+cases! {
+    assert_frees_its_slot;
+    a_handler_that_fails_frees_its_slot: "exit 3", &[768];
     // With 128 if a core was written.
-    assert_frees_its_slot("kill -SEGV $$", &[11, 11 + 128]);
-}
-
-#[test]
-fn a_handler_that_kills_itself_frees_its_slot() {
-    assert_frees_its_slot("kill -KILL $$", &[9]);
+    a_handler_that_crashes_frees_its_slot: "kill -SEGV $$", &[11, 11 + 128];
+    a_handler_that_kills_itself_frees_its_slot: "kill -KILL $$", &[9];
 }
 
 #[test]
 fn a_handler_that_is_killed_from_outside_frees_its_slot() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-v"], 1, ECHO);
+    let (acceptor, mut pool) = start(&["-v"], 1, ECHO);
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let client = acceptor.client();
         let pid = client.pid();
@@ -125,10 +126,9 @@ fn a_handler_that_is_killed_from_outside_frees_its_slot() {
 
 #[test]
 fn a_handler_that_leaves_a_background_process_frees_its_slot() {
-    let acceptor = Fdaccept::bound().start();
     // The process in the background has its streams elsewhere, and outlives its parent.
     let text = "sleep 100 </dev/null >/dev/null 2>&1 & echo $!";
-    let _pool = pool_on(&acceptor, &[], 1, sh_c(text));
+    let (acceptor, _pool) = start(&[], 1, sh_c(text));
     for _ in 0..3 {
         let client = acceptor.client();
         let background = client.pid();
@@ -142,9 +142,8 @@ fn a_handler_that_leaves_a_background_process_frees_its_slot() {
 
 #[test]
 fn timeout_ends_a_handler_with_its_children() {
-    let acceptor = Fdaccept::bound().start();
     let text = "sleep 100 & echo $$; echo $!; wait";
-    let mut pool = pool_on(&acceptor, &["-v", "--timeout", "0.3"], 1, sh_c(text));
+    let (acceptor, mut pool) = start(&["-v", "--timeout", "0.3"], 1, sh_c(text));
     for _ in 0..2 {
         let client = acceptor.client();
         let (handler, child) = (client.pid(), client.pid());
@@ -154,36 +153,31 @@ fn timeout_ends_a_handler_with_its_children() {
     }
 }
 
-#[test]
-fn timeout_ends_a_handler_that_is_stopped() {
-    let acceptor = Fdaccept::bound().start();
-    let text = "echo $$; kill -STOP $$; exec sleep 100";
-    let mut pool = pool_on(&acceptor, &["-v", "--timeout", "0.3"], 1, sh_c(text));
-    let client = acceptor.client();
-    let handler = client.pid();
-    assert_eq!(client.rest_or_reset(), "");
-    pool.line(&format!("end {handler} status {}", Signal::SIGTERM as i32));
-}
-
-#[test]
-fn timeout_kills_a_handler_that_ignores_term_5_seconds_later() {
-    let acceptor = Fdaccept::bound().start();
-    let text = "trap '' TERM; echo $$; exec sleep 100";
-    let mut pool = pool_on(&acceptor, &["-v", "--timeout", "0.3"], 1, sh_c(text));
+/// A handler that does `first` is ended by `signal`, and not before so many milliseconds.
+#[track_caller]
+fn assert_timeout_ends(first: &str, signal: Signal, time: u64) {
+    let text = format!("{first}; exec sleep 100");
+    let (acceptor, mut pool) = start(&["-v", "--timeout", "0.3"], 1, sh_c(&text));
     let start = Instant::now();
     let client = acceptor.client();
     let handler = client.pid();
     assert_eq!(client.rest_or_reset(), "");
-    pool.line(&format!("end {handler} status {}", Signal::SIGKILL as i32));
-    assert!(start.elapsed() >= Duration::from_millis(5300));
+    pool.line(&format!("end {handler} status {}", signal as i32));
+    assert!(start.elapsed() >= Duration::from_millis(time));
+}
+
+cases! {
+    assert_timeout_ends;
+    timeout_ends_a_handler_that_is_stopped: "echo $$; kill -STOP $$", Signal::SIGTERM, 300;
+    timeout_kills_a_handler_that_ignores_term_5_seconds_later:
+        "trap '' TERM; echo $$", Signal::SIGKILL, 5300;
 }
 
 #[test]
 fn timeout_kills_a_child_that_ignores_term_also_when_its_parent_is_gone() {
-    let acceptor = Fdaccept::bound().start();
     // The shell dies of TERM; what it left in its group holds the connection.
     let text = "(trap '' TERM; exec sleep 100) & echo $$; echo $!; wait";
-    let _pool = pool_on(&acceptor, &["--timeout", "0.3"], 1, sh_c(text));
+    let (acceptor, _pool) = start(&["--timeout", "0.3"], 1, sh_c(text));
     let client = acceptor.client();
     let (handler, child) = (client.pid(), client.pid());
     until_gone(handler);
@@ -199,8 +193,7 @@ fn timeout_kills_a_child_that_ignores_term_also_when_its_parent_is_gone() {
 #[test]
 fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
     for signal in STOPS {
-        let acceptor = Fdaccept::bound().start();
-        let mut pool = pool_on(&acceptor, &[], 4, ECHO);
+        let (acceptor, mut pool) = start(&[], 4, ECHO);
         let client = acceptor.client();
         let handler = client.pid();
         let slot = parent_of(handler);
@@ -219,8 +212,7 @@ fn a_stop_ends_waiting_slots_at_once_and_lets_running_handlers_finish() {
 
 #[test]
 fn a_terminals_interrupt_ends_a_pool_and_not_its_handlers() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &[], 4, ECHO);
+    let (acceptor, mut pool) = start(&[], 4, ECHO);
     let client = acceptor.client();
     client.pid();
     pool.signal_group(Signal::SIGINT);
@@ -242,21 +234,18 @@ fn an_interrupt_that_was_ignored_when_a_pool_started_does_not_stop_it() {
     pool.signal(Signal::SIGUSR1);
     pool.until_size(3);
     assert_eq!(exchange(acceptor.port, b"word"), b"word");
-    pool.term();
-    pool.expect_exit(0);
+    pool.stop();
 }
 
 #[test]
 fn a_stop_reaches_slots_that_are_stopped() {
-    let acceptor = Fdaccept::bound().start();
     // Nothing but the slots' own end is to end this.
-    let mut pool = pool_on(&acceptor, &["--grace", "100000"], 2, ECHO);
+    let (_acceptor, mut pool) = start(&["--grace", "100000"], 2, ECHO);
     pool.until_idle();
     for slot in pool.children() {
         freeze(slot);
     }
-    pool.term();
-    pool.expect_exit(0);
+    pool.stop();
 }
 
 #[test]
@@ -276,9 +265,8 @@ fn a_stop_gives_handlers_their_grace_and_then_term() {
 
 #[test]
 fn a_stop_kills_what_ignores_term_with_its_group() {
-    let acceptor = Fdaccept::bound().start();
     let text = "trap '' TERM; sleep 100 & echo $$; echo $!; wait; sleep 100";
-    let mut pool = pool_on(&acceptor, &["--grace", "0.3"], 2, sh_c(text));
+    let (acceptor, mut pool) = start(&["--grace", "0.3"], 2, sh_c(text));
     let client = acceptor.client();
     let (handler, child) = (client.pid(), client.pid());
     pool.term();
@@ -290,9 +278,8 @@ fn a_stop_kills_what_ignores_term_with_its_group() {
 #[test]
 fn a_second_signal_ends_handlers_at_once() {
     for first in STOPS {
-        let acceptor = Fdaccept::bound().start();
         let text = "trap '' TERM; sleep 100 & echo $$; echo $!; wait; sleep 100";
-        let mut pool = pool_on(&acceptor, &["--grace", "100000"], 2, sh_c(text));
+        let (acceptor, mut pool) = start(&["--grace", "100000"], 2, sh_c(text));
         let client = acceptor.client();
         let (handler, child) = (client.pid(), client.pid());
         pool.signal(first);
@@ -328,8 +315,7 @@ fn no_connection_is_taken_and_dropped_by_a_stop() {
             tally.wait();
             random.pause(20_000);
             let next = Pool::on(&acceptor).slots(3, ["cat"]).start();
-            pool.term();
-            pool.expect_exit(0);
+            pool.stop();
             pool = next;
         }
         pool
@@ -340,8 +326,7 @@ fn no_connection_is_taken_and_dropped_by_a_stop() {
 
 #[test]
 fn ttin_and_usr1_make_one_slot_more() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-v"], 1, ECHO);
+    let (acceptor, mut pool) = start(&["-v"], 1, ECHO);
     pool.line("status: 0/1");
     pool.signal(Signal::SIGTTIN);
     assert_eq!(pool.line("status: "), "fdpool: status: 0/2");
@@ -358,8 +343,7 @@ fn ttin_and_usr1_make_one_slot_more() {
 
 #[test]
 fn ttou_makes_one_slot_less_an_idle_one_first() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-v"], 3, ECHO);
+    let (acceptor, mut pool) = start(&["-v"], 3, ECHO);
     let client = acceptor.client();
     let slot = parent_of(client.pid());
     pool.line("pid ");
@@ -373,8 +357,7 @@ fn ttou_makes_one_slot_less_an_idle_one_first() {
 
 #[test]
 fn a_busy_slot_that_is_to_go_finishes_first() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-v"], 2, ECHO);
+    let (acceptor, mut pool) = start(&["-v"], 2, ECHO);
     let mut clients = [acceptor.client(), acceptor.client()];
     let slots = [parent_of(clients[0].pid()), parent_of(clients[1].pid())];
     pool.line("pid ");
@@ -400,8 +383,7 @@ fn a_busy_slot_that_is_to_go_finishes_first() {
 
 #[test]
 fn a_pool_never_has_less_than_one_slot() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-v"], 2, ECHO);
+    let (acceptor, mut pool) = start(&["-v"], 2, ECHO);
     pool.line("status: 0/2");
     for _ in 0..3 {
         pool.signal(Signal::SIGTTOU);
@@ -413,8 +395,7 @@ fn a_pool_never_has_less_than_one_slot() {
 
 #[test]
 fn a_pool_that_was_made_smaller_and_larger_again_has_its_slots() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-v"], 1, ECHO);
+    let (acceptor, mut pool) = start(&["-v"], 1, ECHO);
     pool.line("status: 0/1");
     for round in 0..30 {
         pool.signal(Signal::SIGTTIN);
@@ -432,8 +413,7 @@ fn a_pool_that_was_made_smaller_and_larger_again_has_its_slots() {
 
 #[test]
 fn a_slot_that_dies_is_replaced() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &[], 2, ECHO);
+    let (acceptor, mut pool) = start(&[], 2, ECHO);
     pool.until_idle();
     for signal in [Signal::SIGKILL, Signal::SIGABRT] {
         let before = pool.children();
@@ -450,8 +430,7 @@ fn a_slot_that_dies_is_replaced() {
 
 #[test]
 fn a_slot_that_is_told_to_end_is_replaced() {
-    let acceptor = Fdaccept::bound().start();
-    let pool = pool_on(&acceptor, &[], 2, ECHO);
+    let (_acceptor, pool) = start(&[], 2, ECHO);
     pool.until_idle();
     let slot = pool.children()[0];
     kill(slot, Signal::SIGTERM).unwrap();
@@ -460,8 +439,7 @@ fn a_slot_that_is_told_to_end_is_replaced() {
 
 #[test]
 fn a_handler_outlives_its_slot_which_is_replaced() {
-    let acceptor = Fdaccept::bound().start();
-    let pool = pool_on(&acceptor, &[], 1, ECHO);
+    let (acceptor, pool) = start(&[], 1, ECHO);
     let client = acceptor.client();
     let slot = parent_of(client.pid());
     kill(slot, Signal::SIGKILL).unwrap();
@@ -473,8 +451,7 @@ fn a_handler_outlives_its_slot_which_is_replaced() {
 
 #[test]
 fn a_busy_slot_that_is_told_to_end_finishes_first() {
-    let acceptor = Fdaccept::bound().start();
-    let pool = pool_on(&acceptor, &[], 1, ECHO);
+    let (acceptor, pool) = start(&[], 1, ECHO);
     let client = acceptor.client();
     let slot = parent_of(client.pid());
     kill(slot, Signal::SIGTERM).unwrap();
@@ -487,8 +464,7 @@ fn a_busy_slot_that_is_told_to_end_finishes_first() {
 
 #[test]
 fn idle_slots_that_are_stopped_leave_connections_to_the_others() {
-    let acceptor = Fdaccept::bound().start();
-    let pool = pool_on(&acceptor, &[], 4, ["cat"]);
+    let (acceptor, pool) = start(&[], 4, ["cat"]);
     pool.until_idle();
     let slots = pool.children();
     for slot in &slots[..3] {
@@ -507,8 +483,7 @@ fn idle_slots_that_are_stopped_leave_connections_to_the_others() {
 
 #[test]
 fn when_the_parent_is_killed_waiting_slots_end_and_running_handlers_finish() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &[], 3, ECHO);
+    let (acceptor, mut pool) = start(&[], 3, ECHO);
     let client = acceptor.client();
     let handler = client.pid();
     let busy = parent_of(handler);
@@ -596,8 +571,7 @@ fn nothing_is_logged_of_a_connection_by_default() {
 
 #[test]
 fn quiet_logs_no_notices() {
-    let acceptor = Fdaccept::bound().start();
-    let mut pool = pool_on(&acceptor, &["-q"], 1, ECHO);
+    let (_acceptor, mut pool) = start(&["-q"], 1, ECHO);
     pool.until_idle();
     let slot = pool.children()[0];
     kill(slot, Signal::SIGKILL).unwrap();

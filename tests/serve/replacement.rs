@@ -141,6 +141,14 @@ fn until_busy(pool: &Pool, count: usize) -> Vec<Pid> {
     })
 }
 
+/// Two clients that are served by such a pool, and who serves them.
+#[track_caller]
+fn two_in_service(acceptor: &Acceptor, pool: &Pool) -> (Vec<Client>, Vec<Pid>) {
+    let clients = acceptor.clients(2);
+    clients.iter().for_each(Client::expect_served);
+    (clients, until_busy(pool, 2))
+}
+
 /// Whether a slot with its handler, or a worker, has a socket open that the pool has not: what the
 /// pool has is the queue, until one of them is told to end.
 fn is_busy(pool: &Pool, member: Pid) -> bool {
@@ -188,8 +196,7 @@ fn let_generations_finish(crew: &Crew) {
     let mut old = Vec::new();
     for _ in 0..3 {
         // It stays with the pool that took it.
-        let client = acceptor.client();
-        client.expect_served();
+        let client = acceptor.served_client();
         until_busy(&newest, 1);
         let next = crew.full_pool(&acceptor, 2);
         newest.term();
@@ -202,9 +209,7 @@ fn let_generations_finish(crew: &Crew) {
         until_busy(pool, 1);
     }
     // The newest serves what comes now.
-    let clients = [acceptor.client(), acceptor.client()];
-    clients.iter().for_each(Client::expect_served);
-    until_busy(&newest, 2);
+    let (clients, _) = two_in_service(&acceptor, &newest);
     clients.into_iter().for_each(Client::finish);
     // The end of one is not that of the others.
     while let Some((client, mut pool)) = (!old.is_empty()).then(|| old.remove(old.len() / 2)) {
@@ -225,9 +230,7 @@ fn let_generations_finish(crew: &Crew) {
 fn kill_beside_a_new_pool(crew: &Crew) {
     let acceptor = acceptor();
     let mut pool = crew.full_pool(&acceptor, 3);
-    let clients = [acceptor.client(), acceptor.client()];
-    clients.iter().for_each(Client::expect_served);
-    let busy = until_busy(&pool, 2);
+    let (clients, busy) = two_in_service(&acceptor, &pool);
     let members = pool.children();
     pool.slay();
     for idle in members.iter().filter(|member| !busy.contains(member)) {
@@ -251,9 +254,7 @@ fn kill_beside_a_new_pool(crew: &Crew) {
 fn kill_while_connections_wait(crew: &Crew) {
     let acceptor = acceptor();
     let mut pool = crew.full_pool(&acceptor, 2);
-    let clients = [acceptor.client(), acceptor.client()];
-    clients.iter().for_each(Client::expect_served);
-    let busy = until_busy(&pool, 2);
+    let (clients, busy) = two_in_service(&acceptor, &pool);
     let crowd = Crowd::connect(acceptor.port, 5);
     let before: Vec<_> = busy.iter().map(|member| sockets(*member).len()).collect();
     pool.slay();
@@ -363,7 +364,8 @@ fn exit_idle_does_not_end_slots_while_a_connection_is_open() {
 }
 
 /// Workers are busy for as long as they do something.
-fn keep_busy(crew: &Crew) {
+fn keep_busy(crew: Option<Crew>) {
+    let crew = needs!(crew);
     with_limit(|limit| {
         let acceptor = acceptor();
         let client = acceptor.client();
@@ -389,19 +391,11 @@ fn keep_busy(crew: &Crew) {
     });
 }
 
-#[test]
-fn exit_idle_does_not_end_rust_workers_that_exchange_bytes_more_often() {
-    Crew::rust().iter().for_each(keep_busy);
-}
-
-#[test]
-fn exit_idle_does_not_end_python_workers_that_exchange_bytes_more_often() {
-    Crew::python().iter().for_each(keep_busy);
-}
-
-#[test]
-fn exit_idle_does_not_end_workers_whose_children_exchange_bytes_more_often() {
-    keep_busy(&Crew::shell());
+cases! {
+    keep_busy;
+    exit_idle_does_not_end_rust_workers_that_exchange_bytes_more_often: Crew::rust();
+    exit_idle_does_not_end_python_workers_that_exchange_bytes_more_often: Crew::python();
+    exit_idle_does_not_end_workers_whose_children_exchange_bytes_more_often: Some(Crew::shell());
 }
 
 fn stop_after_the_last_service(crew: &Crew) {
@@ -535,11 +529,17 @@ impl Programs {
     }
 }
 
-/// What a handler of a pool that `wrapper` runs says of itself by `probe`, and what a worker does.
+/// Expects that a handler of a pool that `wrapper` runs says this of itself by `probe`, and that a
+/// worker does.
 #[track_caller]
-fn observe(wrapper: &str, probe: &str) -> [String; 2] {
-    ["2 -- sh -c \"$HANDLER\"", OF_WORKERS].map(|words| observe_pool(wrapper, words, probe))
+fn assert_observed(wrapper: &str, probe: &str, expected: &str) {
+    needs!(peer(wrapper.split(' ').next().unwrap()));
+    for arguments in [OF_HANDLERS, OF_WORKERS] {
+        assert_eq!(observe_pool(wrapper, arguments, probe), expected);
+    }
 }
+
+const OF_HANDLERS: &str = "2 -- sh -c \"$HANDLER\"";
 
 const OF_WORKERS: &str = "--worker 2 -- sh -c \"$WORKER\" \"$3\"";
 
@@ -564,17 +564,10 @@ fn text_of(port: u16) -> String {
     String::from_utf8(exchange(port, b"")).unwrap()
 }
 
-#[track_caller]
-fn both(text: &str) -> [String; 2] {
-    [text.to_owned(), text.to_owned()]
-}
-
 #[test]
 fn a_pool_of_another_user_has_its_queue_from_root_by_a_ticket() {
-    if !root() || peer("setpriv").is_none() {
-        return;
-    }
-    assert_eq!(observe(AS_NOBODY, WHO), both(NOBODY));
+    needs!(root());
+    assert_observed(AS_NOBODY, WHO, NOBODY);
 }
 
 /// fdaccept of root, whose named queue everybody may use, and a pool of somebody else.
@@ -593,13 +586,11 @@ fn foreign_pool(arguments: &str) -> Option<(Programs, Process, u16, Pool)> {
 
 #[test]
 fn a_pool_of_another_user_has_its_queue_from_root_by_a_name() {
-    let arguments = "2 -- sh -c \"$HANDLER\"";
-    if let Some((_programs, _acceptor, port, mut pool)) = foreign_pool(arguments) {
-        for _ in 0..4 {
-            assert_eq!(text_of(port), NOBODY);
-        }
-        stop(&mut pool);
+    let (_programs, _acceptor, port, mut pool) = needs!(foreign_pool(OF_HANDLERS));
+    for _ in 0..4 {
+        assert_eq!(text_of(port), NOBODY);
     }
+    stop(&mut pool);
 }
 
 /// Whether somebody in a process group is there, and not a zombie.
@@ -618,64 +609,50 @@ fn is_group_alive(group: Pid) -> bool {
 #[test]
 fn a_pool_of_another_user_replaces_its_workers() {
     let arguments = "--ready-fd 3 --worker 2 -- sh -c \"$WORKER\" \"$3\"";
-    if let Some((_programs, _acceptor, port, mut pool)) = foreign_pool(arguments) {
-        for _ in 0..4 {
-            assert_eq!(text_of(port), NOBODY);
-        }
-        let before = pool.children();
-        pool.signal(Signal::SIGHUP);
-        pool.line("reload: done");
-        pool.until_replaced(&before, 2);
-        // What was started by one may outlive it for a moment, and still take something.
-        until("the end of all that is old", || {
-            !before.iter().any(|worker| is_group_alive(*worker))
-        });
-        for _ in 0..4 {
-            assert_eq!(text_of(port), NOBODY);
-        }
+    let (_programs, _acceptor, port, mut pool) = needs!(foreign_pool(arguments));
+    for _ in 0..4 {
+        assert_eq!(text_of(port), NOBODY);
+    }
+    let before = pool.children();
+    pool.signal(Signal::SIGHUP);
+    pool.line("reload: done");
+    pool.until_replaced(&before, 2);
+    // What was started by one may outlive it for a moment, and still take something.
+    until("the end of all that is old", || {
+        !before.iter().any(|worker| is_group_alive(*worker))
+    });
+    for _ in 0..4 {
+        assert_eq!(text_of(port), NOBODY);
     }
 }
 
-#[test]
-fn prlimit_limits_the_descriptors_of_a_pool() {
-    if peer("prlimit").is_some() {
-        let seen = observe("prlimit --nofile=32", "ulimit -n; ulimit -Hn");
-        assert_eq!(seen, both("32\n32\n"));
-    }
+cases! {
+    assert_observed;
+    prlimit_limits_the_descriptors_of_a_pool:
+        "prlimit --nofile=32", "ulimit -n; ulimit -Hn", "32\n32\n";
+    s6_softlimit_limits_the_descriptors_of_a_pool: "s6-softlimit -o 32", "ulimit -n", "32\n";
 }
 
 #[test]
 fn a_pool_serves_on_all_its_slots_with_32_descriptors() {
-    let Some(prlimit) = peer("prlimit") else {
-        return;
-    };
+    let prlimit = needs!(peer("prlimit"));
     let acceptor = acceptor();
     let mut command = Command::new(prlimit);
-    command
-        .arg("--nofile=32")
-        .arg(bin_dir().join("fdpool"))
-        .args(["--connect", acceptor.name(), "64", "--", "cat"]);
-    let mut pool = Process::start(&mut command);
-    let clients: Vec<_> = (0..64).map(|_| acceptor.client()).collect();
+    command.arg("--nofile=32").arg(bin_dir().join("fdpool"));
+    acceptor.give_to(&mut command);
+    let mut pool = command.args(["64", "--", "cat"]).start();
+    let clients = acceptor.clients(64);
     clients.iter().for_each(Client::expect_served);
     clients.into_iter().for_each(Client::finish);
     stop(&mut pool);
 }
 
 #[test]
-fn s6_softlimit_limits_the_descriptors_of_a_pool() {
-    if peer("s6-softlimit").is_some() {
-        assert_eq!(observe("s6-softlimit -o 32", "ulimit -n"), both("32\n"));
-    }
-}
-
-#[test]
 fn nice_makes_a_pool_nicer() {
-    if peer("nice").is_some() {
-        let (_, here, _) = run(&mut Command::new("nice"));
-        let nicer = (here.trim().parse::<i32>().unwrap() + 3).min(19);
-        assert_eq!(observe("nice -n 3", "nice"), both(&format!("{nicer}\n")));
-    }
+    needs!(peer("nice"));
+    let (_, here, _) = run(&mut Command::new("nice"));
+    let nicer = (here.trim().parse::<i32>().unwrap() + 3).min(19);
+    assert_observed("nice -n 3", "nice", &format!("{nicer}\n"));
 }
 
 /// The environment that the shell was started with.

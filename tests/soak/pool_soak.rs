@@ -78,14 +78,10 @@ const STEADY: &[Action] = &[
     Term, Term, Stop, Stop, Grow, Grow, Shrink, Shrink, Reload, Kill, Kill, KillHandler,
 ];
 
-#[test]
-fn a_pool_of_slots_serves_everybody_whatever_happens() {
-    soak(Kind::Slots);
-}
-
-#[test]
-fn a_pool_of_workers_serves_everybody_whatever_happens() {
-    soak(Kind::Workers);
+cases! {
+    soak;
+    a_pool_of_slots_serves_everybody_whatever_happens: Kind::Slots;
+    a_pool_of_workers_serves_everybody_whatever_happens: Kind::Workers;
 }
 
 fn soak(kind: Kind) {

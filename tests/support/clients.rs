@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -26,10 +27,19 @@ pub fn connect(port: u16) -> TcpStream {
     stream
 }
 
-/// A connection to a Unix socket, with the same deadline.
+/// A connection to a Unix socket at a path or, behind `@`, at an abstract name, with the same
+/// deadline.
 #[track_caller]
 pub fn connect_unix(path: impl AsRef<Path>) -> UnixStream {
-    let stream = UnixStream::connect(path).unwrap();
+    let name = path
+        .as_ref()
+        .to_str()
+        .and_then(|path| path.strip_prefix('@'));
+    let address = match name {
+        Some(name) => UnixAddress::from_abstract_name(name),
+        None => UnixAddress::from_pathname(path),
+    };
+    let stream = UnixStream::connect_addr(&address.unwrap()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     stream

@@ -1,7 +1,13 @@
-//! Directories and names for sockets.
+//! Directories, names and ports for sockets.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
+};
 
 use super::*;
 
@@ -50,4 +56,22 @@ impl Names {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         format!("@fdtools-test-{}-{count}", std::process::id())
     }
+}
+
+/// The lock of a Unix socket at a path.
+pub fn lock_of(path: impl AsRef<Path>) -> PathBuf {
+    let mut lock = OsString::from(path.as_ref());
+    lock.push(".lock");
+    lock.into()
+}
+
+/// A port of 127.0.0.1 that the kernel gives to no other socket, but that can be listened on. It is
+/// free again when the descriptor is closed.
+pub fn reserve_port() -> (OwnedFd, u16) {
+    let kind = SockType::Stream;
+    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let bound: SockaddrIn = getsockname(socket.as_raw_fd()).unwrap();
+    (socket, bound.port())
 }

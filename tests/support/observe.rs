@@ -118,6 +118,14 @@ impl Acceptor {
         (0..count).map(|_| self.client()).collect()
     }
 
+    /// A client in service, of a handler that gives back what it gets.
+    #[track_caller]
+    pub fn served_client(&self) -> Client {
+        let client = self.client();
+        client.expect_served();
+        client
+    }
+
     /// Its first port of 127.0.0.1.
     pub fn server(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))

@@ -32,10 +32,17 @@ pub fn socket_pair(kind: SockType) -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
 }
 
+/// A listener of the test's own, and its port.
+pub fn listener() -> (TcpListener, u16) {
+    let listener = TcpListener::bind(ADDRESS).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
 /// Both sides of a TCP connection: the client's, and the server's.
 pub fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let client = connect(listener.local_addr().unwrap().port());
+    let (listener, port) = listener();
+    let client = connect(port);
     (client, listener.accept().unwrap().0)
 }
 

@@ -95,14 +95,9 @@ fn max_holds_in_a_loop_of_fdrecv() {
     assert_max_holds(&text);
 }
 
-#[test]
-fn waiting_for_room_uses_no_cpu() {
-    let acceptor = limited(&["--max", "1"]);
-    let receiver = acceptor.receiver();
-    let _clients = acceptor.clients(5);
-    let _taken = take(&receiver);
-    is_idle(acceptor.pid());
-    nothing_comes(&receiver);
+cases! {
+    assert_waits_idle;
+    waiting_for_room_uses_no_cpu: &["--max", "1"];
 }
 
 // Stopping.

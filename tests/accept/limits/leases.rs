@@ -1,6 +1,7 @@
 //! Leases: which process holds them, and until when.
 
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -103,8 +104,7 @@ fn a_handler_that_closes_everything_still_counts() {
     let receiver = acceptor.receiver();
     are_held(1, || acceptor.count(&receiver));
     std::fs::write(names.file("stop"), "").unwrap();
-    pool.term();
-    pool.wait();
+    pool.end_by(Signal::SIGTERM);
     none_is_held(|| acceptor.count(&receiver));
 }
 
@@ -167,12 +167,13 @@ fn a_consumer_that_is_killed_with_connections_in_the_queue_frees_nothing_of_them
 /// Checks that a worker holds a lease for as long as it serves, and that the lease is free when
 /// the client ends, and when the worker is killed.
 #[track_caller]
-fn assert_worker_holds_its_lease(mut worker: Command) {
+fn assert_worker_holds_its_lease(words: Option<Vec<PathBuf>>) {
+    let words = needs!(words);
     let acceptor = leasing();
-    worker.arg(acceptor.name()).stdin(Stdio::null());
-    let mut worker = worker.start();
-    let client = acceptor.client();
-    client.expect_served();
+    let mut worker = Command::new(&words[0]);
+    worker.args(&words[1..]).arg(acceptor.name());
+    let mut worker = worker.stdin(Stdio::null()).start();
+    let client = acceptor.served_client();
     // While the worker serves, this process is the only consumer.
     let receiver = acceptor.receiver();
     are_held(1, || acceptor.count(&receiver));
@@ -182,28 +183,17 @@ fn assert_worker_holds_its_lease(mut worker: Command) {
     drop(receiver);
     client.finish();
     // The next client is the only one in service.
-    let next = acceptor.client();
-    next.expect_served();
+    let _next = acceptor.served_client();
     let receiver = acceptor.receiver();
     until("one in service", || acceptor.count(&receiver) == 2);
     worker.slay();
     none_is_held(|| acceptor.count(&receiver));
 }
 
-#[test]
-fn the_example_of_a_worker_in_python_holds_the_lease() {
-    if let Some([python, source]) = python_worker() {
-        let mut command = Command::new(python);
-        command.arg(source);
-        assert_worker_holds_its_lease(command);
-    }
-}
-
-#[test]
-fn the_example_of_a_worker_in_rust_holds_the_lease() {
-    if let Some(worker) = rust_worker() {
-        assert_worker_holds_its_lease(Command::new(worker));
-    }
+cases! {
+    assert_worker_holds_its_lease;
+    the_example_of_a_worker_in_python_holds_the_lease: python_worker().map(Vec::from);
+    the_example_of_a_worker_in_rust_holds_the_lease: rust_worker().map(|path| vec![path]);
 }
 
 #[test]
@@ -211,8 +201,7 @@ fn a_worker_of_a_pool_holds_the_lease() {
     let worker = needs!(python_worker());
     let acceptor = limited(&["--max", "1"]);
     let _pool = Pool::on(&acceptor).workers(2, worker).start();
-    let first = acceptor.client();
-    first.expect_served();
+    let first = acceptor.served_client();
     let second = acceptor.client();
     second.send("y");
     is_left_waiting(&second);

@@ -115,3 +115,15 @@ fn are_held(others: usize, mut count: impl FnMut() -> usize) {
 fn none_is_held(mut count: impl FnMut() -> usize) {
     until("the lease to be free", || count() == 1);
 }
+
+/// Checks that fdaccept with these options passes one connection, and that the others wait without
+/// use of CPU.
+#[track_caller]
+fn assert_waits_idle(options: &[&str]) {
+    let acceptor = limited(options);
+    let receiver = acceptor.receiver();
+    let _clients = acceptor.clients(5);
+    let _taken = take(&receiver);
+    is_idle(acceptor.pid());
+    nothing_comes(&receiver);
+}

@@ -56,14 +56,9 @@ fn the_rate_does_not_depend_on_how_long_services_last() {
     assert_eq!(taken.len(), 6);
 }
 
-#[test]
-fn waiting_for_the_rate_uses_no_cpu() {
-    let acceptor = limited(&["--rate", "1/1000"]);
-    let receiver = acceptor.receiver();
-    let _clients = acceptor.clients(5);
-    let _taken = take(&receiver);
-    is_idle(acceptor.pid());
-    nothing_comes(&receiver);
+cases! {
+    assert_waits_idle;
+    waiting_for_the_rate_uses_no_cpu: &["--rate", "1/1000"];
 }
 
 #[test]

@@ -30,10 +30,9 @@ fn when_full_wait_leaves_them_in_the_backlog_but_one_client_beyond_its_own_limit
 
 /// fdaccept that tells clients beyond `limit` these bytes of a file, its pool, and the first client.
 fn full(limit: &str, text: &[u8]) -> (Acceptor, Pool, Session) {
-    let fdaccept = Fdaccept::bound().file("words", text);
-    let acceptor = fdaccept
-        .args([limit, "1", "--when-full", "./words"])
-        .start();
+    let options = [limit, "1", "--when-full", "./words"];
+    let fdaccept = Fdaccept::bound().file("words", text).args(options);
+    let acceptor = fdaccept.start();
     let pool = acceptor.pool(2);
     let first = acceptor.session();
     (acceptor, pool, first)

@@ -45,12 +45,6 @@ fn assert_end_after_consumers(form: Form, status: i32, counters: Told, last: &st
     log
 }
 
-#[test]
-fn what_waited_for_the_last_readers_of_a_pipe_is_told() {
-    let expected = "fdaccept: 3 connections were accepted and not taken";
-    assert_end_after_consumers(Form::Pipe, 1, told(3, 3, 0), expected);
-}
-
 /// How many were taken is not known then.
 const UNKNOWN: Told = Told {
     accepted: 3,
@@ -58,9 +52,11 @@ const UNKNOWN: Told = Told {
     taken: None,
 };
 
-#[test]
-fn what_a_command_leaves_in_a_full_queue_is_told() {
-    assert_end_after_consumers(Form::Chain, 128 + 9, UNKNOWN, LEFT);
+cases! {
+    assert_end_after_consumers;
+    what_waited_for_the_last_readers_of_a_pipe_is_told: Form::Pipe, 1, told(3, 3, 0),
+        "fdaccept: 3 connections were accepted and not taken";
+    what_a_command_leaves_in_a_full_queue_is_told: Form::Chain, 128 + 9, UNKNOWN, LEFT;
 }
 
 #[test]

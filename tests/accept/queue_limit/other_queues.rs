@@ -1,15 +1,12 @@
 //! Queues that are unlike the usual ones: small, long, with long messages, or used before.
 
-use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use fdtools::queue::message::Info;
 use fdtools::queue::{Received, Receiver};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{SockType, UnixAddr, bind, connect, setsockopt, sockopt};
 
 use super::every_form::*;
 use super::*;
@@ -41,8 +38,7 @@ fn a_stream_at_a_descriptor_and_packets_on_standard_output_are_limited() {
 
 /// A client of a Unix socket with a name of its own, which makes its message long.
 fn unix_client(own: &Path, server: &str) -> UnixStream {
-    let kind = SockType::Stream;
-    let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let socket = unix_socket(SockType::Stream);
     bind(socket.as_raw_fd(), &UnixAddr::new(own).unwrap()).unwrap();
     connect(socket.as_raw_fd(), &UnixAddr::new(server).unwrap()).unwrap();
     let stream = UnixStream::from(socket);
@@ -189,8 +185,7 @@ fn the_room_that_one_leaves_is_seen_every_time() {
 
 #[test]
 fn what_one_leaves_in_the_backlog_another_accepts() {
-    let listener = TcpListener::bind(ADDRESS).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, port) = listener();
     let listener = OwnedFd::from(listener);
     let start = |limit: &str| {
         let (write_end, read_end) = socket_pair(SockType::SeqPacket);

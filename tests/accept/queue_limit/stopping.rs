@@ -33,9 +33,8 @@ fn a_second_signal_does_not_wait_for_room() {
 #[test]
 fn a_command_that_takes_nothing_gets_term_after_the_grace_and_what_it_left_is_told() {
     let fdaccept = Fdaccept::chain(["sleep", "1000"]);
-    let fdaccept = fdaccept.args(["--grace", "0.3", "--queue", "2"]);
-    let mut acceptor = fdaccept.start();
-    let clients: Vec<_> = (0..4).map(|_| acceptor.client()).collect();
+    let mut acceptor = fdaccept.options("--grace 0.3 --queue 2").start();
+    let clients = acceptor.clients(4);
     until("a full queue", || {
         Told::read(&acceptor.counters()) == told(2, 2, 0)
     });

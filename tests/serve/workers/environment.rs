@@ -20,7 +20,7 @@ fn a_worker_finds_the_queue_and_the_standard_streams_and_nothing_else() {
         let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
         !flags.unwrap().contains(OFlag::O_NONBLOCK)
     };
-    let pool = Workers::of(sh(text).stdout(File::create(&output).unwrap()));
+    let mut pool = Workers::of(sh(text).stdout(File::create(&output).unwrap()));
     pool.until_workers(2);
     let inode = fstat(&pool.queue.read_end).unwrap().st_ino;
     let stderr = descriptors(pool.pid())[2].1.clone();
@@ -44,7 +44,7 @@ fn a_worker_finds_every_signal_at_its_default_and_none_blocked() {
         let ignored = "trap '' HUP INT QUIT PIPE ALRM USR1 USR2 CHLD TSTP TTIN TTOU WINCH";
         sleeper(ignored)
     });
-    let (pool, worker) = started.join().unwrap();
+    let (mut pool, worker) = started.join().unwrap();
     for field in ["SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd"] {
         assert_eq!(status_field(worker, field), "0000000000000000", "{field}");
     }
@@ -58,7 +58,7 @@ fn a_worker_finds_the_environment_without_what_speaks_of_a_connection_or_of_the_
         TCPLOCALPORT=5 TCPREMOTEHOST=x TCPREMOTEINFO=x TCPLOCALHOST=x IPCREMOTEEUID=1 \
         IPCREMOTEEGID=1 IPCREMOTEPID=1 IPCREMOTEPATH=x IPCLOCALPATH=x REMOTE_ADDR=1.2.3.4 \
         REMOTE_PORT=5 TCPCONNNUM=1 LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=x NOTIFY_SOCKET=x";
-    let (pool, worker) = sleeper(&format!("{ours}\n{not_ours}"));
+    let (mut pool, worker) = sleeper(&format!("{ours}\n{not_ours}"));
     let mut expected = environ(pool.pid());
     let (words, count) = (not_ours.split(' ').skip(1), expected.len());
     let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
@@ -71,7 +71,7 @@ fn a_worker_finds_the_environment_without_what_speaks_of_a_connection_or_of_the_
 
 #[test]
 fn a_worker_leads_a_group_of_its_own_and_inherits_the_rest() {
-    let (pool, worker) = sleeper("cd /; umask 027; ulimit -n 77; ulimit -c 0");
+    let (mut pool, worker) = sleeper("cd /; umask 027; ulimit -n 77; ulimit -c 0");
     let parent = pool.pid();
     assert_eq!(getpgid(Some(worker)), Ok(worker));
     assert_eq!(getsid(Some(worker)), getsid(Some(parent)));
@@ -80,11 +80,8 @@ fn a_worker_leads_a_group_of_its_own_and_inherits_the_rest() {
     let read = |pid: Pid, name| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
     let limits = read(worker, "limits");
     assert_eq!(limits, read(parent, "limits"));
-    assert!(
-        limits
-            .lines()
-            .any(|line| line.starts_with("Max open files            77 "))
-    );
+    let has_77 = |line: &str| line.starts_with("Max open files            77 ");
+    assert!(limits.lines().any(has_77), "{limits}");
     let folder = std::fs::read_link(format!("/proc/{worker}/cwd")).unwrap();
     assert_eq!(folder, Path::new("/"));
     pool.stop();
@@ -125,7 +122,7 @@ fn verbose_tells_of_each_worker() {
 
 #[test]
 fn quiet_tells_of_no_restart_and_no_reload() {
-    let pool = Workers::start(&["-q", "--ready-fd", "3"], 1, &ready_after(":"));
+    let mut pool = Workers::start(&["-q", "--ready-fd", "3"], 1, &ready_after(":"));
     pool.until_noted("ready", 1);
     kill(pool.worker(), Signal::SIGKILL).unwrap();
     pool.until_noted("ready", 2);

@@ -44,11 +44,6 @@ fn ready_after(first: &str) -> String {
     )
 }
 
-/// As above, but ready only when there is a file `gate`.
-fn ready_behind_a_gate() -> String {
-    ready_after("while [ ! -e \"$DIR/gate\" ]; do sleep 0.05; done")
-}
-
 /// A pool of workers on a queue of the test's own.
 struct Workers {
     pool: Pool,
@@ -186,12 +181,25 @@ impl Workers {
         self.signal(Signal::SIGHUP);
         self.line("reload: done");
     }
+}
 
-    /// Stops it, and returns what it has said.
-    #[track_caller]
-    fn stop(mut self) -> String {
-        self.pool.stop()
-    }
+/// So many workers that have said that they are ready, and who they are.
+#[track_caller]
+fn ready_workers(count: usize) -> (Workers, BTreeSet<Pid>) {
+    let pool = Workers::start(&["--ready-fd", "3"], count, &ready_after(":"));
+    let workers = pool.until_noted("ready", count);
+    (pool, workers)
+}
+
+/// The same. Those that come later are ready only when there is a file `gate`.
+#[track_caller]
+fn gated_workers(count: usize) -> (Workers, BTreeSet<Pid>) {
+    let text = ready_after("while [ ! -e \"$DIR/gate\" ]; do sleep 0.05; done");
+    let pool = Workers::start(&["-v", "--ready-fd", "3"], count, &text);
+    pool.touch("gate");
+    let workers = pool.until_noted("ready", count);
+    pool.remove("gate");
+    (pool, workers)
 }
 
 /// Waits until a worker is stopped. A shell whose child was stopped before it was the child's program
@@ -220,12 +228,12 @@ fn word(path: PathBuf) -> String {
     path.into_os_string().into_string().unwrap()
 }
 
-/// The worker of examples/ in Rust.
-fn rust_example() -> Option<String> {
-    rust_worker().map(word)
+/// The worker of examples/ in Rust, as a command line.
+fn rust_example() -> Option<Vec<String>> {
+    rust_worker().map(|path| vec![word(path)])
 }
 
-/// The one in Python, as a command line.
+/// The one in Python.
 fn python_example() -> Option<Vec<String>> {
     python_worker().map(|words| words.map(word).to_vec())
 }
@@ -233,16 +241,15 @@ fn python_example() -> Option<Vec<String>> {
 /// The workers that can be run here: the script, and the two examples.
 fn kinds() -> Vec<Vec<String>> {
     let script = sh_c(LOOP).map(str::to_owned).to_vec();
-    let examples = [rust_example().map(|path| vec![path]), python_example()];
-    let examples = examples.into_iter().flatten();
-    [script].into_iter().chain(examples).collect()
+    let all = [Some(script), rust_example(), python_example()];
+    all.into_iter().flatten().collect()
 }
 
 /// The example in Rust finishes its connection on TERM. As it does not say when it is ready, a
 /// shell does just before it becomes it. For --ready-fd 3.
 fn gentle() -> Option<[String; 4]> {
     let text = "echo >&3; exec \"$0\" 3>&-";
-    rust_example().map(|path| ["sh".into(), "-c".into(), text.into(), path])
+    rust_worker().map(|path| ["sh".into(), "-c".into(), text.into(), word(path)])
 }
 
 /// Expects that two workers serve.

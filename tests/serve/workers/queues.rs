@@ -47,9 +47,8 @@ fn workers_serve_a_queue_that_a_name_gives() {
     for worker in kinds() {
         for name in [&names.path(), &names.abstract_name()] {
             let mut acceptor = Fdaccept::bound_at(name).start();
-            let port = acceptor.port;
             let mut pool = Pool::on(name).workers(2, &worker).start();
-            assert_two_serve(port);
+            assert_two_serve(acceptor.port);
             acceptor.stop();
             pool.line("waiting");
             let log = pool.stop();
@@ -131,20 +130,15 @@ fn what_waits_in_the_queue_of_a_name_is_served_though_fdaccept_is_gone_and_then_
     let names = Names::new();
     let name = &names.path();
     let mut acceptor = Fdaccept::bound_at(name).args(["-v"]).start();
-    let port = acceptor.port;
     let text = format!(
         "while [ ! -e \"$DIR/gate\" ]; do sleep 0.05; done\n\
          mkdir \"$DIR/first\" 2>/dev/null && exit 1; {LOOP}"
     );
-    let pool = Pool::on(name)
-        .args(["-v"])
-        .env("DIR", names.directory.path());
+    let pool = Pool::on(name).arg("-v").env("DIR", names.directory.path());
     let mut pool = pool.workers(1, sh_c(&text)).start();
     pool.line("was started");
-    let crowd = Crowd::connect(port, 5);
-    for _ in 0..5 {
-        acceptor.line("accepted");
-    }
+    let crowd = Crowd::connect(acceptor.port, 5);
+    acceptor.until_accepted(5);
     // It is in the queue when there is nothing to do any more.
     until_state(acceptor.pid(), 'S');
     acceptor.slay();
@@ -164,17 +158,11 @@ fn workers_are_started_anew_each_time_that_fdaccept_is_back() {
         let name = &names.path();
         let mut pool = Pool::on(name).workers(2, &worker).start();
         // A queue that ends in either way, twice in a row.
-        for signal in [
-            Signal::SIGTERM,
-            Signal::SIGKILL,
-            Signal::SIGTERM,
-            Signal::SIGKILL,
-        ] {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL].repeat(2) {
             let mut acceptor = Fdaccept::bound_at(name).start();
             assert_two_serve(acceptor.port);
             assert_eq!(pool.workers().len(), 2);
-            acceptor.signal(signal);
-            acceptor.wait();
+            acceptor.end_by(signal);
         }
         // The end of the queue is no failure.
         let log = pool.stop();
@@ -188,19 +176,16 @@ fn a_worker_that_is_busy_when_fdaccept_is_restarted_finishes_while_another_serve
     let name = &names.path();
     let mut pool = Pool::on(name).workers(2, sh_c(LOOP)).start();
     let mut acceptor = Fdaccept::bound_at(name).start();
-    let client = Client::connect(acceptor.port);
-    client.expect_served();
-    let mut port = 0;
+    let client = acceptor.served_client();
     for _ in 0..3 {
         acceptor.slay();
         acceptor = Fdaccept::bound_at(name).start();
-        port = acceptor.port;
-        assert_eq!(exchange(port, b"next"), b"next");
+        assert_eq!(exchange(acceptor.port, b"next"), b"next");
         client.expect_served();
     }
     // Then its place is the new queue's as well.
     drop(client);
-    assert_two_serve(port);
+    assert_two_serve(acceptor.port);
     let log = pool.stop();
     assert!(!log.contains("the next one"), "{log}");
     acceptor.stop();
@@ -212,8 +197,7 @@ fn the_only_worker_busy_when_fdaccept_is_restarted_finishes_first() {
     let name = &names.path();
     let mut pool = Pool::on(name).workers(1, sh_c(LOOP)).start();
     let mut acceptor = Fdaccept::bound_at(name).start();
-    let client = Client::connect(acceptor.port);
-    client.expect_served();
+    let client = acceptor.served_client();
     acceptor.slay();
     let mut acceptor = Fdaccept::bound_at(name).start();
     let next = Client::connect(acceptor.port);
@@ -231,12 +215,10 @@ fn a_reload_goes_on_when_fdaccept_is_back() {
     let name = &names.path();
     let mut acceptor = Fdaccept::bound_at(name).start();
     let text = format!("echo >&3; exec 3>&-; {LOOP}");
-    let port = acceptor.port;
     let pool = Pool::on(name).args(["--ready-fd", "3"]);
     let mut pool = pool.workers(2, sh_c(&text)).start();
     // It keeps the old queue, and a worker of it.
-    let client = Client::connect(port);
-    client.expect_served();
+    let client = acceptor.served_client();
     acceptor.slay();
     pool.line("waiting");
     pool.signal(Signal::SIGHUP);
@@ -255,12 +237,10 @@ fn once_ends_the_pool_with_the_queue() {
     let name = &names.path();
     for worker in kinds() {
         let mut acceptor = Fdaccept::bound_at(name).start();
-        let port = acceptor.port;
         let pool = Pool::on(name).args(["--once"]);
         let mut pool = pool.workers(2, &worker).start();
-        assert_two_serve(port);
-        let client = Client::connect(port);
-        client.expect_served();
+        assert_two_serve(acceptor.port);
+        let client = acceptor.served_client();
         acceptor.stop();
         until("the end of the idle one", || pool.workers().len() == 1);
         client.expect_served();

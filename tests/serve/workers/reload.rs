@@ -23,8 +23,7 @@ fn assert_never_fewer(pool: &Workers, count: usize) {
 #[test]
 fn a_reload_replaces_every_worker_and_none_before_a_new_one_is_ready() {
     for count in [1, 3] {
-        let mut pool = Workers::start(&["--ready-fd", "3"], count, &ready_after(":"));
-        let mut old = pool.until_noted("ready", count);
+        let (mut pool, mut old) = ready_workers(count);
         for round in 1..=3 {
             pool.signal(Signal::SIGHUP);
             let line = pool.line("reload: ");
@@ -56,10 +55,7 @@ fn without_a_ready_descriptor_a_new_worker_has_started_when_it_lived_for_a_secon
 
 #[test]
 fn with_a_ready_descriptor_a_new_worker_has_started_when_it_says_so_and_not_before() {
-    let mut pool = Workers::start(&["--ready-fd", "3"], 1, &ready_behind_a_gate());
-    pool.touch("gate");
-    let old = pool.until_noted("ready", 1);
-    pool.remove("gate");
+    let (mut pool, old) = gated_workers(1);
     pool.signal(Signal::SIGHUP);
     pool.until_workers(2);
     // That it lives for a second does not count.
@@ -165,10 +161,7 @@ fn a_new_worker_that_never_is_ready_leaves_the_old_ones_until_the_next_reload() 
 
 #[test]
 fn a_reload_in_a_reload_starts_it_over() {
-    let mut pool = Workers::start(&["-v", "--ready-fd", "3"], 2, &ready_behind_a_gate());
-    pool.touch("gate");
-    pool.until_noted("ready", 2);
-    pool.remove("gate");
+    let (mut pool, _) = gated_workers(2);
     for _ in 0..3 {
         pool.signal(Signal::SIGHUP);
         pool.line("reload: 2 workers to replace");
@@ -194,8 +187,7 @@ fn a_reload_in_a_reload_starts_it_over() {
 
 #[test]
 fn many_reloads_at_once_end_with_new_workers() {
-    let mut pool = Workers::start(&["--ready-fd", "3"], 2, &ready_after(":"));
-    let old = pool.until_noted("ready", 2);
+    let (mut pool, old) = ready_workers(2);
     let mut random = Random(4);
     for _ in 0..20 {
         pool.signal(Signal::SIGHUP);
@@ -228,12 +220,8 @@ fn reloads_that_come_faster_than_workers_end_start_no_more_than_a_few() {
 
 #[test]
 fn a_worker_of_another_user_that_cannot_be_ended_is_given_up() {
-    if !root() {
-        return;
-    }
-    let Some(setpriv) = peer("setpriv") else {
-        return;
-    };
+    needs!(root());
+    let setpriv = needs!(peer("setpriv"));
     let dir = open_dir();
     copy_of("fdpool", dir.path());
     // The pool may become somebody else, but not signal them.
@@ -311,11 +299,8 @@ fn an_old_worker_that_ignores_term_is_killed_after_the_grace_with_its_group() {
 
 #[test]
 fn old_workers_that_are_stopped_go_too() {
-    let mut pool = Workers::start(
-        &["--grace", "100000", "--ready-fd", "3"],
-        2,
-        &ready_after(":"),
-    );
+    let options = ["--grace", "100000", "--ready-fd", "3"];
+    let mut pool = Workers::start(&options, 2, &ready_after(":"));
     let old = pool.until_noted("ready", 2);
     for worker in &old {
         kill(*worker, Signal::SIGSTOP).unwrap();
@@ -329,7 +314,7 @@ fn old_workers_that_are_stopped_go_too() {
 
 #[test]
 fn old_workers_finish_what_they_have_in_hand_several_generations_at_once() {
-    let Some(worker) = gentle() else { return };
+    let worker = needs!(gentle());
     let mut pool = Workers::of_command(&["--ready-fd", "3"], 1, &worker);
     let mut clients = Vec::new();
     for round in 1..=4 {
@@ -400,8 +385,8 @@ fn chaos_under_load(
     acceptor.stop();
 }
 
-fn reload_under_load(worker: &[String]) {
-    chaos_under_load(&[], 1, worker, |pool| {
+fn reload_under_load(worker: Option<Vec<String>>) {
+    chaos_under_load(&[], 1, &needs!(worker), |pool| {
         let old = pool.workers();
         pool.signal(Signal::SIGHUP);
         pool.line("reload: done");
@@ -412,26 +397,18 @@ fn reload_under_load(worker: &[String]) {
     });
 }
 
-#[test]
-fn a_reload_of_the_example_in_rust_loses_no_connection() {
-    if let Some(worker) = rust_example() {
-        reload_under_load(&[worker]);
-    }
-}
-
-#[test]
-fn a_reload_of_the_example_in_python_loses_no_connection() {
-    if let Some(worker) = python_example() {
-        reload_under_load(&worker);
-    }
+cases! {
+    reload_under_load;
+    a_reload_of_the_example_in_rust_loses_no_connection: rust_example();
+    a_reload_of_the_example_in_python_loses_no_connection: python_example();
 }
 
 /// Many reloads one after another, and others that are broken off by the next one, amid changes
 /// of the size. A shell says that the worker is ready, so that they take no time.
-fn many_reloads_under_load(worker: &[String]) {
+fn many_reloads_under_load(worker: Option<Vec<String>>) {
     let text = "echo >&3; exec \"$@\" 3>&-";
     let command = ["sh", "-c", text, "sh"].map(str::to_owned);
-    let command = [&command, worker].concat();
+    let command = [&command[..], &needs!(worker)].concat();
     chaos_under_load(&["--ready-fd", "3"], 2, &command, |pool| {
         let mut random = Random(5);
         for round in 0..12 {
@@ -449,18 +426,10 @@ fn many_reloads_under_load(worker: &[String]) {
     });
 }
 
-#[test]
-fn many_reloads_of_the_example_in_rust_lose_no_connection() {
-    if let Some(worker) = rust_example() {
-        many_reloads_under_load(&[worker]);
-    }
-}
-
-#[test]
-fn many_reloads_of_the_example_in_python_lose_no_connection() {
-    if let Some(worker) = python_example() {
-        many_reloads_under_load(&worker);
-    }
+cases! {
+    many_reloads_under_load;
+    many_reloads_of_the_example_in_rust_lose_no_connection: rust_example();
+    many_reloads_of_the_example_in_python_lose_no_connection: python_example();
 }
 
 // Size.
@@ -490,7 +459,7 @@ fn ttin_and_usr1_make_one_worker_more_and_ttou_one_less_but_never_none() {
 
 #[test]
 fn a_worker_that_is_too_many_finishes_what_it_has_in_hand() {
-    let Some(worker) = gentle() else { return };
+    let worker = needs!(gentle());
     let mut pool = Workers::of_command(&["-v", "--ready-fd", "3"], 2, &worker);
     let clients = [pool.client(), pool.client()];
     clients.iter().for_each(Client::expect_served);
@@ -530,10 +499,7 @@ fn the_size_can_be_changed_in_a_reload_and_stays() {
         (&[Signal::SIGTTOU], 1),
         (&[Signal::SIGTTOU, Signal::SIGTTIN, Signal::SIGUSR1], 3),
     ] {
-        let mut pool = Workers::start(&["-v", "--ready-fd", "3"], 2, &ready_behind_a_gate());
-        pool.touch("gate");
-        let old = pool.until_noted("ready", 2);
-        pool.remove("gate");
+        let (mut pool, old) = gated_workers(2);
         pool.signal(Signal::SIGHUP);
         pool.until_workers(3);
         for signal in signals {
@@ -609,8 +575,8 @@ fn a_command_that_vanishes_is_noticed_whatever_the_ready_descriptor_is() {
     }
     for (pool, _) in &mut pools {
         pool.line("is ready");
+        pool.stop();
     }
-    pools.into_iter().for_each(|(pool, _)| drop(pool.stop()));
 }
 
 #[test]

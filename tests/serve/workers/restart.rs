@@ -49,11 +49,8 @@ fn after_a_worker_that_ended_too_soon_there_is_a_delay_that_doubles() {
 
 #[test]
 fn a_worker_that_dies_before_it_is_ready_has_one_line_in_the_log() {
-    let mut pool = Workers::start(
-        &["--ready-fd", "3"],
-        4,
-        "echo start $$ >>\"$DIR/log\"; exit 3",
-    );
+    let text = "echo start $$ >>\"$DIR/log\"; exit 3";
+    let mut pool = Workers::start(&["--ready-fd", "3"], 4, text);
     pool.line("in 0.4 s");
     let log = pool.stop();
     let foreign = log.lines().find(|line| !line.contains("the next one"));
@@ -115,13 +112,12 @@ fn stopped_workers_leave_connections_to_the_others() {
         pool.client().expect_served();
     }
     // Nor do they hold up the end.
-    pool.term();
-    assert_eq!(pool.expect_end(0), "");
+    assert_eq!(pool.stop(), "");
 }
 
 #[test]
 fn what_a_worker_left_behind_may_finish() {
-    let pool = Workers::start(&[], 1, LOOP);
+    let mut pool = Workers::start(&[], 1, LOOP);
     let client = pool.client();
     client.expect_served();
     let first = pool.worker();
@@ -138,7 +134,7 @@ fn a_child_that_a_worker_left_behind_gets_term_after_the_grace_and_kill_5_second
         (trap 'echo term 0 >>\"$DIR/log\"' TERM; while :; do sleep 0.05; done) & \
         echo child $! >>\"$DIR/log\"; exit; fi 2>/dev/null; exec sleep 100";
     let start = Instant::now();
-    let pool = Workers::start(&["--grace", "0.3"], 1, text);
+    let mut pool = Workers::start(&["--grace", "0.3"], 1, text);
     let child = *pool.until_noted("child", 1).first().unwrap();
     pool.until_noted("term", 1);
     assert!(start.elapsed() >= Duration::from_millis(300));

@@ -6,11 +6,8 @@ use super::*;
 fn a_stop_asks_every_worker_to_go() {
     for signal in STOPS {
         // Nothing but their own end is to end them.
-        let mut pool = Workers::start(
-            &["--grace", "100000", "--ready-fd", "3"],
-            3,
-            &ready_after(":"),
-        );
+        let options = ["--grace", "100000", "--ready-fd", "3"];
+        let mut pool = Workers::start(&options, 3, &ready_after(":"));
         let workers = pool.until_noted("ready", 3);
         pool.signal(signal);
         assert_eq!(pool.expect_end(0), "");
@@ -64,8 +61,7 @@ fn a_stop_kills_workers_that_ignore_term_after_the_grace_with_their_groups() {
     let workers = pool.until_noted("ready", 2);
     let children = pool.noted("child");
     let start = Instant::now();
-    pool.term();
-    let log = pool.expect_end(0);
+    let log = pool.stop();
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(log.matches("did not end within 0.3 s").count(), 2, "{log}");
     assert_eq!(log.lines().count(), 2, "{log}");
@@ -130,46 +126,34 @@ fn a_second_signal_kills_every_group_at_once() {
     }
 }
 
-/// A stop of a pool ends its workers that `stop` has stopped.
+/// A stop of a pool ends its workers that were sent STOP by `send`.
 #[track_caller]
-fn assert_stopped_workers_end(stop: impl Fn(Pid)) {
+fn assert_stopped_workers_end(send: impl Fn(Pid, Signal) -> nix::Result<()>) {
     // Nothing but their own end is to end them.
-    let mut pool = Workers::start(
-        &["--grace", "100000", "--ready-fd", "3"],
-        2,
-        &ready_after(":"),
-    );
+    let options = ["--grace", "100000", "--ready-fd", "3"];
+    let mut pool = Workers::start(&options, 2, &ready_after(":"));
     let workers = pool.until_noted("ready", 2);
     for worker in workers {
-        stop(worker);
+        send(worker, Signal::SIGSTOP).unwrap();
         until_stopped(worker);
     }
-    pool.term();
-    pool.expect_end(0);
+    pool.stop();
     assert_eq!(pool.noted("term").len(), 2);
 }
 
-#[test]
-fn a_stop_reaches_workers_that_are_stopped() {
-    assert_stopped_workers_end(|worker| kill(worker, Signal::SIGSTOP).unwrap());
-}
-
-#[test]
-fn a_stop_reaches_workers_that_are_stopped_with_all_that_they_have_started() {
-    assert_stopped_workers_end(|worker| killpg(worker, Signal::SIGSTOP).unwrap());
+cases! {
+    assert_stopped_workers_end;
+    a_stop_reaches_workers_that_are_stopped: kill;
+    a_stop_reaches_workers_that_are_stopped_with_all_that_they_have_started: killpg;
 }
 
 #[test]
 fn a_stop_in_a_reload_ends_old_and_new() {
-    let mut pool = Workers::start(&["--ready-fd", "3"], 2, &ready_behind_a_gate());
-    pool.touch("gate");
-    pool.until_noted("ready", 2);
-    pool.remove("gate");
+    let (mut pool, _) = gated_workers(2);
     pool.signal(Signal::SIGHUP);
     pool.until_workers(3);
     let all = pool.workers();
-    pool.term();
-    pool.expect_end(0);
+    pool.stop();
     all.into_iter().for_each(until_gone);
 }
 
@@ -193,8 +177,7 @@ fn a_reload_in_a_stop_starts_nobody() {
 fn a_stop_while_a_worker_waits_for_its_next_start_ends_at_once() {
     let mut pool = Workers::start(&[], 1, "exit 1");
     pool.line("in 0.2 s");
-    pool.term();
-    pool.expect_end(0);
+    pool.stop();
 }
 
 #[test]
@@ -207,8 +190,7 @@ fn a_stop_while_there_is_no_queue_ends_at_once() {
 
 #[test]
 fn when_the_pool_is_killed_its_workers_get_term() {
-    let mut pool = Workers::start(&["--ready-fd", "3"], 3, &ready_after(":"));
-    let workers = pool.until_noted("ready", 3);
+    let (mut pool, workers) = ready_workers(3);
     pool.slay();
     assert_eq!(pool.until_noted("term", 3), workers);
     workers.into_iter().for_each(until_gone);
@@ -231,20 +213,14 @@ fn when_the_pool_is_killed_workers_that_are_stopped_get_hup_and_term() {
 
 #[test]
 fn an_example_that_is_stopped_when_the_pool_is_killed_finishes_what_it_has() {
-    let examples = [rust_example().map(|path| vec![path]), python_example()];
-    for command in examples.into_iter().flatten() {
-        let names = Names::new();
-        let acceptor = Fdaccept::bound_at(&names.path()).start();
-        let port = acceptor.port;
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let mut pool = Pool::on(&names.path()).workers(1, &command).start();
-        let client = Client::connect(port);
-        client.expect_served();
+    for command in [rust_example(), python_example()].into_iter().flatten() {
+        let acceptor = Fdaccept::bound().start();
+        let mut pool = Pool::on(&acceptor).workers(1, &command).start();
+        let client = acceptor.served_client();
         let worker = pool.workers().pop_first().expect("it serves");
         kill(worker, Signal::SIGSTOP).unwrap();
         until_stopped(worker);
-        pool.signal(Signal::SIGKILL);
-        pool.wait();
+        pool.slay();
         client.expect_served();
         drop(client);
         until_gone(worker);
@@ -253,25 +229,21 @@ fn an_example_that_is_stopped_when_the_pool_is_killed_finishes_what_it_has() {
 
 #[test]
 fn when_the_pool_is_killed_connections_in_hand_are_finished_and_another_pool_goes_on() {
-    let Some(worker) = rust_example() else { return };
-    let names = Names::new();
-    let name = &names.path();
-    let mut acceptor = Fdaccept::bound_at(name).start();
-    let port = acceptor.port;
-    let mut pool = Pool::on(name).workers(2, &[&worker]).start();
-    let client = Client::connect(port);
-    client.expect_served();
+    let worker = needs!(rust_example());
+    let mut acceptor = Fdaccept::bound().start();
+    let mut pool = Pool::on(&acceptor).workers(2, &worker).start();
+    let client = acceptor.served_client();
     until("both workers", || pool.workers().len() == 2);
     let workers = pool.workers();
     pool.slay();
     until("the end of the idle one", || {
         workers.iter().filter(|pid| is_alive(**pid)).count() == 1
     });
-    let later = Client::connect(port);
+    let later = acceptor.client();
     client.expect_served();
     drop(client);
     workers.into_iter().for_each(until_gone);
-    let mut pool = Pool::on(name).workers(1, &[&worker]).start();
+    let mut pool = Pool::on(&acceptor).workers(1, &worker).start();
     later.expect_served();
     drop(later);
     pool.stop();
@@ -308,9 +280,7 @@ fn the_first_process_of_a_container_ends_with_what_its_workers_left() {
     let pool = ["fdpool", "--grace", "100000", "1", "--worker", "--"];
     let chain = ["fdaccept", "--grace", "0.1", ADDRESS, "--"];
     for first in [&[][..], &chain] {
-        let Some(mut command) = container() else {
-            return;
-        };
+        let mut command = needs!(container());
         command.args(first).args(pool).args(["sh", "-c", &text]);
         let mut pool = Workers::of(&mut command);
         pool.until_noted("ready", 1);
@@ -322,9 +292,7 @@ fn the_first_process_of_a_container_ends_with_what_its_workers_left() {
 
 #[test]
 fn a_stop_does_not_wait_until_somebody_reaps_orphans() {
-    let Some(mut command) = container() else {
-        return;
-    };
+    let mut command = needs!(container());
     // Here nobody does, as in a container whose first process knows of no orphans.
     let text = "fdpool --grace 100000 1 --worker -- sh -c \"$0\" <&3 3<&- & exec sleep 100";
     let text = format!("{{ {text}; }} 3<&0 </dev/null");
