@@ -422,7 +422,7 @@ fn ends(fdaccept: Fdaccept, options: &str, status: i32, expected: &str) {
     }
 }
 
-/// Checks that each of these options is wrong usage, and that its message contains this.
+/// Checks that these options are wrong usage, with messages that contain this.
 #[track_caller]
 fn is_wrong_usage(wrong: &[(&str, &str)]) {
     for (options, expected) in wrong {

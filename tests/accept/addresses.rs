@@ -39,7 +39,7 @@ fn error_of(arguments: &str) -> String {
     stderr
 }
 
-/// Checks that fdaccept cannot have this address, and says so in these words alone.
+/// Checks that fdaccept cannot bind this address, with this message.
 #[track_caller]
 fn cannot_bind(address: &str, cause: &str) {
     let expected = format!("fdaccept: cannot bind {address}: {cause}");

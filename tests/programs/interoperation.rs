@@ -487,8 +487,9 @@ fn fdaccept_sends_to_a_python_receiver_in_a_chain() {
 fn fdaccept_gives_its_queue_to_a_python_receiver_for_a_ticket() {
     let Some(python) = python() else { return };
     let mut acceptor = Fdaccept::piped().start();
-    let mut receiver = receiver(&python, &["ticket"]);
-    let mut receiver = receiver.stdin(acceptor.take_pipe()).start();
+    let mut receiver = receiver(&python, &["ticket"])
+        .stdin(acceptor.take_pipe())
+        .start();
     assert_received(acceptor.client(), &mut receiver);
     acceptor.expect_end(0);
 }

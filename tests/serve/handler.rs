@@ -100,7 +100,7 @@ fn a_handler_sees_exactly_descriptors_0_1_and_2() {
 const STRAY: &str = "exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null \
                      8</dev/null 9</dev/null\n";
 
-/// `fdaccept`: a command line that ends in its consumer.
+/// `fdaccept` is a command line up to its consumer.
 #[track_caller]
 fn assert_no_stray_descriptors(fdaccept: &str) {
     for consumer in ["fdpool 1", "fdrecv"] {
@@ -223,6 +223,7 @@ fn a_handler_finds_no_signal_blocked_though_its_parents_blocked_all() {
 // The clients of `yes` end before they close, so that the other side learns of it as `EPIPE`. To a
 // reset alone it is `ECONNRESET`, which is no signal.
 
+/// The client of `yes` reads one line and leaves.
 #[track_caller]
 fn leave(client: Client) {
     assert_eq!(client.line(), "y");
@@ -399,7 +400,8 @@ fn a_client_that_shuts_its_sending_side_still_gets_its_answer() {
     }
 }
 
-/// The first ends while those that started later run, and the last while none does.
+/// Expects that clients end one by one: the first while handlers that started later run, the last
+/// while none does.
 #[track_caller]
 fn assert_end_one_by_one(port: u16, count: usize) {
     let clients: Vec<_> = (0..count).map(|_| Client::connect(port)).collect();

@@ -25,7 +25,7 @@ fn pool_on(
     Pool::on(acceptor).args(options).slots(size, handler).full()
 }
 
-/// fdaccept with a named queue, and such a pool on it.
+/// fdaccept with a named queue, and such a pool.
 #[track_caller]
 fn start(
     options: &[&str],
@@ -153,7 +153,7 @@ fn timeout_ends_a_handler_with_its_children() {
     }
 }
 
-/// A handler that does `first` is ended by `signal`, and not before so many milliseconds.
+/// Expects that `--timeout` ends a handler that does `first` by `signal`, after at least `time` ms.
 #[track_caller]
 fn assert_timeout_ends(first: &str, signal: Signal, time: u64) {
     let text = format!("{first}; exec sleep 100");

@@ -141,7 +141,7 @@ fn until_busy(pool: &Pool, count: usize) -> Vec<Pid> {
     })
 }
 
-/// Two clients that are served by such a pool, and who serves them.
+/// Two clients in service, with the processes that serve them.
 #[track_caller]
 fn two_in_service(acceptor: &Acceptor, pool: &Pool) -> (Vec<Client>, Vec<Pid>) {
     let clients = acceptor.clients(2);
@@ -529,8 +529,7 @@ impl Programs {
     }
 }
 
-/// Expects that a handler of a pool that `wrapper` runs says this of itself by `probe`, and that a
-/// worker does.
+/// Expects that `probe` prints `expected` in a handler and in a worker of a pool that `wrapper` runs.
 #[track_caller]
 fn assert_observed(wrapper: &str, probe: &str, expected: &str) {
     needs!(peer(wrapper.split(' ').next().unwrap()));

@@ -118,7 +118,7 @@ impl Acceptor {
         (0..count).map(|_| self.client()).collect()
     }
 
-    /// A client in service, of a handler that gives back what it gets.
+    /// A client that a handler such as `cat` serves.
     #[track_caller]
     pub fn served_client(&self) -> Client {
         let client = self.client();

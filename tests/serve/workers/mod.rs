@@ -183,7 +183,7 @@ impl Workers {
     }
 }
 
-/// So many workers that have said that they are ready, and who they are.
+/// `count` workers that are ready, with their process ids.
 #[track_caller]
 fn ready_workers(count: usize) -> (Workers, BTreeSet<Pid>) {
     let pool = Workers::start(&["--ready-fd", "3"], count, &ready_after(":"));
@@ -191,7 +191,7 @@ fn ready_workers(count: usize) -> (Workers, BTreeSet<Pid>) {
     (pool, workers)
 }
 
-/// The same. Those that come later are ready only when there is a file `gate`.
+/// The same. Workers that start later are ready only when there is a file `gate`.
 #[track_caller]
 fn gated_workers(count: usize) -> (Workers, BTreeSet<Pid>) {
     let text = ready_after("while [ ! -e \"$DIR/gate\" ]; do sleep 0.05; done");

@@ -126,7 +126,7 @@ fn a_second_signal_kills_every_group_at_once() {
     }
 }
 
-/// A stop of a pool ends its workers that were sent STOP by `send`.
+/// Expects that a stop ends workers that `send` has stopped.
 #[track_caller]
 fn assert_stopped_workers_end(send: impl Fn(Pid, Signal) -> nix::Result<()>) {
     // Nothing but their own end is to end them.
