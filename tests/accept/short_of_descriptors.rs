@@ -1,6 +1,7 @@
 //! Short of descriptors, or with a full queue: every client is served in the end, and waiting costs
 //! no CPU.
 
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -349,4 +350,22 @@ fn fdaccept_closes_its_copy_of_each_connection() {
         Client::connect_unix(acceptor.names.file("s")).expect_echo("x");
     }
     assert_eq!(settled(acceptor.pid()), before);
+}
+
+#[test]
+fn a_shortage_that_a_stop_ends_leaves_fdaccept_idle() {
+    let prlimit = needs!(peer("prlimit"));
+    let stubborn = sh_c("trap '' TERM; while :; do sleep 1; done");
+    let mut acceptor = Fdaccept::chain(stubborn).args(["--grace", "0.1"]).start();
+    let (pid, port) = (acceptor.pid(), acceptor.port);
+    let _lift = leave_none(&prlimit, pid);
+    let _client = connect(port);
+    acceptor.line("cannot accept: Too many open files");
+    acceptor.term();
+    until("the end of the grace", || {
+        TcpStream::connect(("127.0.0.1", port)).is_err()
+    });
+    // The pause of the shortage ends in the first second.
+    are_idle(&[pid]);
+    are_idle(&[pid]);
 }

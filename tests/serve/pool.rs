@@ -632,3 +632,21 @@ fn a_stop_with_grace_drops_a_connection_whose_command_is_gone_and_says_so() {
     let said = "fdpool: the connection from 127.0.0.1 is dropped";
     assert!(log.lines().any(|line| line == said), "{log}");
 }
+
+#[test]
+fn a_pool_that_shrinks_after_a_slot_failed_is_idle() {
+    let prlimit = needs!(peer("prlimit"));
+    let queue = Queue::new();
+    let mut pool = Pool::on(&queue).slots(2, ["cat"]).full();
+    for slot in pool.members() {
+        limit(&prlimit, slot, "3:3");
+    }
+    let _client = queue.client();
+    pool.line("cannot receive a connection: Too many open files");
+    pool.signal(Signal::SIGTTOU);
+    pool.until_size(1);
+    // The pause after the failure ends in the first second.
+    let idle = Duration::from_millis(80);
+    are_idle(&[pool.pid()], idle);
+    are_idle(&[pool.pid()], idle);
+}
