@@ -53,11 +53,11 @@ else:  # fdaccept hands out the queue, which all its consumers share
     door.connect(address)
     queue = socket.socket(fileno=socket.recv_fds(door, 4096, 1)[1][0])
 
-# On TERM, INT or HUP the connection in hand is served, and no other one is taken. A flag that is looked
-# at between two connections would be missed if the signal came after the look and before the wait.
-# So a thread waits for the signal, puts /dev/null in the place of the queue, and then interrupts
-# whatever the main thread does. A receive that has not begun fails; one that waits is interrupted,
-# begins again, and fails; one that has its connection returns it, and nothing happens to that.
+# On TERM, INT or HUP the worker serves the connection in hand and takes no other. A flag that it looks at
+# between two connections would miss a signal that comes after the look and before the wait. So a thread
+# waits for the signal, puts /dev/null in the place of the queue, and then interrupts the main thread. A
+# receive that has not begun fails. A waiting receive is interrupted, begins again, and fails. A receive
+# that has its connection returns it.
 # HUP is how the kernel ends a process that is stopped when its pool is killed.
 stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 signal.pthread_sigmask(signal.SIG_BLOCK, stop)

@@ -31,10 +31,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         [bind, path] if bind == "--bind" => Receiver::bind(&Name::parse(path)?, None, trust)?,
         _ => return Err("usage: worker [[--bind] PATH]".into()),
     };
-    // On TERM, INT or HUP the connection in hand is served, and no other one is taken. A flag that is
-    // looked at between two connections would be missed if the signal came after the look and before
-    // the wait. So the signal's handler puts /dev/null in the place of the queue: a receive that has
-    // not begun fails, a receive that waits is interrupted, and one that has its connection returns it.
+    // On TERM, INT or HUP the worker serves the connection in hand and takes no other. A flag that it
+    // looks at between two connections would miss a signal that comes after the look and before the
+    // wait. So the signal's handler puts /dev/null in the place of the queue: a receive that has not
+    // begun fails, a waiting receive is interrupted, and a receive that has its connection returns it.
     // HUP is how the kernel ends a process that is stopped when its pool is killed.
     interrupt::on_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let _watch = interrupt::watch(queue.as_fd());

@@ -258,7 +258,7 @@ impl Workers {
 }
 
 impl Watched for Workers {
-    /// Those that have not said yet that they are ready.
+    /// The pipes of the workers that have not reported their readiness.
     fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
         for worker in self.workers.values() {
             if let Readiness::Awaited(pipe) = &worker.readiness {

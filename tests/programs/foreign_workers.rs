@@ -38,7 +38,7 @@ fn scratch() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// What `compile` writes to the path that it is given. Other tests may run the one that was made
+/// What `compile` writes to the path that it is given. Other tests may run the program that was made
 /// before, so that it is replaced, not written to.
 fn compiled(name: &str, compile: impl FnOnce(&Path) -> Command) -> Vec<PathBuf> {
     let folder = tempfile::tempdir_in(scratch()).unwrap();
@@ -391,8 +391,8 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
         for other in [null.as_fd(), folder.as_fd(), pipe_end.as_fd()] {
             send(&queue, BARE, &[other]).unwrap();
         }
-        // With connections whose closing would block: of one that came, and of one that the kernel
-        // has to close if there was no room for it.
+        // Closing these connections would block: the first is received, the second closed by the
+        // kernel if there is no room for it.
         let (unread, server) = full_connection();
         let (unread_too, other) = full_connection();
         send(&queue, b"junk", &[server.as_fd(), null.as_fd()]).unwrap();

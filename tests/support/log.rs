@@ -1,7 +1,6 @@
 //! What fdaccept says of itself.
 
-/// Whether a line of a log is the one that fdaccept tells its counters in. That of a connection,
-/// with `-v`, begins as it does.
+/// Whether a line of a log has fdaccept's counters. With `-v`, the line of a connection begins alike.
 pub fn is_counters(line: &str) -> bool {
     line.starts_with("fdaccept: accepted ") && line.contains(", passed ")
 }

@@ -211,7 +211,7 @@ fn reloads_that_come_faster_than_workers_end_start_no_more_than_a_few() {
         pool.line("to replace");
         most = most.max(pool.workers().len());
     }
-    // Four that leave for each place, those that stay, and a candidate.
+    // For each place 4 leaving workers; the 2 that stay; a candidate.
     assert!((3..=8 + 2 + 1).contains(&most), "{most} workers");
     pool.term();
     pool.signal(Signal::SIGINT);
@@ -278,7 +278,7 @@ fn a_reload_replaces_those_that_are_there_while_one_fails() {
 
 #[test]
 fn an_old_worker_that_ignores_term_is_killed_after_the_grace_with_its_group() {
-    // One that ignores it with its child, and one that dies of it and leaves such a child.
+    // A worker that ignores TERM, as its child does; then a worker that dies and leaves such a child.
     for (end, status) in [("trap '' TERM", 9), ("trap - TERM", 15)] {
         let text = format!("{STUBBORN} & {end}; echo >&3; exec 3>&-; exec sleep 100");
         let mut pool = Workers::start(&["-v", "--grace", "0.2", "--ready-fd", "3"], 1, &text);

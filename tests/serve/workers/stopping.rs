@@ -34,7 +34,7 @@ fn a_worker_that_is_asked_to_go_finishes_what_it_has_in_hand() {
         client.expect_served();
         pool.until_workers(2);
         pool.term();
-        // The one that is idle ends.
+        // The idle worker ends.
         pool.until_workers(1);
         // What comes now waits for somebody else.
         let later = pool.client();
