@@ -365,6 +365,14 @@ mod tests {
         Ok((bind(socket.as_fd(), name, mode)?, socket))
     }
 
+    /// Closes a bound socket. A child that another test forks at that moment has a copy until its exec.
+    fn abandon(socket: OwnedFd, name: &Name) {
+        drop(socket);
+        while !is_stale(&name.address().unwrap()) {
+            std::thread::yield_now();
+        }
+    }
+
     fn in_use(name: &Name) -> String {
         format!("cannot bind {name}: Address already in use")
     }
@@ -401,7 +409,7 @@ mod tests {
                 bind_new(&name, None).unwrap_err().to_string(),
                 in_use(&name)
             );
-            drop(old);
+            abandon(old, &name);
             let (_owned, _socket) = bind_new(&name, None).unwrap();
             assert!(path.exists());
         }
@@ -482,12 +490,12 @@ mod tests {
     #[test]
     fn abstract_names_have_one_owner() {
         let name = Name::Abstract(format!("fdtools-test-{}", std::process::id()).into_bytes());
-        let first = bind_new(&name, Some(0o666)).unwrap();
+        let (_owned, first) = bind_new(&name, Some(0o666)).unwrap();
         assert_eq!(
             bind_new(&name, None).unwrap_err().to_string(),
             in_use(&name)
         );
-        drop(first);
+        abandon(first, &name);
         bind_new(&name, None).unwrap();
     }
 
@@ -501,6 +509,7 @@ mod tests {
             if round % 2 == 0 {
                 let stale = socket_of(SockType::Stream);
                 socket::bind(stale.as_raw_fd(), &name.address().unwrap()).unwrap();
+                abandon(stale, &name);
             }
             let winners = AtomicUsize::new(0);
             let (start, end) = (Barrier::new(THREADS), Barrier::new(THREADS));
