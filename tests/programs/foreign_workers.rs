@@ -19,8 +19,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::linger;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockType, setsockopt, sockopt};
+use nix::unistd::Pid;
 use rustix::io::ioctl_fionread;
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{self, Resource, Rlimit, prlimit};
 
 /// The payload that says nothing of a connection.
 const BARE: &[u8] = b"FDTOOLS=1\n";
@@ -308,23 +309,30 @@ fn stop_again_and_again(worker: &[PathBuf], times: usize, seed: u64) {
     });
 }
 
-/// Waits until a busy worker knows of a signal. A blocked signal waits to be read. A caught signal was
-/// taken, and no thread has anything left to do.
-fn until_known(pid: nix::unistd::Pid, signal: Signal) {
-    let mut quiet = 0;
-    until("a signal that is known", || {
-        let is_taken = !has_signal(pid, "ShdPnd", signal) && all_threads_sleep(pid);
-        quiet = if is_taken { quiet + 1 } else { 0 };
-        has_signal(pid, "SigBlk", signal) || quiet == 3
+/// Waits until a busy worker knows of a signal: the signal is blocked and waits to be read, or it was
+/// taken and no thread has anything left to do.
+fn until_known(pid: Pid, signal: Signal) {
+    until_quiet(pid, "a signal that is known", || {
+        !has_signal(pid, "ShdPnd", signal)
+            || threads(pid).all(|thread| has_signal(thread, "SigBlk", signal))
     });
 }
 
-fn all_threads_sleep(pid: nix::unistd::Pid) -> bool {
+/// Waits until all threads sleep and `holds`, in 3 looks in a row.
+fn until_quiet(pid: Pid, what: &str, holds: impl Fn() -> bool) {
+    let mut quiet = 0;
+    until(what, || {
+        let is_quiet = holds() && threads(pid).all(|thread| state(thread) == Some('S'));
+        quiet = if is_quiet { quiet + 1 } else { 0 };
+        quiet == 3
+    });
+}
+
+fn threads(pid: Pid) -> impl Iterator<Item = Pid> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with('S'))
+    threads.map(|thread| {
+        let name = thread.unwrap().file_name();
+        Pid::from_raw(name.to_str().unwrap().parse().unwrap())
     })
 }
 
@@ -334,6 +342,7 @@ fn it_finishes_its_connection_and_leaves_the_others(worker: &[PathBuf]) {
         let mut first = start(worker, &read_end);
         let served = client(&queue, BARE);
         assert_answers(&served);
+        until_quiet(first.pid(), "a worker that waits for its client", || true);
         first.signal(signal);
         until_known(first.pid(), signal);
         let waiting = [(); 100].map(|()| {
@@ -431,7 +440,7 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
     drop(server);
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
     prlimit(
-        Pid::from_raw(worker.pid().as_raw()),
+        process::Pid::from_raw(worker.pid().as_raw()),
         Resource::Nofile,
         before,
     )
@@ -441,14 +450,19 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
 
 /// Lowers the limit of a process that waits, so that it has two numbers left for descriptors. Returns
 /// what the limit was.
-fn leave_two_numbers(worker: nix::unistd::Pid) -> Rlimit {
+fn leave_two_numbers(worker: Pid) -> Rlimit {
     let used: Vec<_> = descriptors(worker).iter().map(|(fd, _)| *fd).collect();
     let mut free = (0..).filter(|fd| !used.contains(fd));
     let limit = Rlimit {
         current: free.nth(2).map(|fd| fd as u64),
         maximum: Some(64),
     };
-    prlimit(Pid::from_raw(worker.as_raw()), Resource::Nofile, limit).unwrap()
+    prlimit(
+        process::Pid::from_raw(worker.as_raw()),
+        Resource::Nofile,
+        limit,
+    )
+    .unwrap()
 }
 
 /// A connection that has as much on its way as it can have, of which the client reads nothing, and

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{ErrorKind, PipeReader, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::poll::{ready, wait};
 use crate::support::*;
-use fdtools::queue::{receive, send, try_receive};
+use fdtools::queue::{Message, receive, send, try_receive};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{Backlog, SockType, UnixAddr, bind, connect, listen, setsockopt};
 use nix::sys::time::TimeVal;
@@ -138,7 +138,7 @@ impl Visitor {
     /// Waits until the door is shut.
     #[track_caller]
     fn until_end(&self) {
-        match receive(&self.0) {
+        match hear(&self.0) {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             end => {
                 let end = end.unwrap();
@@ -153,11 +153,21 @@ impl Visitor {
     }
 }
 
+/// Receives. The kernel does not restart a receive that has a time limit (signal(7)).
+fn hear(socket: impl AsFd) -> io::Result<Message> {
+    loop {
+        match receive(&socket) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            heard => return heard,
+        }
+    }
+}
+
 /// The read end that a ticket is worth, if it is worth one.
 fn redeem(ticket: &Ticket) -> Option<OwnedFd> {
     let visitor = Visitor::at(ticket);
     send(&visitor.0, &ticket.shown(), &[]).unwrap();
-    let mut answer = receive(&visitor.0).unwrap();
+    let mut answer = hear(&visitor.0).unwrap();
     assert_eq!(answer.payload, b"FDTOOLS=1\n");
     assert!(answer.descriptors.len() <= 1);
     answer.descriptors.pop()
@@ -630,7 +640,7 @@ fn what_a_consumer_still_can_take_is_not_lost_with_the_pipe() {
     issuer.expect_end(0);
     answer_next(&queue, "late");
     assert_eq!(client.rest(), "late");
-    assert!(receive(&queue).unwrap().payload.is_empty(), "the end");
+    assert!(hear(&queue).unwrap().payload.is_empty(), "the end");
 }
 
 #[test]
