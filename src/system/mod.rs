@@ -5,6 +5,7 @@ pub(crate) mod command;
 pub(crate) mod descriptor;
 pub(crate) mod exit;
 pub(crate) mod fd_limit;
+pub(crate) mod file_owner;
 pub(crate) mod fork;
 pub(crate) mod free_fds;
 pub(crate) mod inherited;
