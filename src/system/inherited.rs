@@ -5,7 +5,6 @@
 #![allow(unsafe_code)] // only here a number from outside becomes an owned descriptor
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
@@ -15,6 +14,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, rlim_t};
 
 use crate::error::{Error, Result};
+use crate::system::null;
 
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
@@ -37,11 +37,7 @@ pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     let failed = |errno| cannot_use(number, errno);
     let owned = if number < FIRST_OTHER {
         let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(FIRST_OTHER)).map_err(failed)?;
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(|error| Error::io("open /dev/null", error))?;
+        let null = null::device()?;
         // SAFETY: the three standard streams belong to the whole process; replacing one leaves its
         // writers with an open descriptor.
         Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) }).map_err(failed)?;

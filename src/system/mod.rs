@@ -11,6 +11,7 @@ pub(crate) mod free_fds;
 pub(crate) mod inherited;
 pub mod interrupt;
 pub(crate) mod log;
+pub(crate) mod null;
 pub(crate) mod pause;
 pub(crate) mod peer_groups;
 pub(crate) mod poll;
