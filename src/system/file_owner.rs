@@ -4,8 +4,8 @@
 //! use it yet. It can also be replaced in between, and then another file is given away.
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use rustix::thread::{capabilities, set_capabilities};
+use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::thread::{capabilities, set_capabilities, set_thread_res_gid, set_thread_res_uid};
 
 use crate::error::to_nix;
 
@@ -20,32 +20,34 @@ impl FileOwner {
     /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory the
     /// group is the directory's. What `action` may do is as before.
     ///
+    /// The effective ids are changed, and not those of the file system (setfsuid(2)): who becomes a
+    /// user needs the same calls again, and a filter of system calls that lets them through.
+    ///
     /// # Errors
     /// `EPERM` if this thread may not make files for that user.
     pub fn make<T>(self, action: impl FnOnce() -> T) -> Result<T, Errno> {
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        let before = capabilities(None).map_err(to_nix)?;
-        let (old_uid, old_gid) = (setfsuid(uid), setfsgid(gid));
-        // Neither call reports a failure: a second one tells what the first one has set.
-        let is_set = setfsuid(uid) == uid && setfsgid(gid) == gid;
-        // Who is not root has no power over files, unless it is said again.
-        let result = if is_set && set_capabilities(None, before).is_ok() {
-            Ok(action())
-        } else {
-            Err(Errno::EPERM)
-        };
-        setfsgid(old_gid);
-        setfsuid(old_uid);
-        // What was given up before is not to come back with the user.
-        set_capabilities(None, before).map_err(to_nix)?;
-        result
+        self.make_as(action).map_err(to_nix)
+    }
+
+    fn make_as<T>(self, action: impl FnOnce() -> T) -> rustix::io::Result<T> {
+        let (old_uid, old_gid) = (geteuid(), getegid());
+        let before = capabilities(None)?;
+        set_thread_res_gid(None, Gid::from_raw(self.gid), None)?;
+        let made = set_thread_res_uid(None, Uid::from_raw(self.uid), None).and_then(|()| {
+            // Who is not root any more keeps its privileges, but they are not in effect.
+            let made = set_capabilities(None, before).map(|()| action());
+            set_thread_res_uid(None, old_uid, None).and(made)
+        });
+        set_thread_res_gid(None, old_gid, None)?;
+        // What was given up before does not come back with the user.
+        set_capabilities(None, before)?;
+        made
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::unistd::{getegid, geteuid};
     use std::os::unix::fs::MetadataExt;
 
     /// Makes a file for `owner` in a closed directory, and returns its user and group.
