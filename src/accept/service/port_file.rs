@@ -35,8 +35,8 @@ const MAX_TRIES: u32 = 100;
 /// inherited (`/dev/fd/3`) is written to.
 ///
 /// # Errors
-/// [`Error::System`] if `path` cannot be written; [`Error::Other`] if nobody reads it in time, or if
-/// it is something else, such as a symbolic link; [`Error::Invalid`] if the descriptor is not open.
+/// [`Error::System`] if `path` cannot be written, if nobody reads it in time, or if it is something
+/// else, such as a symbolic link; [`Error::Invalid`] if the descriptor is not open.
 pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()> {
     let mut once: Vec<u32> = Vec::new();
     for port in ports {
@@ -45,32 +45,34 @@ pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()>
         }
     }
     let lines: String = once.iter().map(|port| format!("{port}\n")).collect();
-    let shown = printable(path.as_os_str().as_encoded_bytes());
-    let action = format!("write {shown}");
-    let other = |cause: &str| Error::Other {
-        action: action.clone(),
-        cause: cause.into(),
-    };
+    let text = lines.as_bytes();
     let written = match descriptor_of(path) {
-        Some(number) => write_in_time(&inherited::copy(number)?.into(), lines.as_bytes()),
-        None => match lstat(path) {
-            Ok(found) => match type_of(&found) {
-                SFlag::S_IFREG => replace(path, lines.as_bytes()),
-                SFlag::S_IFIFO if !is_trusted(found.st_uid) => {
-                    return Err(other(&format!("it belongs to uid {}", found.st_uid)));
-                }
-                SFlag::S_IFIFO | SFlag::S_IFCHR => write_to(path, &found, lines.as_bytes()),
-                SFlag::S_IFDIR => Err(Errno::EISDIR.into()),
-                SFlag::S_IFLNK => return Err(other("it is a symbolic link")),
-                _ => return Err(other("it is not a plain file")),
-            },
-            Err(_) => replace(path, lines.as_bytes()),
-        },
+        Some(number) => write_in_time(&inherited::copy(number)?.into(), text),
+        None => write_at(path, text),
     };
-    written.map_err(|error| match error.kind() {
-        ErrorKind::TimedOut => other("nobody reads it"),
-        _ => Error::io(action.clone(), error),
-    })
+    let shown = printable(path.as_os_str().as_encoded_bytes());
+    written.map_err(|error| Error::io(format!("write {shown}"), error))
+}
+
+fn write_at(path: &Path, text: &[u8]) -> io::Result<()> {
+    let Ok(found) = lstat(path) else {
+        return replace(path, text);
+    };
+    let refused = |why: &str| Err(io::Error::other(why));
+    match type_of(&found) {
+        SFlag::S_IFREG => replace(path, text),
+        SFlag::S_IFIFO if !is_trusted(found.st_uid) => {
+            refused(&format!("it belongs to uid {}", found.st_uid))
+        }
+        SFlag::S_IFIFO | SFlag::S_IFCHR => write_to(path, &found, text),
+        SFlag::S_IFDIR => Err(Errno::EISDIR.into()),
+        SFlag::S_IFLNK => refused("it is a symbolic link"),
+        _ => refused("it is not a plain file"),
+    }
+}
+
+fn is_unread() -> io::Error {
+    io::Error::other("nobody reads it")
 }
 
 /// The number in the path of a descriptor. Such paths are links to links, which the kernel follows
@@ -126,7 +128,7 @@ fn write_to(path: &Path, found: &FileStat, text: &[u8]) -> io::Result<()> {
     let mut alarm = Alarm::interrupting().map_err(io::Error::other)?;
     let opened = alarm.limit(PATIENCE, || open(path, flags, Mode::empty()));
     let file = match opened {
-        Err(Errno::EINTR) => return Err(ErrorKind::TimedOut.into()),
+        Err(Errno::EINTR) => return Err(is_unread()),
         opened => File::from(opened?),
     };
     let opened = fstat(&file)?;
@@ -143,7 +145,7 @@ fn write_in_time(mut file: &File, text: &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         if wait_for(file.as_fd(), PollFlags::OUT, Some(until))?.is_empty() {
             if Instant::now() >= until {
-                return Err(ErrorKind::TimedOut.into());
+                return Err(is_unread());
             }
             continue;
         }
