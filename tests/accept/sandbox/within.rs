@@ -1,6 +1,6 @@
 //! System calls that a running fdaccept is made to do by ptrace(2). Their numbers are for x86-64.
 
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Instant;
 
 use super::*;
@@ -45,9 +45,14 @@ impl Puppet {
         })
     }
 
+    /// Where [`Puppet::put`] writes.
+    fn place(&self) -> u64 {
+        (self.registers.rsp - 2048) & !7
+    }
+
     /// Writes `bytes` below the stack of the process. Returns their address.
     fn put(&self, bytes: &[u8]) -> u64 {
-        let place = (self.registers.rsp - 2048) & !7;
+        let place = self.place();
         for (word, chunk) in (place..).step_by(8).zip(bytes.chunks(8)) {
             let mut padded = [0; 8];
             padded[..chunk.len()].copy_from_slice(chunk);
@@ -355,9 +360,7 @@ fn it_makes_no_socket_that_sends_to_others() {
         // A datagram socket of a pair may send to any name.
         let word = ptrace::read(puppet.pid, pair as ptrace::AddressType).unwrap();
         let socket = (word as u64) & 0xffff_ffff;
-        let family = (libc::AF_UNIX as u16).to_ne_bytes();
-        let path = path.as_os_str().as_encoded_bytes();
-        let address = [&family, path, b"\0"].concat();
+        let address = unix_address(&path);
         let length = address.len() as u64;
         let address = puppet.put(&address);
         let call = [socket, address, 5, 0, address, length];
@@ -372,53 +375,69 @@ fn inet_address(port: u16) -> Vec<u8> {
     [&family[..], &port.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat()
 }
 
-/// A `msghdr` for one `struct iovec`, and the data of both, to be put at `place`.
-fn message(place: u64, name: &[u8], data: &[u8]) -> Vec<u8> {
-    const HEADER: usize = 56 + 16;
-    let name_at = place + HEADER as u64;
-    let data_at = name_at + name.len() as u64;
-    let words = [
-        name_at,
-        name.len() as u64,
-        place + 56, // the iovec
-        1,
-        0, // no control data
-        0,
-        0,
-        data_at, // the iovec begins here
-        data.len() as u64,
-    ];
-    let words = words.iter().flat_map(|word| word.to_ne_bytes());
-    let bytes: Vec<u8> = words.chain([name, data].concat()).collect();
-    assert_eq!(bytes.len(), HEADER + name.len() + data.len());
-    bytes
+/// The address of a path, as the kernel has it.
+fn unix_address(path: &Path) -> Vec<u8> {
+    let family = (libc::AF_UNIX as u16).to_ne_bytes();
+    [&family, path.as_os_str().as_encoded_bytes(), b"\0"].concat()
 }
 
-/// Shut down, a listener is a TCP socket like any other.
+/// What [`Puppet::put_message`] has put, by its addresses.
+struct Letter {
+    /// `struct msghdr`
+    header: u64,
+    name: u64,
+    name_length: u64,
+    data: u64,
+}
+
+impl Puppet {
+    /// Puts a message of 3 bytes to this address into the memory of the process.
+    fn put_message(&self, name: &[u8]) -> Letter {
+        const IOVEC: u64 = 56;
+        let header = self.place();
+        let letter = Letter {
+            header,
+            name: header + IOVEC + 16,
+            name_length: name.len() as u64,
+            data: header + IOVEC + 16 + name.len() as u64,
+        };
+        let no_control_data = [0, 0, 0];
+        let words = [letter.name, letter.name_length, header + IOVEC, 1];
+        let iovec = [letter.data, 3];
+        let words = words.iter().chain(&no_control_data).chain(&iovec);
+        let words = words.flat_map(|word| word.to_ne_bytes());
+        let bytes: Vec<u8> = words.chain([name, b"out"].concat()).collect();
+        assert_eq!(self.put(&bytes), header);
+        letter
+    }
+
+    /// Its listeners, all of them shut down. Then they are sockets like any other.
+    fn listeners(&self) -> Vec<u64> {
+        let is_listener = |number: &u64| {
+            // Only a listener can be accepted from: others fail with ENOTSOCK, EINVAL and the like.
+            let accepted = self.call(libc::SYS_accept4, [*number, 0, 0, 0, 0, 0]);
+            accepted == -(libc::EAGAIN as i64)
+        };
+        let listeners: Vec<u64> = (3..64).filter(is_listener).collect();
+        for listener in &listeners {
+            self.call(libc::SYS_shutdown, [*listener, 2, 0, 0, 0, 0]);
+        }
+        assert!(!listeners.is_empty());
+        listeners
+    }
+}
+
 #[test]
 fn it_connects_to_nobody_by_a_listener() {
     let acceptor = chain();
     let (elsewhere, port) = listener();
     elsewhere.set_nonblocking(true).unwrap();
     let puppet = needs!(Puppet::seize(acceptor.pid()));
-    let address = inet_address(port);
-    let place = puppet.put(&message(
-        (puppet.registers.rsp - 2048) & !7,
-        &address,
-        b"out",
-    ));
-    let (name, data) = (place + 72, place + 72 + address.len() as u64);
+    let letter = puppet.put_message(&inet_address(port));
+    let (header, data) = (letter.header, letter.data);
+    let (name, length) = (letter.name, letter.name_length);
     let fast = libc::MSG_FASTOPEN as u64;
-    let listeners = (3..64).filter(|number| {
-        // Only a listener can be accepted from: others fail with ENOTSOCK, EINVAL and the like.
-        let accepted = puppet.call(libc::SYS_accept4, [*number, 0, 0, 0, 0, 0]);
-        accepted == -(libc::EAGAIN as i64)
-    });
-    let listeners: Vec<u64> = listeners.collect();
-    assert!(!listeners.is_empty());
-    for socket in listeners {
-        puppet.call(libc::SYS_shutdown, [socket, 2, 0, 0, 0, 0]);
-        let length = address.len() as u64;
+    for socket in puppet.listeners() {
         for (what, number, arguments) in [
             (
                 "a name",
@@ -433,12 +452,12 @@ fn it_connects_to_nobody_by_a_listener() {
             (
                 "a fast message",
                 libc::SYS_sendmsg,
-                [socket, place, fast, 0, 0, 0],
+                [socket, header, fast, 0, 0, 0],
             ),
             (
                 "messages",
                 libc::SYS_sendmmsg,
-                [socket, place, 1, fast, 0, 0],
+                [socket, header, 1, fast, 0, 0],
             ),
             (
                 "connect",
@@ -451,19 +470,20 @@ fn it_connects_to_nobody_by_a_listener() {
             (
                 "fast connect",
                 libc::SYS_setsockopt,
-                [socket, 6, 30, place, 4, 0],
+                [socket, 6, 30, data, 4, 0],
             ),
-            ("repair", libc::SYS_setsockopt, [socket, 6, 19, place, 4, 0]),
+            ("repair", libc::SYS_setsockopt, [socket, 6, 19, data, 4, 0]),
             (
                 "protocol",
                 libc::SYS_setsockopt,
-                [socket, 6, 31, place, 4, 0],
+                [socket, 6, 31, data, 4, 0],
             ),
         ] {
             puppet.is_refused((what, number, arguments));
         }
         // What is left goes nowhere.
-        let sent = puppet.call(libc::SYS_sendmsg, [socket, place, 0x4000, 0, 0, 0]);
+        let quiet = libc::MSG_NOSIGNAL as u64;
+        let sent = puppet.call(libc::SYS_sendmsg, [socket, header, quiet, 0, 0, 0]);
         assert!(sent < 0, "{sent} bytes were sent");
     }
     let nobody = elsewhere.accept().unwrap_err();
@@ -477,25 +497,52 @@ fn without_a_sandbox_it_could_connect_by_a_listener() {
     acceptor.expect_echo();
     let (elsewhere, port) = listener();
     let puppet = needs!(Puppet::seize(acceptor.pid()));
-    let address = inet_address(port);
-    let place = puppet.put(&message(
-        (puppet.registers.rsp - 2048) & !7,
-        &address,
-        b"out",
-    ));
-    let is_on_its_way = (3..64).any(|socket| {
-        let accepted = puppet.call(libc::SYS_accept4, [socket, 0, 0, 0, 0, 0]);
-        accepted == -(libc::EAGAIN as i64) && {
-            puppet.call(libc::SYS_shutdown, [socket, 2, 0, 0, 0, 0]);
-            let fast = (libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) as u64;
-            let sent = puppet.call(libc::SYS_sendmsg, [socket, place, fast, 0, 0, 0]);
-            [3, -(libc::EINPROGRESS as i64)].contains(&sent)
-        }
+    let header = puppet.put_message(&inet_address(port)).header;
+    let fast = (libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) as u64;
+    let is_on_its_way = puppet.listeners().into_iter().any(|socket| {
+        let sent = puppet.call(libc::SYS_sendmsg, [socket, header, fast, 0, 0, 0]);
+        [3, -(libc::EINPROGRESS as i64)].contains(&sent)
     });
     if !is_on_its_way {
         return skip("no TCP Fast Open here");
     }
     elsewhere.accept().unwrap();
+}
+
+/// Has a sandboxed process send by all its sockets to a datagram socket and to a listener of the
+/// test's own. Returns whether something arrived at each.
+fn reached_by_name(fdaccept: Fdaccept) -> Option<[bool; 2]> {
+    let names = Names::new();
+    let [datagram, stream] = ["datagram", "stream"].map(|name| names.file(name));
+    let log = UnixDatagram::bind(&datagram).unwrap();
+    log.set_nonblocking(true).unwrap();
+    let server = UnixListener::bind(&stream).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let acceptor = start(fdaccept.listen("./listener").listen(ADDRESS));
+    let puppet = Puppet::seize(acceptor.pid())?;
+    puppet.listeners();
+    let quiet = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u64;
+    for path in [&datagram, &stream] {
+        let letter = puppet.put_message(&unix_address(path));
+        for socket in 3..64 {
+            puppet.call(libc::SYS_sendmsg, [socket, letter.header, quiet, 0, 0, 0]);
+        }
+    }
+    Some([log.recv(&mut [0; 9]).is_ok(), server.accept().is_ok()])
+}
+
+#[test]
+fn it_sends_to_nobody_by_a_unix_listener_or_the_queue() {
+    let fdaccept = Fdaccept::bound_at(&Names::new().abstract_name());
+    assert_eq!(needs!(reached_by_name(fdaccept)), [false, false]);
+}
+
+/// What the manual says about the socket of a service manager: no filter sees the name.
+#[test]
+fn by_a_datagram_socket_it_reaches_another_one() {
+    let manager = Manager::at_path();
+    let fdaccept = Fdaccept::bound_at(&Names::new().abstract_name()).under(&manager);
+    assert_eq!(needs!(reached_by_name(fdaccept)), [true, false]);
 }
 
 /// Each bit, and nothing.
