@@ -24,6 +24,7 @@ use crate::cli::admission::AdmissionArguments;
 use crate::cli::common::{LogArguments, QueueArguments, parse};
 use crate::cli::service::ServiceArguments;
 use crate::cli::usage;
+use crate::queue::owned_name::PathAccess;
 use crate::system::command::Command;
 use crate::system::fd_limit::FdLimit;
 use crate::system::signals::Signals;
@@ -56,12 +57,7 @@ pub fn run() -> anyhow::Result<u8> {
     let (sink, read_end) = arguments.sink(user.as_ref(), &mut store)?;
     let admission = arguments.admission()?;
     // A host look-up may take long. No signal is handled yet, so a signal simply ends the program.
-    let listeners = arguments.listeners(&passed, &mut store)?;
-    if let Some(user) = &user {
-        listeners
-            .iter()
-            .try_for_each(|listener| listener.give_to(user.uid(), user.gid()))?;
-    }
+    let listeners = arguments.listeners(user.as_ref(), &passed, &mut store)?;
     let proxy = arguments.admission.awaited_headers(&listeners)?;
     arguments.service.write_ports(&listeners)?;
     let signals = Signals::new(&accept::signals(arguments.admission.has_rules()))?;
@@ -202,15 +198,13 @@ impl AcceptArguments {
         let mut rendezvous = self.queue.rendezvous();
         rendezvous.allow_uid.extend(user.map(User::uid));
         let (mut sink, read_end) = if self.command.is_empty() {
-            (Sink::open(&rendezvous, || restore::queue(store))?, None)
+            let owner = user.map(User::owner);
+            let queue = || restore::queue(store);
+            (Sink::open(&rendezvous, owner, queue)?, None)
         } else {
             let (sender, read_end) = restore::queue(store)?;
             (Sink::chain(sender), Some(read_end))
         };
-        if let Some(user) = user {
-            // At once: consumers may be there already.
-            sink.give_to(user.uid(), user.gid())?;
-        }
         if let Some(most) = self.queue_limit {
             sink.limit(most.get())?;
         }
@@ -223,15 +217,20 @@ impl AcceptArguments {
         )?)
     }
 
-    /// Listeners on the addresses, or else the `passed` listeners.
+    /// Listeners on the addresses, or else the `passed` listeners. `user` is the user that we
+    /// become later.
     fn listeners(
         &self,
+        user: Option<&User>,
         passed: &ListenFds,
         store: &mut FdStore<'_>,
     ) -> anyhow::Result<Vec<Listener>> {
         let options = ListenOptions {
             backlog: self.backlog,
-            mode: self.queue.mode(),
+            access: PathAccess {
+                mode: self.queue.mode(),
+                owner: user.map(User::owner),
+            },
             socket_options: self.options.clone(),
         };
         let addresses = self.addresses.iter().map(|text| Address::parse(text));

@@ -9,14 +9,14 @@ use std::fmt;
 use std::os::fd::IntoRawFd;
 
 use nix::sys::signal::Signal;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::stdio;
 
-use crate::error::{Error, Result, to_nix};
+use crate::error::{Error, Result};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
-use crate::system::{exit, signals};
+use crate::system::{exit, null, signals};
 
 mod admission;
 mod common;
@@ -61,11 +61,11 @@ fn prepare() -> Result<()> {
     for stream in [stdio::stdin(), stdio::stdout(), stdio::stderr()] {
         if rustix::io::fcntl_getfd(stream) == Err(Errno::BADF) {
             // All lower numbers are open, so this descriptor gets the closed number. It stays open.
-            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty());
-            let null = null.map_err(|errno| Error::system("open /dev/null", to_nix(errno)))?;
-            let _ = null.into_raw_fd();
+            let _ = null::open(OFlags::empty())?.into_raw_fd();
         }
     }
+    // Needed later, when a connection may be in hand: fails now, before anything is taken.
+    null::device()?;
     // A write without a reader fails like any other write, and does not kill the program.
     signals::ignore(&[Signal::SIGPIPE])
 }

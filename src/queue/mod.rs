@@ -15,6 +15,7 @@ pub(crate) mod fetch;
 pub mod message;
 pub mod name;
 pub(crate) mod owned_name;
+mod path_lock;
 mod receiver;
 #[cfg(feature = "programs")]
 pub(crate) mod rendezvous;

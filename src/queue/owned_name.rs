@@ -1,40 +1,38 @@
 //! The ownership of the name of a socket.
 //!
-//! The owner of a path holds an exclusive `flock` on `PATH.lock`. The kernel drops the lock however
-//! the owner dies, so a socket with a free lock has no owner and may be removed. A name in the
-//! abstract namespace ends with its socket and needs no lock.
+//! The owner of a path holds its lock ([`PathLock`]), so a socket with a free lock has no owner and
+//! may be removed. A name in the abstract namespace ends with its socket and needs no lock.
 
-use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FlockArg, OFlag, open};
+use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, umask};
-use nix::unistd::{Gid, Uid, fchown, fchownat, unlink};
+use nix::unistd::{Gid, Uid, fchownat, unlink};
 
 use crate::error::{Error, Result};
 use crate::queue::name::Name;
+use crate::queue::path_lock::{FileId, MAX_TRIES, PathLock, cannot_give, file_id, remove_if};
 use crate::system::descriptor::type_of;
+use crate::system::file_owner::FileOwner;
 use crate::system::sock_diag::bound_inode;
-use crate::system::text::printable;
 
 /// The default permissions of a socket: its owner only.
 const DEFAULT_MODE: u32 = 0o600;
 
-/// After this many tries, a race for a path counts as lost.
-const MAX_TRIES: usize = 100;
-
 /// The umask belongs to the whole process: two threads that change it must not overlap.
 static UMASK: Mutex<()> = Mutex::new(());
 
-/// Device and inode number of a file.
-type FileId = (u64, u64);
-
-fn file_id(stat: &FileStat) -> FileId {
-    (stat.st_dev, stat.st_ino)
+/// The owner and the permissions of a path. An abstract name has neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PathAccess {
+    /// `None` for 0600.
+    pub mode: Option<u32>,
+    /// `None` for ourselves.
+    pub owner: Option<FileOwner>,
 }
 
 /// The ownership of a name that a socket is bound to.
@@ -51,19 +49,6 @@ pub(crate) struct OwnedName {
 impl OwnedName {
     pub fn name(&self) -> &Name {
         &self.name
-    }
-
-    /// Gives the path and its lock file to another user. An abstract name has neither.
-    ///
-    /// # Errors
-    /// [`Error::System`]: `EPERM` if this process may not do that, `ENOENT` if the path is no
-    /// longer ours.
-    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
-        let name = &self.name;
-        let failed = |errno| Error::system(format!("give {name} to uid {uid}"), errno);
-        let file = self.file.as_ref();
-        file.map_or(Ok(()), |file| file.give_to(uid, gid))
-            .map_err(failed)
     }
 
     /// Leaves the path in place when this value is dropped.
@@ -85,20 +70,18 @@ struct OwnedFile {
     /// The path stays when this value is dropped.
     is_left: bool,
     /// Held as long as the socket.
-    lock: Lock,
+    lock: PathLock,
 }
 
 impl OwnedFile {
-    fn give_to(&self, uid: u32, gid: u32) -> nix::Result<()> {
-        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        // A file that another process has put there meanwhile keeps its owner.
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let socket = open(&self.path, flags, Mode::empty())?;
-        if file_id(&fstat(&socket)?) != self.id {
-            return Err(Errno::ENOENT);
+    fn new(path: PathBuf, id: FileId, lock: PathLock) -> Self {
+        Self {
+            path,
+            id,
+            pid: std::process::id(),
+            is_left: false,
+            lock,
         }
-        fchownat(&socket, "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
-        fchown(&self.lock.fd, uid, gid)
     }
 }
 
@@ -109,38 +92,20 @@ impl Drop for OwnedFile {
         }
         // An error could be reported to nobody, and a file that is no longer ours stays.
         remove_if(&self.path, self.id);
-        // While the lock is held: a process that opened this file meanwhile finds it gone and
-        // starts again.
-        remove_if(&self.lock.path, self.lock.id);
+        self.lock.remove();
     }
-}
-
-/// Removes `path` if it is still the file `id`.
-fn remove_if(path: &Path, id: FileId) {
-    if lstat(path).is_ok_and(|stat| file_id(&stat) == id) {
-        let _ = unlink(path);
-    }
-}
-
-/// An exclusive lock on a file, until its descriptor is closed.
-#[derive(Debug)]
-struct Lock {
-    path: PathBuf,
-    id: FileId,
-    /// Not a `nix::fcntl::Flock`, which unlocks when it is dropped. Forked children share the lock,
-    /// so a child that dropped its copy would unlock its parent's.
-    fd: OwnedFd,
 }
 
 /// Binds `socket`, a Unix socket of any type, to `name`.
 ///
-/// `mode` is the permissions of the path (default 0600) from the first instant; an abstract name
-/// has none. A socket that a dead owner left behind is replaced.
+/// The path has its owner and its permissions from the first instant. A socket that a dead owner
+/// left behind is replaced.
 ///
 /// # Errors
-/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the
-/// path exists and is no socket, or if its lock file is not a plain file.
-pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Result<OwnedName> {
+/// [`Error::System`]: `EADDRINUSE` if the name has another owner, `EPERM` if this process may not
+/// make files for `access.owner`; [`Error::Invalid`] if the path exists and is no socket, or if its
+/// lock file is not ours.
+pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, access: PathAccess) -> Result<OwnedName> {
     let address = name.address()?;
     let failed = |errno| Error::system(format!("bind {name}"), errno);
     let file = match name {
@@ -151,18 +116,11 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Re
         Name::Path(path) => {
             // Without a working directory, the relative path must do.
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            let lock = lock(name, &path)?;
-            let mode = Mode::from_bits_truncate(mode.unwrap_or(DEFAULT_MODE)) & all_modes();
-            match bind_locked(socket, &address, name, &path, mode) {
-                Ok(id) => Some(OwnedFile {
-                    path,
-                    id,
-                    pid: std::process::id(),
-                    is_left: false,
-                    lock,
-                }),
+            let lock = PathLock::take(name, &path, access.owner)?;
+            match bind_locked(socket, &address, name, &path, access) {
+                Ok(id) => Some(OwnedFile::new(path, id, lock)),
                 Err(error) => {
-                    remove_if(&lock.path, lock.id);
+                    lock.remove();
                     return Err(error);
                 }
             }
@@ -175,16 +133,20 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, mode: Option<u32>) -> Re
 }
 
 /// Takes `name` over from a process that left it ([`OwnedName::leave`]), with its `socket`, which
-/// is still open. `None` if the path is no longer that socket.
+/// is still open. `None` if the path is no longer that socket. A path gets this `owner`, if given.
 ///
 /// # Errors
-/// [`Error::System`] with `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if its
-/// lock file is not a plain file.
-pub(crate) fn reclaim(socket: BorrowedFd<'_>, name: &Name) -> Result<Option<OwnedName>> {
+/// [`Error::System`]: `EADDRINUSE` if the name has another owner, `EPERM` if this process may not
+/// give files to `owner`; [`Error::Invalid`] if its lock file is not ours.
+pub(crate) fn reclaim(
+    socket: BorrowedFd<'_>,
+    name: &Name,
+    owner: Option<FileOwner>,
+) -> Result<Option<OwnedName>> {
     let mut file = None;
     if let Name::Path(path) = name {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        let lock = lock(name, &path)?;
+        let lock = PathLock::take(name, &path, owner)?;
         let found = lstat(&path).ok();
         // If the kernel does not tell the socket's inode, any socket at the path must do.
         let inode = bound_inode(socket);
@@ -193,16 +155,14 @@ pub(crate) fn reclaim(socket: BorrowedFd<'_>, name: &Name) -> Result<Option<Owne
                 && inode.is_none_or(|inode| inode == stat.st_ino as u32)
         };
         let Some(stat) = found.filter(is_it) else {
-            remove_if(&lock.path, lock.id);
+            lock.remove();
             return Ok(None);
         };
-        file = Some(OwnedFile {
-            path,
-            id: file_id(&stat),
-            pid: std::process::id(),
-            is_left: false,
-            lock,
-        });
+        let id = file_id(&stat);
+        if let Some(owner) = owner {
+            give(&path, id, owner).map_err(|errno| cannot_give(name, owner, errno))?;
+        }
+        file = Some(OwnedFile::new(path, id, lock));
     }
     Ok(Some(OwnedName {
         name: name.clone(),
@@ -214,91 +174,23 @@ fn all_modes() -> Mode {
     Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO
 }
 
-/// Locks `path`, which messages call `name`.
-fn lock(name: &Name, path: &Path) -> Result<Lock> {
-    let mut lock_path = OsString::from(path);
-    lock_path.push(".lock");
-    let lock_path = PathBuf::from(lock_path);
-    let shown = printable(lock_path.as_os_str().as_encoded_bytes());
-    let not_plain = |what: &str| {
-        Error::Invalid(format!(
-            "cannot bind {name}: {shown} is {what}; it must be a plain file or not be there"
-        ))
-    };
-    for _ in 0..MAX_TRIES {
-        let flags = OFlag::O_RDWR
-            | OFlag::O_CLOEXEC
-            | OFlag::O_NOFOLLOW
-            // The open must not block on a FIFO or device that somebody put there.
-            | OFlag::O_NONBLOCK
-            | OFlag::O_NOCTTY;
-        // An existing lock file is opened without O_CREAT: the kernel may refuse O_CREAT even to
-        // root for another user's file (fs.protected_regular).
-        let made = match open(&lock_path, flags, Mode::empty()) {
-            Err(Errno::ENOENT) => {
-                let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-                open(&lock_path, flags | OFlag::O_CREAT, mode)
-            }
-            there => there,
-        };
-        let fd = match made {
-            Ok(fd) => fd,
-            Err(Errno::ELOOP) if is_symlink(&lock_path) => {
-                return Err(not_plain("a symbolic link"));
-            }
-            Err(Errno::EISDIR) => return Err(not_plain("a directory")),
-            // The directory is wrong, not the lock file in it.
-            Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
-                return Err(Error::system(format!("bind {name}"), errno));
-            }
-            Err(errno) => return Err(Error::system(format!("open {shown}"), errno)),
-        };
-        match flock_now(&fd) {
-            Ok(()) => {}
-            Err(Errno::EWOULDBLOCK) => {
-                return Err(Error::system(format!("bind {name}"), Errno::EADDRINUSE));
-            }
-            Err(errno) => return Err(Error::system(format!("lock {shown}"), errno)),
-        }
-        let opened =
-            fstat(&fd).map_err(|errno| Error::system(format!("examine {shown}"), errno))?;
-        if type_of(&opened) != SFlag::S_IFREG {
-            return Err(not_plain("a special file"));
-        }
-        let id = file_id(&opened);
-        // The previous owner may have removed the file between our open and our lock.
-        if lstat(&lock_path).is_ok_and(|stat| file_id(&stat) == id) {
-            return Ok(Lock {
-                path: lock_path,
-                id,
-                fd,
-            });
-        }
-    }
-    Err(Error::system(format!("bind {name}"), Errno::EADDRINUSE))
-}
-
-/// Fails with `EWOULDBLOCK` instead of waiting.
-#[expect(deprecated, reason = "Flock unlocks on drop, see Lock")]
-fn flock_now(fd: &OwnedFd) -> nix::Result<()> {
-    nix::fcntl::flock(fd.as_raw_fd(), FlockArg::LockExclusiveNonblock)
-}
-
-fn is_symlink(path: &Path) -> bool {
-    lstat(path).is_ok_and(|stat| type_of(&stat) == SFlag::S_IFLNK)
-}
-
 /// Binds `socket` to a locked path, and returns the id of the new file.
 fn bind_locked(
     socket: BorrowedFd<'_>,
     address: &UnixAddr,
     name: &Name,
     path: &Path,
-    mode: Mode,
+    access: PathAccess,
 ) -> Result<FileId> {
     let failed = |errno| Error::system(format!("bind {name}"), errno);
+    let mode = Mode::from_bits_truncate(access.mode.unwrap_or(DEFAULT_MODE)) & all_modes();
     for _ in 0..MAX_TRIES {
-        match bind_with_mode(socket, address, mode) {
+        let bind = || bind_with_mode(socket, address, mode);
+        let bound = match access.owner {
+            Some(owner) => bind_for(owner, name, path, bind)?,
+            None => bind(),
+        };
+        match bound {
             Ok(()) => return lstat(path).map(|stat| file_id(&stat)).map_err(failed),
             Err(Errno::EADDRINUSE) => {}
             Err(errno) => return Err(failed(errno)),
@@ -326,6 +218,48 @@ fn bind_locked(
     Err(failed(Errno::EADDRINUSE))
 }
 
+/// Binds by `bind`, so that the path belongs to `owner` at once.
+fn bind_for(
+    owner: FileOwner,
+    name: &Name,
+    path: &Path,
+    bind: impl Fn() -> nix::Result<()>,
+) -> Result<nix::Result<()>> {
+    let cannot_give = |errno| cannot_give(name, owner, errno);
+    let bound = owner.make(&bind).map_err(cannot_give)?;
+    if bound != Err(Errno::EACCES) {
+        return Ok(bound);
+    }
+    // Without CAP_DAC_OVERRIDE, only we can make files in this directory. So `owner` cannot replace
+    // the path before it is given away.
+    let bound = bind();
+    if bound.is_ok() {
+        let id = lstat(path)
+            .map(|stat| file_id(&stat))
+            .map_err(cannot_give)?;
+        give(path, id, owner).map_err(|errno| {
+            remove_if(path, id);
+            cannot_give(errno)
+        })?;
+    }
+    Ok(bound)
+}
+
+/// Gives a socket's path to `owner`, if it still is the file `id`.
+fn give(path: &Path, id: FileId, owner: FileOwner) -> nix::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let socket = open(path, flags, Mode::empty())?;
+    let found = fstat(&socket)?;
+    if file_id(&found) != id || type_of(&found) != SFlag::S_IFSOCK {
+        return Err(Errno::ENOENT);
+    }
+    if (found.st_uid, found.st_gid) == (owner.uid, owner.gid) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    fchownat(&socket, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+}
+
 /// The umask gives the path exactly `mode` from the first instant.
 fn bind_with_mode(socket: BorrowedFd<'_>, address: &UnixAddr, mode: Mode) -> nix::Result<()> {
     let _alone = UMASK.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -351,7 +285,7 @@ fn is_stale(address: &UnixAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -362,7 +296,8 @@ mod tests {
 
     fn bind_new(name: &Name, mode: Option<u32>) -> Result<(OwnedName, OwnedFd)> {
         let socket = socket_of(SockType::Datagram);
-        Ok((bind(socket.as_fd(), name, mode)?, socket))
+        let access = PathAccess { mode, owner: None };
+        Ok((bind(socket.as_fd(), name, access)?, socket))
     }
 
     /// Closes a bound socket. A child that another test forks at that moment has a copy until its exec.

@@ -11,7 +11,7 @@ use crate::queue::connection::Connection;
 use crate::queue::fetch::Visit;
 use crate::queue::message::Info;
 use crate::queue::name::Name;
-use crate::queue::owned_name::{self, OwnedName};
+use crate::queue::owned_name::{self, OwnedName, PathAccess};
 use crate::queue::scm::{self, MAX_QUEUED, Message, is_drained};
 use crate::queue::trust::Trust;
 use crate::system::descriptor::{check_is_queue, file_type};
@@ -100,7 +100,7 @@ impl Receiver {
     ///
     /// # Errors
     /// [`Error::System`]: `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the
-    /// path exists and is no socket, or if its lock file (`PATH.lock`) is not a plain file.
+    /// path exists and is no socket, or if its lock file (`PATH.lock`) is not ours.
     pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
         let socket = unix_socket::new(SockType::Datagram)?;
         let trust = if name.is_abstract() {
@@ -113,7 +113,8 @@ impl Receiver {
             setsockopt(&socket, sockopt::PassCred, &true)
                 .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
         }
-        let owned = owned_name::bind(socket.as_fd(), name, mode)?;
+        let access = PathAccess { mode, owner: None };
+        let owned = owned_name::bind(socket.as_fd(), name, access)?;
         Ok(Self::new(socket, trust, Some(owned)))
     }
 

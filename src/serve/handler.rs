@@ -5,7 +5,6 @@
 //! environment without variables of another connection.
 
 use std::ffi::{CStr, CString, OsString};
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::queue::connection::Connection;
 use crate::queue::message::{Info, VARIABLES};
 use crate::system::command::{Command, entry, environment_without, is_service_managers};
-use crate::system::inherited;
 use crate::system::signals;
 use crate::system::vfork::Launcher;
+use crate::system::{inherited, null};
 
 /// Where a handler finds its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,10 +167,7 @@ fn is_of_a_connection(name: &[u8]) -> bool {
 
 /// Puts the connection at `number` and `/dev/null` at standard input.
 fn place_apart(socket: BorrowedFd<'_>, number: RawFd) -> Result<()> {
-    let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
-    inherited::place(null.as_fd(), 0)?;
-    // Closed before the connection takes `number`, which may be the number of this very file.
-    drop(null);
+    inherited::place(null::device()?, 0)?;
     inherited::place(socket, number)
 }
 

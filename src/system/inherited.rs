@@ -5,7 +5,6 @@
 #![allow(unsafe_code)] // only here a number from outside becomes an owned descriptor
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
@@ -15,6 +14,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, rlim_t};
 
 use crate::error::{Error, Result};
+use crate::system::null;
 
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
@@ -29,35 +29,15 @@ const FIRST_OTHER: RawFd = 3;
 /// [`Error::Invalid`] if `number` is 2, not open, or already claimed: a descriptor has one owner.
 pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     let mut claimed = CLAIMED.lock().unwrap_or_else(|poison| poison.into_inner());
-    if claimed.contains(&number) {
-        let twice = format!("descriptor {number} cannot be used for two things at once");
-        return Err(Error::Invalid(twice));
-    }
-    let failed = |errno| match errno {
-        Errno::EBADF => Error::Invalid(format!("descriptor {number} is not open")),
-        errno => Error::system(format!("use descriptor {number}"), errno),
-    };
-    if number < 0 {
-        return Err(failed(Errno::EBADF));
-    }
+    let borrowed = unclaimed(number, &claimed)?;
     if number == 2 {
         let taken = "descriptor 2 is standard error, where messages go";
         return Err(Error::Invalid(taken.into()));
     }
-    // SAFETY: borrowed for the calls below, which fail if the number is not open.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    // A close-on-exec descriptor did not come by exec: this process opened it.
-    let flags = fcntl(borrowed, FcntlArg::F_GETFD).map_err(failed)?;
-    if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
-        return Err(failed(Errno::EBADF));
-    }
+    let failed = |errno| cannot_use(number, errno);
     let owned = if number < FIRST_OTHER {
         let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(FIRST_OTHER)).map_err(failed)?;
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(|error| Error::io("open /dev/null", error))?;
+        let null = null::device()?;
         // SAFETY: the three standard streams belong to the whole process; replacing one leaves its
         // writers with an open descriptor.
         Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) }).map_err(failed)?;
@@ -70,6 +50,42 @@ pub(crate) fn claim(number: RawFd) -> Result<OwnedFd> {
     };
     claimed.insert(number);
     Ok(owned)
+}
+
+/// A copy of descriptor `number`, which the parent process left open and which stays open.
+///
+/// # Errors
+/// [`Error::Invalid`] if `number` is not open, or claimed.
+pub(crate) fn copy(number: RawFd) -> Result<OwnedFd> {
+    let claimed = CLAIMED.lock().unwrap_or_else(|poison| poison.into_inner());
+    let copy = unclaimed(number, &claimed)?.try_clone_to_owned();
+    copy.map_err(|error| Error::io(format!("use descriptor {number}"), error))
+}
+
+fn unclaimed(number: RawFd, claimed: &BTreeSet<RawFd>) -> Result<BorrowedFd<'static>> {
+    if claimed.contains(&number) {
+        let twice = format!("descriptor {number} cannot be used for two things at once");
+        return Err(Error::Invalid(twice));
+    }
+    if number < 0 {
+        return Err(cannot_use(number, Errno::EBADF));
+    }
+    // SAFETY: whoever left it open for us left it for good, and nothing in this process owns it yet.
+    // If the number is not open, the call below fails.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = fcntl(borrowed, FcntlArg::F_GETFD).map_err(|errno| cannot_use(number, errno))?;
+    // A close-on-exec descriptor did not come by exec: this process opened it.
+    if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+        return Err(cannot_use(number, Errno::EBADF));
+    }
+    Ok(borrowed)
+}
+
+fn cannot_use(number: RawFd, errno: Errno) -> Error {
+    match errno {
+        Errno::EBADF => Error::Invalid(format!("descriptor {number} is not open")),
+        errno => Error::system(format!("use descriptor {number}"), errno),
+    }
 }
 
 /// Marks every descriptor but the standard streams close-on-exec, so that a command inherits

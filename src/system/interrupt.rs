@@ -6,9 +6,8 @@
 //! then the same). A signal after the call changes nothing: the received connection is served.
 #![allow(unsafe_code)] // sigaction, and dup3 in the handler
 
-use std::fs::File;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
@@ -16,10 +15,11 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::error::{Error, Result};
+use crate::system::null;
 
 const NONE: i32 = -1;
 
-/// `/dev/null`, opened with the first handler and never closed.
+/// [`null::device`], once there is a handler.
 static NULL: AtomicI32 = AtomicI32::new(NONE);
 /// The watched descriptor.
 static WATCHED: AtomicI32 = AtomicI32::new(NONE);
@@ -32,10 +32,7 @@ static RAISED: AtomicI32 = AtomicI32::new(NONE);
 /// # Errors
 /// [`Error::System`] if `/dev/null` cannot be opened or a signal cannot be caught.
 pub fn on_signals(signals: &[i32]) -> Result<()> {
-    if NULL.load(Ordering::SeqCst) == NONE {
-        let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", error))?;
-        NULL.store(null.into_raw_fd(), Ordering::SeqCst);
-    }
+    NULL.store(null::device()?.as_raw_fd(), Ordering::SeqCst);
     // No SA_RESTART: the interrupted call must return.
     let action = SigAction::new(
         SigHandler::Handler(handler),

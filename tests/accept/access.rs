@@ -1,12 +1,14 @@
 //! Access: rules on addresses, a file of rules, users and groups of Unix clients, and the
 //! counters.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use crate::support::*;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 /// fdaccept with a pool whose handlers say "served".
 fn guarded() -> Fdaccept {
@@ -277,6 +279,34 @@ fn a_file_that_is_gone_keeps_the_old_rules() {
 }
 
 #[test]
+fn a_file_that_has_become_a_fifo_keeps_the_old_rules_and_nobody_waits() {
+    let mut acceptor = ruled("deny 127.0.0.9\n").start();
+    let rules = acceptor.names.file("rules");
+    std::fs::remove_file(&rules).unwrap();
+    mkfifo(&rules, Mode::S_IRWXU).unwrap();
+    let said = reload(&mut acceptor);
+    let expected =
+        "cannot read the rules in ./rules: nothing was written to it; the old rules stay";
+    assert_eq!(said, format!("fdaccept: {expected}"));
+    resets(&acceptor, &["127.0.0.9"]);
+    serves(&acceptor, &["127.0.0.8"]);
+}
+
+#[test]
+fn rules_from_a_pipe_stay_when_it_has_nothing_more() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"deny 127.0.0.9\n").unwrap();
+    drop(writer);
+    let piped = guarded().options("--rules /dev/fd/0").stdin(reader);
+    let mut acceptor = piped.start();
+    resets(&acceptor, &["127.0.0.9"]);
+    let said = reload(&mut acceptor);
+    assert!(said.ends_with("; the old rules stay"), "{said}");
+    resets(&acceptor, &["127.0.0.9"]);
+    serves(&acceptor, &["127.0.0.8"]);
+}
+
+#[test]
 fn who_is_served_stays_so_when_rules_change() {
     let cats = Fdaccept::cats().file("rules", "");
     let mut acceptor = cats.options("--rules ./rules").start();
@@ -471,6 +501,26 @@ fn what_to_say_when_full_must_be_readable_and_short() {
     ends(long, "--max 1 --when-full ./words", 2, "./words");
     let missing = "--max 1 --when-full /nowhere/words";
     ends(Fdaccept::bound(), missing, 1, "/nowhere/words");
+}
+
+#[test]
+fn a_fifo_that_nobody_writes_to_is_an_error() {
+    std::thread::scope(|scope| {
+        for options in ["--rules ./fifo", "--max 1 --when-full ./fifo"] {
+            scope.spawn(move || {
+                let fdaccept = Fdaccept::bound();
+                mkfifo(&*fdaccept.names.text("fifo"), Mode::S_IRWXU).unwrap();
+                ends(fdaccept, options, 1, "./fifo: nothing was written to it");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_file_without_an_end_is_wrong_usage() {
+    for options in ["--rules /dev/zero", "--max 1 --when-full /dev/zero"] {
+        ends(Fdaccept::bound(), options, 2, "/dev/zero has more than ");
+    }
 }
 
 // Counters.

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::poll::ready;
 use crate::support::*;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -170,16 +171,117 @@ fn a_file_that_is_open_is_written_to() {
     assert_eq!(ports_of(&acceptor), [port]);
 }
 
-/// Like `/dev/stdout`, which a file must not replace.
 #[test]
-fn a_link_to_an_open_file_stays_one() {
-    let fdaccept = Fdaccept::cats().options("--port-file ./stdout");
-    let link = fdaccept.names.text("stdout");
-    symlink("/proc/self/fd/1", &link).unwrap();
-    let out = File::create(fdaccept.names.text("out")).unwrap();
-    let acceptor = fdaccept.stdout(out).start();
-    assert!(Path::new(&link).symlink_metadata().unwrap().is_symlink());
-    assert_eq!(ports(acceptor.names.file("out")), [acceptor.port]);
+fn a_standard_stream_is_written_to() {
+    for (options, stream) in [
+        ("--port-file /dev/stdout", "1>>./out"),
+        ("--port-file /dev/stderr --quiet", "2>>./out"),
+        ("--port-file /proc/self/fd/1", "1>>./out"),
+    ] {
+        let text = format!("exec fdaccept {options} 127.0.0.1:0 -- fdpool 1 -- cat {stream}");
+        let acceptor = Fdaccept::sh(&text).file("out", "before\n").spawn();
+        let out = acceptor.names.file("out");
+        let text = eventually("a port", || {
+            let text = std::fs::read_to_string(&out).unwrap();
+            (text.lines().count() > 1).then_some(text)
+        });
+        let port = text.strip_prefix("before\n").unwrap().trim_end();
+        assert_eq!(exchange(port.parse().unwrap(), b"hello"), b"hello");
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_used_otherwise_or_not_open_is_a_usage_error() {
+    for (words, expected) in [
+        (
+            "--port-file /dev/stdout",
+            "descriptor 1 cannot be used for two things at once",
+        ),
+        (
+            "--port-file /dev/fd/9 --bind ./queue",
+            "descriptor 9 is not open",
+        ),
+        (
+            "--port-file /dev/fd/3 --queue-fd 3 3>&1",
+            "descriptor 3 cannot be used for two things at once",
+        ),
+    ] {
+        let text = format!("fdaccept 127.0.0.1:0 {words} | cat");
+        let text = format!("set -e; {{ {text}; }} 2>&1 | head -n 1 >&2");
+        let mut acceptor = Fdaccept::sh(&text).spawn();
+        assert_eq!(acceptor.expect_end(0), format!("fdaccept: {expected}"));
+    }
+}
+
+/// Checks that fdaccept does not write to `./ports`, for this reason.
+#[track_caller]
+fn is_refused(fdaccept: Fdaccept, cause: &str) {
+    let mut acceptor = fdaccept
+        .options("--bind ./queue --port-file ./ports")
+        .spawn();
+    let log = acceptor.expect_end(1);
+    assert_eq!(log, format!("fdaccept: cannot write ./ports: {cause}"));
+}
+
+/// A user with fewer rights may have made the link, and root would write behind it.
+#[test]
+fn a_link_is_not_followed() {
+    for target in ["target", "nothing", "/proc/self/fd/1"] {
+        let names = Names::new();
+        std::fs::write(names.file("target"), "precious").unwrap();
+        symlink(target, names.file("ports")).unwrap();
+        let out = File::create(names.file("out")).unwrap();
+        let fdaccept = Fdaccept::plain().dir(&names.directory).stdout(out);
+        is_refused(fdaccept, "it is a symbolic link");
+        assert_eq!(names.files(), ["out", "ports", "target"]);
+        assert_eq!(std::fs::read(names.file("target")).unwrap(), b"precious");
+        assert_eq!(std::fs::read(names.file("out")).unwrap(), b"");
+        assert!(names.file("ports").symlink_metadata().unwrap().is_symlink());
+    }
+}
+
+#[test]
+fn a_socket_is_not_written_to() {
+    let names = Names::new();
+    let _socket = std::os::unix::net::UnixListener::bind(names.file("ports")).unwrap();
+    is_refused(
+        Fdaccept::plain().dir(&names.directory),
+        "it is not a plain file",
+    );
+}
+
+#[test]
+fn a_fifo_that_nobody_reads_is_an_error() {
+    let names = Names::new();
+    mkfifo(&names.file("ports"), Mode::S_IRWXU).unwrap();
+    is_refused(Fdaccept::plain().dir(&names.directory), "nobody reads it");
+    assert_eq!(names.files(), ["ports"]);
+}
+
+#[test]
+fn a_fifo_of_another_user_is_an_error_at_once() {
+    needs!(root());
+    let names = Names::new();
+    mkfifo(&names.file("ports"), Mode::S_IRWXU).unwrap();
+    chown(names.file("ports"), Some(NOBODY), None).unwrap();
+    // It would be read.
+    let path = names.file("ports");
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let _reader = open(&path, flags, Mode::empty()).unwrap();
+    for fdaccept in [Fdaccept::plain(), Fdaccept::plain().user(NOBODY)] {
+        let cause = format!("it belongs to uid {NOBODY}");
+        is_refused(fdaccept.dir(&names.directory), &cause);
+    }
+}
+
+#[test]
+fn a_pipe_that_nobody_empties_is_an_error() {
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    std::io::Write::write_all(&mut writer, &[0; 4096]).unwrap();
+    let fdaccept = Fdaccept::sh("exec fdaccept --port-file /dev/stdout --bind ./queue 127.0.0.1:0");
+    let log = fdaccept.stdout(writer).spawn().expect_end(1);
+    assert_eq!(log, "fdaccept: cannot write /dev/stdout: nobody reads it");
 }
 
 /// Checks that fdaccept fails with this message, and leaves no file.

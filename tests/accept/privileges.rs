@@ -22,6 +22,8 @@ use rustix::thread::{
 };
 use tempfile::TempDir;
 
+mod paths;
+
 /// Uids without an account.
 const SOMEBODY: u32 = 4_000_000_001;
 const THIRD: u32 = 4_000_000_002;

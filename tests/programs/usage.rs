@@ -352,3 +352,60 @@ fn control_characters_of_arguments_do_not_reach_the_terminal() {
     checks("fdpool", &["4", "no\x1b[31m"]);
     checks("fdaccept", &["0", "--", "no\x1b[31m"]);
 }
+
+/// A command prefix that takes all devices away. `None` if the machine forbids the mount.
+fn without_devices() -> Option<[String; 5]> {
+    let unshare = peer("unshare").filter(|_| root())?;
+    let unshare = unshare.into_os_string().into_string().unwrap();
+    let text = "mount -t tmpfs none /dev || exit 77; exec \"$@\"";
+    let words = [&unshare, "--mount", "sh", "-c", text].map(str::to_owned);
+    let mut trial = Command::new(&words[0]);
+    let (status, _, stderr) = run(trial.args(&words[1..]).args(["sh", "true"]));
+    if status != Some(0) {
+        skip(&format!("no mounts of its own: {stderr}"));
+        return None;
+    }
+    Some(words)
+}
+
+#[test]
+fn without_dev_null_nothing_starts_and_nothing_is_taken() {
+    let prefix = needs!(without_devices());
+    let names = Names::new();
+    let queue = Queue::new();
+    let _client = queue.client();
+    for (name, arguments) in [
+        ("fdaccept", &["--bind", "./queue", "./listener"][..]),
+        (
+            "fdaccept",
+            &[
+                "--port-file",
+                "./ports",
+                ADDRESS,
+                "--",
+                "touch",
+                "./started",
+            ],
+        ),
+        ("fdpool", &["1", "cat"]),
+        ("fdpool", &["--worker", "1", "cat"]),
+        ("fdpool", &["--bind", "./queue", "1", "cat"]),
+        ("fdpool", &["--connect", "./queue", "1", "cat"]),
+        ("fdrecv", &["cat"]),
+        ("fdrecv", &["--activate", "cat"]),
+        ("fdrecv", &["--fd", "5", "cat"]),
+        ("fdrecv", &["--connect", "./queue", "--timeout", "9", "cat"]),
+    ] {
+        let mut command = Command::new(&prefix[0]);
+        command
+            .args(&prefix[1..])
+            .arg("sh")
+            .arg(bin_dir().join(name));
+        command.args(arguments).current_dir(&names.directory);
+        let mut process = command.stdin(queue.input()).start();
+        let expected = format!("{name}: cannot open /dev/null: No such file or directory");
+        assert_eq!(process.expect_end(1), expected, "{arguments:?}");
+        assert!(names.is_empty(), "{arguments:?}");
+    }
+    assert!(queue.has_one());
+}

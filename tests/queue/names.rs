@@ -303,6 +303,32 @@ fn a_lock_that_is_no_plain_file_is_not_touched() {
 }
 
 #[test]
+fn a_file_of_somebody_elses_is_no_lock() {
+    for kind in OWNERS {
+        let names = Names::new();
+        let (path, other) = (names.path(), names.file("other"));
+        let lock = lock_of(&path);
+        let is_refused = |what: &str| {
+            let log = owner(kind, &path, &[]).start().expect_end(2);
+            let shown = lock.to_str().unwrap();
+            let expected = format!("cannot bind {path}: {shown} {what}; ");
+            assert!(log.contains(&expected), "{kind}: {log}");
+        };
+        std::fs::write(&lock, "precious").unwrap();
+        is_refused("is not empty");
+        assert_eq!(std::fs::read(&lock).unwrap(), b"precious");
+        std::fs::write(&lock, "").unwrap();
+        std::fs::hard_link(&lock, &other).unwrap();
+        is_refused("has another name");
+        assert!(lock.exists() && other.exists());
+        // One that an owner left is replaced.
+        std::fs::remove_file(&other).unwrap();
+        let _owner = start(kind, &path, &[]);
+        assert!(is_locked(&path), "{kind}");
+    }
+}
+
+#[test]
 fn a_directory_that_is_not_there_is_an_error() {
     let names = Names::new();
     for kind in OWNERS {

@@ -1,11 +1,9 @@
 //! Decides which connections get from a listener to the queue: access rules, limits and the rate.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -18,6 +16,7 @@ use crate::accept::counters::{Counters, Refusal};
 use crate::error::{Error, Result};
 use crate::system::peer_groups;
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::read_file::{PATIENCE, read};
 
 mod lease;
 mod lingering_close;
@@ -25,7 +24,7 @@ pub(crate) mod rate;
 pub(crate) mod rules;
 
 /// The longest last words, in bytes. They fit into any socket's buffer.
-const MOST_WORDS: u64 = 4096;
+const MOST_WORDS: usize = 4096;
 
 /// What becomes of clients over a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,12 +50,8 @@ impl WhenFull {
         }
         let shown = Path::new(text).display();
         let failed = |error| Error::io(format!("read {shown}"), error);
-        let file = File::open(text).map_err(failed)?;
-        let mut words = Vec::new();
-        file.take(MOST_WORDS + 1)
-            .read_to_end(&mut words)
-            .map_err(failed)?;
-        if words.len() as u64 > MOST_WORDS {
+        let words = read(Path::new(text), MOST_WORDS + 1, PATIENCE).map_err(failed)?;
+        if words.len() > MOST_WORDS {
             let problem = format!("{shown} has more than {MOST_WORDS} bytes");
             return Err(Error::Invalid(problem));
         }
@@ -222,7 +217,7 @@ impl Admission {
     /// # Errors
     /// See [`Access::reload`]. After an error the old rules stay.
     pub fn reload(&mut self) -> Result<()> {
-        self.options.access.reload()
+        self.options.access.reload(Duration::ZERO)
     }
 }
 

@@ -3,12 +3,17 @@
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use crate::error::{Error, Result};
+use crate::system::read_file::{PATIENCE, read};
 use crate::system::text::printable;
+
+/// The longest file of rules, in bytes: more than a million rules.
+const MOST_RULES: usize = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -62,20 +67,24 @@ impl Access {
             uids,
             gids,
         };
-        access.reload()?;
+        access.reload(PATIENCE)?;
         Ok(access)
     }
 
-    /// Reads the file again. An error changes nothing.
+    /// Reads the file again. A FIFO has `patience` to give its rules. An error changes nothing.
     ///
     /// # Errors
     /// [`Error::Invalid`], with the number of the bad line; [`Error::System`] if reading fails.
-    pub fn reload(&mut self) -> Result<()> {
+    pub fn reload(&mut self, patience: Duration) -> Result<()> {
         let mut table = self.given.clone();
         if let Some(path) = &self.file {
             let shown = path.display();
-            let text = std::fs::read(path)
+            let text = read(path, MOST_RULES + 1, patience)
                 .map_err(|error| Error::io(format!("read the rules in {shown}"), error))?;
+            if text.len() > MOST_RULES {
+                let problem = format!("{shown} has more than {MOST_RULES} bytes");
+                return Err(Error::Invalid(problem));
+            }
             table
                 .add_lines(&text)
                 .map_err(|(line, problem)| Error::Invalid(format!("{shown}:{line}: {problem}")))?;

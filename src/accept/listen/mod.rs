@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, SockaddrStorage, VsockAddr, getsockname};
 
 use crate::accept::listen::socket_option::{SocketOption, When};
 use crate::error::{Error, Result};
-use crate::queue::owned_name::OwnedName;
+use crate::queue::owned_name::{OwnedName, PathAccess};
 use crate::system::text::printable;
 use crate::system::unix_socket;
 
@@ -37,8 +37,8 @@ pub(crate) struct ListenOptions {
     /// How many connections may wait to be accepted; `None` for the kernel's maximum. That maximum
     /// (`net.core.somaxconn`) also bounds any other value.
     pub backlog: Option<u32>,
-    /// The permissions of a Unix socket's path; `None` for 0600.
-    pub mode: Option<u32>,
+    /// Of the path of a Unix socket.
+    pub access: PathAccess,
     /// In the order in which they are set.
     pub socket_options: Vec<SocketOption>,
 }
@@ -72,15 +72,6 @@ impl Listener {
     /// The bound port of TCP or vsock.
     pub fn port(&self) -> Option<u32> {
         self.port
-    }
-
-    /// Gives the bound path, if any, to another user.
-    ///
-    /// # Errors
-    /// See [`OwnedName::give_to`].
-    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
-        let name = self.name.as_ref();
-        name.map_or(Ok(()), |name| name.give_to(uid, gid))
     }
 
     /// Leaves the bound path, if any, in place when the listener is dropped.

@@ -233,7 +233,7 @@ fn open_each(
 fn open_unix(name: &Name, options: &ListenOptions) -> Result<Listener> {
     let shown = name.to_string();
     let fd = stream_socket(AddressFamily::Unix, &shown)?;
-    let owned = owned_name::bind(fd.as_fd(), name, options.mode)?;
+    let owned = owned_name::bind(fd.as_fd(), name, options.access)?;
     listen(fd.as_fd(), &shown, options)?;
     finish(fd, Transport::Unix, Some(owned))
 }

@@ -1,17 +1,42 @@
 //! A file that tells the bound ports to a program that asked for any free port.
+//!
+//! Its directory may belong to a user with fewer rights than ours: what we do not know to be safe is
+//! neither followed nor written to, and nothing waits for ever.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
+use nix::unistd::geteuid;
 
 use crate::error::{Error, Result};
+use crate::system::alarm::Alarm;
+use crate::system::descriptor::type_of;
+use crate::system::inherited;
+use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
 
+/// How long to wait for a reader.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A pipe that poll calls writable has room for so many bytes (`PIPE_BUF`).
+const ROOM: usize = 4096;
+
+/// How many names to try for a new file.
+const MAX_TRIES: u32 = 100;
+
 /// Writes `ports` to `path`, each once and on a line of its own. A plain file is replaced as a
-/// whole, so that a reader never sees half of it. Anything else, such as a FIFO, is written to.
+/// whole, so that a reader never sees half of it. A FIFO, a device, or a descriptor that was
+/// inherited (`/dev/fd/3`) is written to.
 ///
 /// # Errors
-/// [`Error::System`] if `path` cannot be written.
+/// [`Error::System`] if `path` cannot be written, if nobody reads it in time, or if it is something
+/// else, such as a symbolic link; [`Error::Invalid`] if the descriptor is not open.
 pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()> {
     let mut once: Vec<u32> = Vec::new();
     for port in ports {
@@ -20,21 +45,53 @@ pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()>
         }
     }
     let lines: String = once.iter().map(|port| format!("{port}\n")).collect();
+    let text = lines.as_bytes();
+    let written = match descriptor_of(path) {
+        Some(number) => write_in_time(&inherited::copy(number)?.into(), text),
+        None => write_at(path, text),
+    };
     let shown = printable(path.as_os_str().as_encoded_bytes());
-    write_whole(path, lines.as_bytes()).map_err(|error| Error::io(format!("write {shown}"), error))
+    written.map_err(|error| Error::io(format!("write {shown}"), error))
 }
 
-fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
-    // A symbolic link, as in /dev/fd, stays a link.
-    let is_special = std::fs::symlink_metadata(path).is_ok_and(|file| !file.is_file());
-    if is_special {
-        let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
-        return file.write_all(text);
+fn write_at(path: &Path, text: &[u8]) -> io::Result<()> {
+    let Ok(found) = lstat(path) else {
+        return replace(path, text);
+    };
+    let refused = |why: &str| Err(io::Error::other(why));
+    match type_of(&found) {
+        SFlag::S_IFREG => replace(path, text),
+        SFlag::S_IFIFO if !is_trusted(found.st_uid) => {
+            refused(&format!("it belongs to uid {}", found.st_uid))
+        }
+        SFlag::S_IFIFO | SFlag::S_IFCHR => write_to(path, &found, text),
+        SFlag::S_IFDIR => Err(Errno::EISDIR.into()),
+        SFlag::S_IFLNK => refused("it is a symbolic link"),
+        _ => refused("it is not a plain file"),
     }
-    let mut new = path.as_os_str().to_owned();
-    new.push(format!(".{}", std::process::id()));
-    // Never a file that somebody else has put there.
-    let mut file = File::create_new(&new)?;
+}
+
+fn is_unread() -> io::Error {
+    io::Error::other("nobody reads it")
+}
+
+/// The number in the path of a descriptor. Such paths are links to links, which the kernel follows
+/// to what is open.
+fn descriptor_of(path: &Path) -> Option<RawFd> {
+    match path.to_str()? {
+        "/dev/stdout" => Some(1),
+        "/dev/stderr" => Some(2),
+        path => {
+            let number = path
+                .strip_prefix("/dev/fd/")
+                .or_else(|| path.strip_prefix("/proc/self/fd/"))?;
+            number.parse().ok()
+        }
+    }
+}
+
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let (new, mut file) = make_beside(path)?;
     let written = file
         .write_all(text)
         .and_then(|()| std::fs::rename(&new, path));
@@ -42,4 +99,98 @@ fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(&new);
     }
     written
+}
+
+/// A new file in the directory of `path`, never one that somebody else has put there.
+fn make_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let pid = std::process::id();
+    let mut tries = 0;
+    loop {
+        let name = path.with_file_name(format!(".fdaccept-{pid}-{tries}"));
+        match File::create_new(&name) {
+            // A process that was killed may have left it.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < MAX_TRIES => {
+                tries += 1;
+            }
+            made => return made.map(|file| (name, file)),
+        }
+    }
+}
+
+/// Whether a FIFO of this user will be read: anybody else could make us wait.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+/// Writes to the FIFO or device that was `found`. The open of a FIFO waits for a reader.
+fn write_to(path: &Path, found: &FileStat, text: &[u8]) -> io::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let mut alarm = Alarm::interrupting().map_err(io::Error::other)?;
+    let opened = alarm.limit(PATIENCE, || open(path, flags, Mode::empty()));
+    let file = match opened {
+        Err(Errno::EINTR) => return Err(is_unread()),
+        opened => File::from(opened?),
+    };
+    let opened = fstat(&file)?;
+    if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino) {
+        return Err(io::Error::other("it was just replaced"));
+    }
+    write_in_time(&file, text)
+}
+
+/// Writes all of `text`, without waiting for ever. The file may be shared, so its mode stays.
+fn write_in_time(mut file: &File, text: &[u8]) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let mut rest = text;
+    while !rest.is_empty() {
+        if wait_for(file.as_fd(), PollFlags::OUT, Some(until))?.is_empty() {
+            if Instant::now() >= until {
+                return Err(is_unread());
+            }
+            continue;
+        }
+        match file.write(&rest[..rest.len().min(ROOM)]) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Another writer was faster, and the file is non-blocking.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_descriptors_are_known() {
+        for (path, number) in [
+            ("/dev/stdout", Some(1)),
+            ("/dev/stderr", Some(2)),
+            ("/dev/fd/3", Some(3)),
+            ("/proc/self/fd/10", Some(10)),
+            ("/dev/fd/", None),
+            ("/dev/fd/x", None),
+            ("dev/fd/3", None),
+            ("/dev/null", None),
+            ("ports", None),
+        ] {
+            assert_eq!(descriptor_of(Path::new(path)), number, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ports");
+        let left = dir
+            .path()
+            .join(format!(".fdaccept-{}-0", std::process::id()));
+        std::fs::write(&left, "left").unwrap();
+        write(&path, [1, 2, 1].into_iter()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"1\n2\n");
+        assert_eq!(std::fs::read(&left).unwrap(), b"left");
+    }
 }

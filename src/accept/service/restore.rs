@@ -180,7 +180,7 @@ fn give_up(kept: OwnedFd, is_forgotten: bool) {
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {
         // Dropping the reclaimed right removes the path. A new owner keeps the path.
-        let _ = owned_name::reclaim(kept.as_fd(), &name);
+        let _ = owned_name::reclaim(kept.as_fd(), &name, None);
     }
     if is_forgotten {
         let _ = shutdown(kept.as_raw_fd(), Shutdown::Both);
@@ -209,10 +209,13 @@ fn revive(
             Error::Invalid(format!("what was kept of {shown} is {what}"))
         })?;
         let name = match address {
-            Address::Unix(name) => match owned_name::reclaim(fd.as_fd(), name)? {
-                None => return Ok(None),
-                reclaimed => reclaimed,
-            },
+            Address::Unix(name) => {
+                let owner = options.access.owner;
+                match owned_name::reclaim(fd.as_fd(), name, owner)? {
+                    None => return Ok(None),
+                    reclaimed => reclaimed,
+                }
+            }
             _ => None,
         };
         apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;

@@ -11,6 +11,7 @@ use nix::unistd::{
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::error::{Error, Result, to_nix};
+use crate::system::file_owner::FileOwner;
 use crate::system::text::printable;
 
 /// A user and its groups.
@@ -79,8 +80,12 @@ impl User {
         self.uid.as_raw()
     }
 
-    pub fn gid(&self) -> u32 {
-        self.gid.as_raw()
+    /// The owner of files that are made for this user.
+    pub fn owner(&self) -> FileOwner {
+        FileOwner {
+            uid: self.uid.as_raw(),
+            gid: self.gid.as_raw(),
+        }
     }
 
     /// Makes this process that user: sets groups, gid and uid, in that order, and drops all

@@ -9,7 +9,7 @@ use crate::accept::sink::door::{Door, Event};
 use crate::accept::sink::read_end::ReadEnd;
 use crate::error::Result;
 use crate::queue::name::Name;
-use crate::queue::owned_name::{self, OwnedName};
+use crate::queue::owned_name::{self, OwnedName, PathAccess};
 use crate::queue::rendezvous::with_advice;
 use crate::queue::scm::close_unread;
 use crate::queue::trust::Trust;
@@ -28,12 +28,12 @@ pub(super) struct NamedDoor {
 }
 
 impl NamedDoor {
-    /// Opens a door at `name`. `mode` guards a path (see [`owned_name::bind`]), `trust` an @name.
+    /// Opens a door at `name`. `access` guards a path (see [`owned_name::bind`]), `trust` an @name.
     ///
     /// # Errors
     /// See [`owned_name::bind`] and [`Door::open`].
-    pub fn open(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
-        let bind = |listener: BorrowedFd<'_>| owned_name::bind(listener, name, mode);
+    pub fn open(name: &Name, access: PathAccess, trust: Trust) -> Result<Self> {
+        let bind = |listener: BorrowedFd<'_>| owned_name::bind(listener, name, access);
         let (door, name) = Door::open(format!("listen on {name}"), bind)?;
         Ok(Self {
             door,
@@ -41,14 +41,6 @@ impl NamedDoor {
             trust,
             refused: BTreeSet::new(),
         })
-    }
-
-    /// Gives the bound path, if any, to another user.
-    ///
-    /// # Errors
-    /// See [`OwnedName::give_to`].
-    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
-        self.name.give_to(uid, gid)
     }
 
     /// Hands the read end to every waiting consumer that may have it.

@@ -1,12 +1,13 @@
 //! System calls that a running fdaccept is made to do by ptrace(2). Their numbers are for x86-64.
 
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::Instant;
 
 use super::*;
 use nix::errno::Errno;
 use nix::libc::{self, c_long, user_regs_struct};
 use nix::sys::ptrace;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 /// A process that is stopped in ppoll(2), and makes calls for us. Dropping this lets it go on.
 struct Puppet {
@@ -21,6 +22,8 @@ const PERMITTED_NOT: i64 = -(libc::EPERM as i64);
 
 /// As an argument: -1.
 const MINUS: u64 = u64::MAX;
+/// As a mask: an int.
+const ALL: u64 = 0xffff_ffff;
 
 impl Puppet {
     /// `None` if the machine forbids ptrace(2).
@@ -42,9 +45,14 @@ impl Puppet {
         })
     }
 
+    /// Where [`Puppet::put`] writes.
+    fn place(&self) -> u64 {
+        (self.registers.rsp - 2048) & !7
+    }
+
     /// Writes `bytes` below the stack of the process. Returns their address.
     fn put(&self, bytes: &[u8]) -> u64 {
-        let place = (self.registers.rsp - 2048) & !7;
+        let place = self.place();
         for (word, chunk) in (place..).step_by(8).zip(bytes.chunks(8)) {
             let mut padded = [0; 8];
             padded[..chunk.len()].copy_from_slice(chunk);
@@ -75,7 +83,23 @@ impl Puppet {
     #[track_caller]
     fn is_refused(&self, (name, number, arguments): Call) {
         let result = self.call(number, arguments);
-        assert_eq!(result, PERMITTED_NOT, "{name}{arguments:x?}");
+        assert_eq!(result, PERMITTED_NOT, "{name} ({number}) {arguments:x?}");
+    }
+
+    /// Has the process make a call for each `value` of one argument, and returns those that are not
+    /// refused.
+    fn permitted(
+        &self,
+        number: c_long,
+        mut arguments: [u64; 6],
+        index: usize,
+        values: impl IntoIterator<Item = u64>,
+    ) -> Vec<u64> {
+        let is_permitted = |value: &u64| {
+            arguments[index] = *value;
+            self.call(number, arguments) != PERMITTED_NOT
+        };
+        values.into_iter().filter(is_permitted).collect()
     }
 }
 
@@ -89,18 +113,18 @@ impl Drop for Puppet {
 /// Waits until `pid` stops for `signal`. Other signals are passed on.
 #[track_caller]
 fn wait_for_stop(pid: Pid, signal: Signal) {
-    until("a stop", || {
+    let deadline = Instant::now() + DEADLINE;
+    // Thousands of calls are made, and a stop comes at once: no pause between two looks.
+    loop {
         let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
         match waitpid(pid, Some(flags)).unwrap() {
-            WaitStatus::StillAlive => false,
-            WaitStatus::Stopped(_, stopped) if stopped == signal => true,
-            WaitStatus::Stopped(_, other) => {
-                ptrace::cont(pid, other).unwrap();
-                false
-            }
+            WaitStatus::StillAlive => std::thread::yield_now(),
+            WaitStatus::Stopped(_, stopped) if stopped == signal => return,
+            WaitStatus::Stopped(_, other) => ptrace::cont(pid, other).unwrap(),
             other => panic!("{other:?}"),
         }
-    });
+        assert!(Instant::now() < deadline, "still waiting for a stop");
+    }
 }
 
 /// Calls without an effect where they are permitted. `root` is the address of `"/"`.
@@ -157,6 +181,43 @@ fn harmless_calls(root: u64) -> Vec<Call> {
         ("memfd", libc::SYS_memfd_create, [MINUS, 0, 0, 0, 0, 0]),
         ("io_uring", libc::SYS_io_uring_setup, [0, 0, 0, 0, 0, 0]),
         ("bpf", libc::SYS_bpf, [MINUS, 0, 0, 0, 0, 0]),
+        ("sendmmsg", libc::SYS_sendmmsg, [MINUS, 0, 0, 0, 0, 0]),
+        ("splice", libc::SYS_splice, [MINUS, 0, MINUS, 0, 0, 0]),
+        ("sendfile", libc::SYS_sendfile, [MINUS, MINUS, 0, 0, 0, 0]),
+        ("dup", libc::SYS_dup, [MINUS, 0, 0, 0, 0, 0]),
+        ("chmod", libc::SYS_fchmod, [MINUS, 0, 0, 0, 0, 0]),
+        ("chown", libc::SYS_fchown, [MINUS, 0, 0, 0, 0, 0]),
+        ("truncate", libc::SYS_ftruncate, [MINUS, 0, 0, 0, 0, 0]),
+        ("chdir", libc::SYS_fchdir, [MINUS, 0, 0, 0, 0, 0]),
+        (
+            "link",
+            libc::SYS_linkat,
+            [MINUS, root, MINUS, root, MINUS, 0],
+        ),
+        (
+            "rename",
+            libc::SYS_renameat2,
+            [here, root, here, root, 0, 0],
+        ),
+        (
+            "watch",
+            libc::SYS_inotify_add_watch,
+            [MINUS, root, 0, 0, 0, 0],
+        ),
+        ("action", libc::SYS_rt_sigaction, [MINUS, 0, 0, 8, 0, 0]),
+        (
+            "queue a signal",
+            libc::SYS_rt_sigqueueinfo,
+            [us, 0, root, 0, 0, 0],
+        ),
+        ("limit", libc::SYS_prlimit64, [us, 0, 0, 0, 0, 0]),
+        (
+            "personality",
+            libc::SYS_personality,
+            [MINUS & ALL, 0, 0, 0, 0, 0],
+        ),
+        ("filter", libc::SYS_seccomp, [MINUS & ALL, 0, 0, 0, 0, 0]),
+        ("timer", libc::SYS_timerfd_create, [MINUS, 0, 0, 0, 0, 0]),
     ]
 }
 
@@ -299,15 +360,252 @@ fn it_makes_no_socket_that_sends_to_others() {
         // A datagram socket of a pair may send to any name.
         let word = ptrace::read(puppet.pid, pair as ptrace::AddressType).unwrap();
         let socket = (word as u64) & 0xffff_ffff;
-        let family = (libc::AF_UNIX as u16).to_ne_bytes();
-        let path = path.as_os_str().as_encoded_bytes();
-        let address = [&family, path, b"\0"].concat();
+        let address = unix_address(&path);
         let length = address.len() as u64;
         let address = puppet.put(&address);
         let call = [socket, address, 5, 0, address, length];
         let sent = puppet.call(libc::SYS_sendto, call);
         assert!(sent < 0, "{sent} bytes sent to somebody else");
     }
+}
+
+/// An address of 127.0.0.1, as the kernel has it.
+fn inet_address(port: u16) -> Vec<u8> {
+    let family = (libc::AF_INET as u16).to_ne_bytes();
+    [&family[..], &port.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat()
+}
+
+/// The address of a path, as the kernel has it.
+fn unix_address(path: &Path) -> Vec<u8> {
+    let family = (libc::AF_UNIX as u16).to_ne_bytes();
+    [&family, path.as_os_str().as_encoded_bytes(), b"\0"].concat()
+}
+
+/// What [`Puppet::put_message`] has put, by its addresses.
+struct Letter {
+    /// `struct msghdr`
+    header: u64,
+    name: u64,
+    name_length: u64,
+    data: u64,
+}
+
+impl Puppet {
+    /// Puts a message of 3 bytes to this address into the memory of the process.
+    fn put_message(&self, name: &[u8]) -> Letter {
+        const IOVEC: u64 = 56;
+        let header = self.place();
+        let letter = Letter {
+            header,
+            name: header + IOVEC + 16,
+            name_length: name.len() as u64,
+            data: header + IOVEC + 16 + name.len() as u64,
+        };
+        let no_control_data = [0, 0, 0];
+        let words = [letter.name, letter.name_length, header + IOVEC, 1];
+        let iovec = [letter.data, 3];
+        let words = words.iter().chain(&no_control_data).chain(&iovec);
+        let words = words.flat_map(|word| word.to_ne_bytes());
+        let bytes: Vec<u8> = words.chain([name, b"out"].concat()).collect();
+        assert_eq!(self.put(&bytes), header);
+        letter
+    }
+
+    /// Its listeners, all of them shut down. Then they are sockets like any other.
+    fn listeners(&self) -> Vec<u64> {
+        let is_listener = |number: &u64| {
+            // Only a listener can be accepted from: others fail with ENOTSOCK, EINVAL and the like.
+            let accepted = self.call(libc::SYS_accept4, [*number, 0, 0, 0, 0, 0]);
+            accepted == -(libc::EAGAIN as i64)
+        };
+        let listeners: Vec<u64> = (3..64).filter(is_listener).collect();
+        for listener in &listeners {
+            self.call(libc::SYS_shutdown, [*listener, 2, 0, 0, 0, 0]);
+        }
+        assert!(!listeners.is_empty());
+        listeners
+    }
+}
+
+#[test]
+fn it_connects_to_nobody_by_a_listener() {
+    let acceptor = chain();
+    let (elsewhere, port) = listener();
+    elsewhere.set_nonblocking(true).unwrap();
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
+    let letter = puppet.put_message(&inet_address(port));
+    let (header, data) = (letter.header, letter.data);
+    let (name, length) = (letter.name, letter.name_length);
+    let fast = libc::MSG_FASTOPEN as u64;
+    for socket in puppet.listeners() {
+        for (what, number, arguments) in [
+            (
+                "a name",
+                libc::SYS_sendto,
+                [socket, data, 3, 0, name, length],
+            ),
+            (
+                "a fast name",
+                libc::SYS_sendto,
+                [socket, data, 3, fast, name, length],
+            ),
+            (
+                "a fast message",
+                libc::SYS_sendmsg,
+                [socket, header, fast, 0, 0, 0],
+            ),
+            (
+                "messages",
+                libc::SYS_sendmmsg,
+                [socket, header, 1, fast, 0, 0],
+            ),
+            (
+                "connect",
+                libc::SYS_connect,
+                [socket, name, length, 0, 0, 0],
+            ),
+            ("bind", libc::SYS_bind, [socket, name, length, 0, 0, 0]),
+            ("listen", libc::SYS_listen, [socket, 1, 0, 0, 0, 0]),
+            // TCP_FASTOPEN_CONNECT, TCP_REPAIR, TCP_ULP
+            (
+                "fast connect",
+                libc::SYS_setsockopt,
+                [socket, 6, 30, data, 4, 0],
+            ),
+            ("repair", libc::SYS_setsockopt, [socket, 6, 19, data, 4, 0]),
+            (
+                "protocol",
+                libc::SYS_setsockopt,
+                [socket, 6, 31, data, 4, 0],
+            ),
+        ] {
+            puppet.is_refused((what, number, arguments));
+        }
+        // What is left goes nowhere.
+        let quiet = libc::MSG_NOSIGNAL as u64;
+        let sent = puppet.call(libc::SYS_sendmsg, [socket, header, quiet, 0, 0, 0]);
+        assert!(sent < 0, "{sent} bytes were sent");
+    }
+    let nobody = elsewhere.accept().unwrap_err();
+    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+}
+
+/// Shows that the test before would see a connection.
+#[test]
+fn without_a_sandbox_it_could_connect_by_a_listener() {
+    let acceptor = Fdaccept::chain(POOL_OF_CATS).start();
+    acceptor.expect_echo();
+    let (elsewhere, port) = listener();
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
+    let header = puppet.put_message(&inet_address(port)).header;
+    let fast = (libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) as u64;
+    let is_on_its_way = puppet.listeners().into_iter().any(|socket| {
+        let sent = puppet.call(libc::SYS_sendmsg, [socket, header, fast, 0, 0, 0]);
+        [3, -(libc::EINPROGRESS as i64)].contains(&sent)
+    });
+    if !is_on_its_way {
+        return skip("no TCP Fast Open here");
+    }
+    elsewhere.accept().unwrap();
+}
+
+/// Has a sandboxed process send by all its sockets to a datagram socket and to a listener of the
+/// test's own. Returns whether something arrived at each.
+fn reached_by_name(fdaccept: Fdaccept) -> Option<[bool; 2]> {
+    let names = Names::new();
+    let [datagram, stream] = ["datagram", "stream"].map(|name| names.file(name));
+    let log = UnixDatagram::bind(&datagram).unwrap();
+    log.set_nonblocking(true).unwrap();
+    let server = UnixListener::bind(&stream).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let acceptor = start(fdaccept.listen("./listener").listen(ADDRESS));
+    let puppet = Puppet::seize(acceptor.pid())?;
+    puppet.listeners();
+    let quiet = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u64;
+    for path in [&datagram, &stream] {
+        let letter = puppet.put_message(&unix_address(path));
+        for socket in 3..64 {
+            puppet.call(libc::SYS_sendmsg, [socket, letter.header, quiet, 0, 0, 0]);
+        }
+    }
+    Some([log.recv(&mut [0; 9]).is_ok(), server.accept().is_ok()])
+}
+
+#[test]
+fn it_sends_to_nobody_by_a_unix_listener_or_the_queue() {
+    let fdaccept = Fdaccept::bound_at(&Names::new().abstract_name());
+    assert_eq!(needs!(reached_by_name(fdaccept)), [false, false]);
+}
+
+/// What the manual says about the socket of a service manager: no filter sees the name.
+#[test]
+fn by_a_datagram_socket_it_reaches_another_one() {
+    let manager = Manager::at_path();
+    let fdaccept = Fdaccept::bound_at(&Names::new().abstract_name()).under(&manager);
+    assert_eq!(needs!(reached_by_name(fdaccept)), [true, false]);
+}
+
+/// Each bit, and nothing.
+fn bits(count: u32) -> impl Iterator<Item = u64> {
+    (0..count).map(|bit| 1 << bit).chain([0])
+}
+
+#[test]
+fn of_calls_with_many_uses_it_has_a_few() {
+    let acceptor = chain();
+    let puppet = needs!(Puppet::seize(acceptor.pid()));
+    let none = [MINUS, 0, 0, 0, 0, 0];
+    let plain = [libc::MSG_DONTWAIT as u64, libc::MSG_NOSIGNAL as u64, 0];
+    for (what, number, index) in [
+        ("sendto", libc::SYS_sendto, 3),
+        ("sendmsg", libc::SYS_sendmsg, 2),
+    ] {
+        let flags = puppet.permitted(number, none, index, bits(32));
+        assert_eq!(flags, plain, "flags of {what}");
+    }
+    let named = puppet.permitted(libc::SYS_sendto, none, 4, bits(64));
+    assert_eq!(named, [0], "a destination");
+    let commands = puppet.permitted(libc::SYS_fcntl, none, 1, 0..1100);
+    let few = [libc::F_GETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC].map(|command| command as u64);
+    assert_eq!(commands, few, "fcntl");
+    let requests = puppet.permitted(libc::SYS_ioctl, none, 1, 0x5400..0x5500);
+    assert_eq!(requests, [libc::TIOCOUTQ, libc::FIONREAD], "ioctl");
+    for level in 0..300 {
+        let options = puppet.permitted(libc::SYS_setsockopt, [MINUS, level, 0, 0, 0, 0], 2, 0..100);
+        let linger: &[u64] = if level == 1 { &[13] } else { &[] };
+        assert_eq!(options, linger, "options of level {level}");
+    }
+    let families = puppet.permitted(libc::SYS_socketpair, [0, 0x80005, 0, 0, 0, 0], 0, 0..60);
+    assert_eq!(families, [1], "families of a pair");
+    let kinds = puppet.permitted(libc::SYS_socketpair, [1, 0, 0, 0, 0, 0], 1, 0..12);
+    assert!(kinds.is_empty(), "types of a pair: {kinds:?}");
+    drop(puppet);
+    acceptor.expect_echo();
+}
+
+/// The numbers of the 32-bit ABI mean other calls.
+#[test]
+fn a_call_of_32_bits_ends_it() {
+    let mut acceptor = chain();
+    let pid = acceptor.pid();
+    let puppet = needs!(Puppet::seize(pid));
+    let place = (puppet.registers.rip - 2) as ptrace::AddressType;
+    let word = ptrace::read(pid, place).unwrap();
+    let [syscall, int_0x80] = [0x050f, 0x80cd];
+    assert_eq!(word & 0xffff, syscall);
+    ptrace::write(pid, place, word & !0xffff | int_0x80).unwrap();
+    let mut registers = puppet.registers;
+    registers.rip -= 2;
+    (registers.rax, registers.orig_rax) = (20, MINUS); // getpid of the 32-bit ABI
+    ptrace::setregs(pid, registers).unwrap();
+    ptrace::cont(pid, None).unwrap();
+    // A kernel without such calls stops it for SIGSEGV.
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+    let ended = waitid(Id::Pid(pid), flags | WaitPidFlag::__WALL).unwrap();
+    if let WaitStatus::Stopped(_, Signal::SIGSEGV) = ended {
+        return skip("this kernel has no calls of 32 bits");
+    }
+    acceptor.expect_killed_by(Signal::SIGSYS);
 }
 
 #[test]

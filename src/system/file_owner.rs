@@ -1,0 +1,84 @@
+//! Files that belong to another user from the first instant.
+//!
+//! A file that is made first and given away later can be met in between, by a process that may not
+//! use it yet. It can also be replaced in between, and then another file is given away.
+
+use nix::errno::Errno;
+use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::thread::{capabilities, set_capabilities, set_thread_res_gid, set_thread_res_uid};
+
+use crate::error::to_nix;
+
+/// The user and the group that a file is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileOwner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl FileOwner {
+    /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory the
+    /// group is the directory's. What `action` may do is as before.
+    ///
+    /// The effective ids are changed, and not those of the file system (setfsuid(2)): who becomes a
+    /// user needs the same calls again, and a filter of system calls that lets them through.
+    ///
+    /// # Errors
+    /// `EPERM` if this thread may not make files for that user.
+    pub fn make<T>(self, action: impl FnOnce() -> T) -> Result<T, Errno> {
+        self.make_as(action).map_err(to_nix)
+    }
+
+    fn make_as<T>(self, action: impl FnOnce() -> T) -> rustix::io::Result<T> {
+        let (old_uid, old_gid) = (geteuid(), getegid());
+        let before = capabilities(None)?;
+        set_thread_res_gid(None, Gid::from_raw(self.gid), None)?;
+        let made = set_thread_res_uid(None, Uid::from_raw(self.uid), None).and_then(|()| {
+            // Who is not root any more keeps its privileges, but they are not in effect.
+            let made = set_capabilities(None, before).map(|()| action());
+            set_thread_res_uid(None, old_uid, None).and(made)
+        });
+        set_thread_res_gid(None, old_gid, None)?;
+        // What was given up before does not come back with the user.
+        set_capabilities(None, before)?;
+        made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    /// Makes a file for `owner` in a closed directory, and returns its user and group.
+    fn made_for(owner: FileOwner) -> Result<(u32, u32), Errno> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let before = capabilities(None).unwrap();
+        let made = owner.make(|| std::fs::write(&path, ""));
+        assert_eq!(capabilities(None).unwrap(), before);
+        std::fs::write(dir.path().join("ours"), "").unwrap();
+        let ours = dir.path().join("ours").metadata().unwrap();
+        assert_eq!(ours.uid(), geteuid().as_raw());
+        made?.unwrap();
+        let meta = path.metadata().unwrap();
+        Ok((meta.uid(), meta.gid()))
+    }
+
+    #[test]
+    fn a_file_is_made_for_another_user_by_who_may() {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        assert_eq!(made_for(FileOwner { uid, gid }), Ok((uid, gid)));
+        let (uid, gid) = (4_000_000_001, 4_000_000_002);
+        let made = made_for(FileOwner { uid, gid });
+        let is_root = geteuid().is_root();
+        assert_eq!(
+            made,
+            if is_root {
+                Ok((uid, gid))
+            } else {
+                Err(Errno::EPERM)
+            }
+        );
+    }
+}
