@@ -10,6 +10,9 @@ use prefix_trie::PrefixMap;
 use crate::error::{Error, Result};
 use crate::system::text::printable;
 
+/// Some editors put U+FEFF in front of a text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Allow,
@@ -43,8 +46,8 @@ impl Access {
     /// Rules on addresses from the command line and `file`; `uids` and `gids` are for Unix clients.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the same CIDR is allowed and denied, or a line of the file is no rule;
-    /// [`Error::System`] if the file cannot be read.
+    /// [`Error::Invalid`] if the same CIDR is allowed and denied; [`Error::File`] if a line of the
+    /// file is no rule; [`Error::System`] if the file cannot be read.
     pub fn new(
         rules: &[(Verdict, IpNet)],
         file: Option<OsString>,
@@ -69,16 +72,17 @@ impl Access {
     /// Reads the file again. An error changes nothing.
     ///
     /// # Errors
-    /// [`Error::Invalid`], with the number of the bad line; [`Error::System`] if reading fails.
+    /// [`Error::File`], with the number of the bad line; [`Error::System`] if reading fails.
     pub fn reload(&mut self) -> Result<()> {
         let mut table = self.given.clone();
         if let Some(path) = &self.file {
             let shown = path.display();
             let text = std::fs::read(path)
                 .map_err(|error| Error::io(format!("read the rules in {shown}"), error))?;
+            let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
             table
-                .add_lines(&text)
-                .map_err(|(line, problem)| Error::Invalid(format!("{shown}:{line}: {problem}")))?;
+                .add_lines(text)
+                .map_err(|(line, problem)| Error::File(format!("{shown}:{line}: {problem}")))?;
         }
         self.table = table;
         Ok(())
