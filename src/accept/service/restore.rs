@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, Shutdown, SockType, shutdown};
 
 use crate::accept::listen::address::Address;
 use crate::accept::listen::inherit::{Claimed, adopt, examine};
-use crate::accept::listen::open::{Opening, open, openings};
+use crate::accept::listen::open::{Neighbours, Opening, open, openings};
 use crate::accept::listen::socket_option::When;
 use crate::accept::listen::{ListenOptions, Listener, apply_options, finish, listen};
 use crate::accept::service::fd_store::{FdStore, LISTENER, READ_END, WRITE_END};
@@ -90,33 +90,45 @@ pub(crate) fn listeners(
 ) -> Result<Vec<Listener>> {
     // Before any socket is made, so that a failure leaves no trace.
     let openings = openings(addresses, options)?;
-    let keys = keys(addresses, options);
+    let keys = keys(addresses, &openings, options);
     let kept: Vec<_> = keys.iter().map(|key| take_listeners(store, key)).collect();
     give_up_rest(store);
-    let mut listeners = Vec::new();
-    for (opening, (key, kept)) in openings.into_iter().zip(keys.iter().zip(kept)) {
-        let address = match opening {
-            Opening::Inherited(claimed) => {
-                listeners.push(adopt(claimed, options)?);
-                continue;
-            }
-            Opening::New(address) => address,
-        };
-        let count = kept.len();
-        let mut opened = match revive(address, kept, options)? {
-            Some(revived) => revived,
-            None => {
-                if count > 0 {
-                    store.forget(&name_of(key, count));
+    let mut listeners: Vec<Listener> = Vec::new();
+    let mut owners = Vec::new();
+    for ((opening, owner), (key, kept)) in openings
+        .into_iter()
+        .zip(addresses)
+        .zip(keys.iter().zip(kept))
+    {
+        let mut opened = match opening {
+            Opening::Inherited(claimed) => vec![adopt(claimed, options)?],
+            Opening::New {
+                address,
+                leaves_ipv4,
+            } => {
+                let count = kept.len();
+                let mut opened = match revive(address, kept, options)? {
+                    Some(revived) => revived,
+                    None => {
+                        if count > 0 {
+                            store.forget(&name_of(key, count));
+                        }
+                        let neighbours = Neighbours {
+                            listeners: &listeners,
+                            addresses: &owners,
+                        };
+                        let new = open(address, leaves_ipv4, options, neighbours)?;
+                        keep_listeners(store, key, &new)?;
+                        new
+                    }
+                };
+                if store.is_wanted() {
+                    opened.iter_mut().for_each(Listener::leave_name);
                 }
-                let new = open(address, options)?;
-                keep_listeners(store, key, &new)?;
-                new
+                opened
             }
         };
-        if store.is_wanted() {
-            opened.iter_mut().for_each(Listener::leave_name);
-        }
+        owners.resize(owners.len() + opened.len(), owner);
         listeners.append(&mut opened);
     }
     Ok(listeners)
@@ -124,7 +136,7 @@ pub(crate) fn listeners(
 
 /// The keys that identify the listeners of an address from one start to the next: the address, how
 /// many equal addresses come before it, and the options that only a new socket takes.
-fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
+fn keys(addresses: &[Address], openings: &[Opening<'_>], options: &ListenOptions) -> Vec<String> {
     let shown: Vec<_> = addresses.iter().map(Address::to_string).collect();
     let early = options.socket_options.iter();
     let early: String = early
@@ -134,7 +146,16 @@ fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
     let key = |index: usize| {
         let before = shown[..index].iter();
         let count = before.filter(|other| **other == shown[index]).count();
-        format!("{count}-{}{early}", shown[index])
+        let leaves_ipv4 = matches!(
+            openings[index],
+            Opening::New {
+                leaves_ipv4: true,
+                ..
+            }
+        );
+        // As if the user had said so.
+        let implied = if leaves_ipv4 { "+v6only" } else { "" };
+        format!("{count}-{}{early}{implied}", shown[index])
     };
     (0..shown.len()).map(key).collect()
 }
