@@ -193,6 +193,9 @@ impl Acceptor {
             }
             self.admission.attend();
             self.attend_headers();
+            if let Some(child) = self.shutdown.child_mut() {
+                child.attend(&self.log);
+            }
             if self.shutdown.is_due() {
                 // Before the signal, so that the command finds the end of its queue.
                 self.close();
@@ -235,6 +238,10 @@ impl Acceptor {
         set.until(Cause::Other, must_look.then(|| now + LOOK_FOR_ROOM));
         set.until(Cause::Other, shortage_ends);
         set.until(Cause::Other, self.shutdown.deadline());
+        set.until(
+            Cause::Other,
+            self.shutdown.child().and_then(Child::deadline),
+        );
         set.until(Cause::Other, self.admission.shut_until(now));
         set.until(Cause::Other, status_due);
         let failed = |errno| Error::system("wait for connections", errno);
@@ -380,6 +387,9 @@ impl Acceptor {
             let (client, listener) = (info.client(), &incoming.listener);
             self.log
                 .detail(format_args!("accepted {client} on {listener}"));
+        }
+        if let Some(child) = self.shutdown.child_mut() {
+            child.expect_client(&self.log);
         }
         self.outbox.take(InHand {
             connection: incoming.connection,
@@ -535,6 +545,8 @@ impl Acceptor {
 
     fn end_with_child(mut self, status: u8) -> u8 {
         self.turns.close();
+        let taken = self.outbox.sink.taken();
+        self.shutdown.say_if_idle(status, taken, &self.log);
         self.say_untaken();
         status
     }
