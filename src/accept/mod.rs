@@ -64,6 +64,8 @@ pub(crate) struct Parts {
     pub proxy: Option<AwaitedHeaders>,
     pub admission: Admission,
     pub sink: Sink,
+    /// With `--bare`: messages say nothing of their connections.
+    pub is_bare: bool,
     /// The command after `--`, which reads the queue.
     pub child: Option<Child>,
     pub supervisor: Supervisor,
@@ -80,6 +82,7 @@ pub(crate) struct Acceptor {
     proxy: Option<AwaitedHeaders>,
     admission: Admission,
     outbox: Outbox,
+    is_bare: bool,
     shutdown: Shutdown,
     supervisor: Supervisor,
     signals: Signals,
@@ -130,6 +133,7 @@ impl Acceptor {
             proxy: parts.proxy,
             admission: parts.admission,
             outbox: Outbox::new(parts.sink),
+            is_bare: parts.is_bare,
             shutdown: Shutdown::new(parts.child, parts.grace),
             supervisor: parts.supervisor,
             signals: parts.signals,
@@ -394,7 +398,11 @@ impl Acceptor {
         self.outbox.take(InHand {
             connection: incoming.connection,
             lease: entry.lease,
-            payload: info.encode(),
+            payload: if self.is_bare {
+                message::BARE.to_vec()
+            } else {
+                info.encode()
+            },
         });
     }
 

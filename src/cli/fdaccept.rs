@@ -87,6 +87,7 @@ pub fn run() -> anyhow::Result<u8> {
         proxy,
         admission,
         sink,
+        is_bare: arguments.bare,
         child,
         supervisor,
         signals,
@@ -127,6 +128,10 @@ struct AcceptArguments {
     #[arg(long = "queue", value_name = "N")]
     queue_limit: Option<NonZeroUsize>,
 
+    /// Pass each connection with one byte, for receivers that know no other message
+    #[arg(long)]
+    bare: bool,
+
     #[command(flatten)]
     admission: AdmissionArguments,
 
@@ -163,6 +168,12 @@ impl AcceptArguments {
         if self.service.store() && !is_own {
             return Err(usage(
                 "--store needs a queue that outlives this process: --bind or -- COMMAND",
+            ));
+        }
+        if self.bare && self.admission.has_limits() {
+            return Err(usage(
+                "--bare passes connections alone, and --max and --max-per-source count by a lease \
+                 beside each",
             ));
         }
         let later = if self.admission.has_rules() {
