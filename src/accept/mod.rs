@@ -427,7 +427,8 @@ impl Acceptor {
     /// if no client waits for one.
     fn give_up_header(&mut self) -> bool {
         let proxy = self.proxy.as_mut();
-        let Some((incoming, why)) = proxy.and_then(AwaitedHeaders::give_up_oldest) else {
+        let oldest = proxy.and_then(|proxy| proxy.give_up_oldest(Refusal::Shortage));
+        let Some((incoming, why)) = oldest else {
             return false;
         };
         self.turn_away(incoming, why);

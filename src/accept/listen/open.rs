@@ -10,7 +10,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use crate::accept::listen::address::{self, Address};
+use crate::accept::listen::address::{self, Address, Place};
 use crate::accept::listen::inherit::{Claimed, claim_listener};
 use crate::accept::listen::socket_option::{SocketOption, check_options};
 use crate::accept::listen::{
@@ -34,7 +34,7 @@ pub(crate) enum Opening<'a> {
     Inherited(Claimed),
     /// An address without a listener yet.
     New {
-        address: &'a Address,
+        place: &'a Place,
         /// The IPv4 wildcard of the port is another opening, so `[::]` takes IPv6 alone.
         leaves_ipv4: bool,
     },
@@ -122,8 +122,8 @@ pub(crate) fn openings<'a>(
     for address in addresses {
         openings.push(match address {
             Address::Inherited(number) => Opening::Inherited(claim_listener(*number)?),
-            address => Opening::New {
-                address,
+            Address::New(place) => Opening::New {
+                place,
                 leaves_ipv4: false,
             },
         });
@@ -137,7 +137,7 @@ pub(crate) fn openings<'a>(
     }
     let audience = openings.iter().map(|opening| match opening {
         Opening::Inherited(claimed) => (vec![claimed.family], true),
-        Opening::New { address, .. } => (families(address), false),
+        Opening::New { place, .. } => (families(place), false),
     });
     check_options(&options.socket_options, &audience.collect::<Vec<_>>())?;
     Ok(openings)
@@ -147,7 +147,7 @@ pub(crate) fn openings<'a>(
 fn leave_ipv4(openings: &mut [Opening<'_>]) {
     let wildcards = openings.iter().filter_map(|opening| match opening {
         Opening::Inherited(claimed) => tcp_address(claimed.fd.as_fd()).ok(),
-        Opening::New { address, .. } => address.tcp(),
+        Opening::New { place, .. } => place.tcp(),
     });
     let is_wildcard = |address: &SocketAddr| address.ip() == Ipv4Addr::UNSPECIFIED;
     let ports: Vec<u16> = wildcards
@@ -156,12 +156,8 @@ fn leave_ipv4(openings: &mut [Opening<'_>]) {
         .filter(|port| *port != 0)
         .collect();
     for opening in openings {
-        if let Opening::New {
-            address,
-            leaves_ipv4,
-        } = opening
-        {
-            let wildcard = address
+        if let Opening::New { place, leaves_ipv4 } = opening {
+            let wildcard = place
                 .tcp()
                 .filter(|address| address.ip() == Ipv6Addr::UNSPECIFIED);
             *leaves_ipv4 = wildcard.is_some_and(|address| ports.contains(&address.port()));
@@ -169,7 +165,7 @@ fn leave_ipv4(openings: &mut [Opening<'_>]) {
     }
 }
 
-/// Opens new listeners on an address: 1 for each address of a host, else 1. `leaves_ipv4` is that
+/// Opens new listeners at a place: 1 for each address of a host, else 1. `leaves_ipv4` is that
 /// of [`Opening::New`].
 ///
 /// `localhost:8888` leaves out addresses that this machine lacks, if it has another of them. A bare
@@ -178,15 +174,15 @@ fn leave_ipv4(openings: &mut [Opening<'_>]) {
 /// # Errors
 /// [`Error::System`] if opening a listener fails, [`Error::Other`] if a host does not resolve.
 pub(crate) fn open(
-    address: &Address,
+    place: &Place,
     leaves_ipv4: bool,
     options: &ListenOptions,
     neighbours: Neighbours<'_>,
 ) -> Result<Vec<Listener>> {
     let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
-    match address {
-        Address::AnyTcp { port } => one(open_any(*port, options, neighbours)),
-        Address::Tcp { address, interface } => {
+    match place {
+        Place::AnyTcp { port } => one(open_any(*port, options, neighbours)),
+        Place::Tcp { address, interface } => {
             let address = with_scope(*address, interface.as_deref())?;
             one(open_tcp(
                 address,
@@ -195,22 +191,20 @@ pub(crate) fn open(
                 neighbours,
             ))
         }
-        Address::Host { name, port } => open_host(name, *port, options, neighbours),
-        Address::Unix(name) => one(open_unix(name, options, neighbours)),
-        Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options, neighbours)),
-        Address::Inherited(number) => unreachable!("{number} is claimed, see openings()"),
+        Place::Host { name, port } => open_host(name, *port, options, neighbours),
+        Place::Unix(name) => one(open_unix(name, options, neighbours)),
+        Place::Vsock { cid, port } => one(open_vsock(*cid, *port, options, neighbours)),
     }
 }
 
-fn families(address: &Address) -> Vec<AddressFamily> {
-    match address {
-        Address::AnyTcp { .. } | Address::Host { .. } => {
+fn families(place: &Place) -> Vec<AddressFamily> {
+    match place {
+        Place::AnyTcp { .. } | Place::Host { .. } => {
             vec![AddressFamily::Inet6, AddressFamily::Inet]
         }
-        Address::Tcp { address, .. } => vec![family_of(address)],
-        Address::Unix(_) => vec![AddressFamily::Unix],
-        Address::Vsock { .. } => vec![AddressFamily::Vsock],
-        Address::Inherited(_) => Vec::new(),
+        Place::Tcp { address, .. } => vec![family_of(address)],
+        Place::Unix(_) => vec![AddressFamily::Unix],
+        Place::Vsock { .. } => vec![AddressFamily::Vsock],
     }
 }
 
@@ -425,10 +419,9 @@ mod tests {
         for opening in openings(&addresses, options)? {
             all.append(&mut match opening {
                 Opening::Inherited(claimed) => vec![adopt(claimed, options)?],
-                Opening::New {
-                    address,
-                    leaves_ipv4,
-                } => super::open(address, leaves_ipv4, options, Neighbours::NONE)?,
+                Opening::New { place, leaves_ipv4 } => {
+                    super::open(place, leaves_ipv4, options, Neighbours::NONE)?
+                }
             });
         }
         Ok(all)

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockType, shutdown};
 
-use crate::accept::listen::address::Address;
+use crate::accept::listen::address::{Address, Place};
 use crate::accept::listen::inherit::{Claimed, adopt, examine};
 use crate::accept::listen::open::{Neighbours, Opening, open, openings};
 use crate::accept::listen::socket_option::When;
@@ -102,12 +102,9 @@ pub(crate) fn listeners(
     {
         let mut opened = match opening {
             Opening::Inherited(claimed) => vec![adopt(claimed, options)?],
-            Opening::New {
-                address,
-                leaves_ipv4,
-            } => {
+            Opening::New { place, leaves_ipv4 } => {
                 let count = kept.len();
-                let mut opened = match revive(address, kept, options)? {
+                let mut opened = match revive(place, kept, options)? {
                     Some(revived) => revived,
                     None => {
                         if count > 0 {
@@ -117,7 +114,7 @@ pub(crate) fn listeners(
                             listeners: &listeners,
                             addresses: &owners,
                         };
-                        let new = open(address, leaves_ipv4, options, neighbours)?;
+                        let new = open(place, leaves_ipv4, options, neighbours)?;
                         keep_listeners(store, key, &new)?;
                         new
                     }
@@ -208,17 +205,17 @@ fn give_up(kept: OwnedFd, is_forgotten: bool) {
     }
 }
 
-/// Goes on with the kept listeners of an address; `None` if there are none, or if clients cannot
+/// Goes on with the kept listeners of a place; `None` if there are none, or if clients cannot
 /// reach them any more.
 fn revive(
-    address: &Address,
+    place: &Place,
     kept: Vec<OwnedFd>,
     options: &ListenOptions,
 ) -> Result<Option<Vec<Listener>>> {
     if kept.is_empty() {
         return Ok(None);
     }
-    let shown = address.to_string();
+    let shown = place.to_string();
     let mut revived = Vec::new();
     for fd in kept {
         let Claimed {
@@ -229,8 +226,8 @@ fn revive(
             let what = describe(fd.as_fd());
             Error::Invalid(format!("what was kept of {shown} is {what}"))
         })?;
-        let name = match address {
-            Address::Unix(name) => match owned_name::reclaim(fd.as_fd(), name)? {
+        let name = match place {
+            Place::Unix(name) => match owned_name::reclaim(fd.as_fd(), name)? {
                 None => return Ok(None),
                 reclaimed => reclaimed,
             },
