@@ -77,7 +77,11 @@ pub fn run() -> anyhow::Result<u8> {
     let child = match command.zip(read_end) {
         Some((command, read_end)) => {
             let mask = signals.original_mask();
-            Some(Child::start(&command, read_end, &mask, &limit)?)
+            let mut child = Child::start(&command, read_end, &mask, &limit)?;
+            if arguments.service.sandbox() {
+                child.leave_unexamined();
+            }
+            Some(child)
         }
         None => None,
     };

@@ -1,5 +1,6 @@
 //! Commands that take the queue for a connection.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::*;
@@ -15,7 +16,8 @@ fn notices(log: &str) -> Vec<&str> {
 #[test]
 fn a_command_that_reads_the_queue_is_told_once_what_it_is() {
     for words in [&["cat"][..], &["sh", "-c", "cat; :"], &["env", "cat"]] {
-        let mut acceptor = Fdaccept::chain(words).start();
+        // What it makes of the queue it writes here.
+        let mut acceptor = Fdaccept::chain(words).stdout(Stdio::null()).start();
         acceptor.client().rest_or_reset();
         let name = words[0];
         let expected = format!(
@@ -31,7 +33,7 @@ fn a_command_that_reads_the_queue_is_told_once_what_it_is() {
 #[test]
 fn a_command_that_waits_for_bytes_is_told_before_a_client_is_lost() {
     let mut acceptor = Fdaccept::chain(sh_c("read line; sleep 100")).start();
-    let reader = acceptor.children()[0];
+    let reader = eventually("the command", || acceptor.children().first().copied());
     let read = format!("{} 0x0 ", nix::libc::SYS_read);
     until("a read of standard input", || {
         let call = std::fs::read_to_string(format!("/proc/{reader}/syscall"));

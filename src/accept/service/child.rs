@@ -86,6 +86,11 @@ impl Child {
         })
     }
 
+    /// Examines the command never: /proc cannot be read from the sandbox.
+    pub fn leave_unexamined(&mut self) {
+        self.examination = Examination::Done;
+    }
+
     /// A client is about to be passed: examines the command if the client is the first.
     pub fn expect_client(&mut self, log: &Log) {
         if matches!(self.examination, Examination::AtFirstClient) {
