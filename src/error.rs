@@ -36,8 +36,11 @@ pub enum Error {
         /// The owner's uid.
         uid: u32,
     },
-    /// A call failed for a reason without an errno.
+    /// The text of a file is unusable; the text says where and why.
     #[doc(hidden)] // only the programs meet this
+    #[error("{0}")]
+    File(String),
+    /// A call failed for a reason without an errno.
     #[error("cannot {action}: {cause}")]
     Other {
         /// Action and object.

@@ -14,9 +14,12 @@ pub(crate) enum Refusal {
     BadHeader,
     #[error("its PROXY header is late")]
     LateHeader,
-    /// Too many clients wait for their PROXY header, or descriptors or memory are short.
+    /// Too many clients wait for their PROXY header.
     #[error("too many PROXY headers are awaited")]
     Crowd,
+    /// Its PROXY header is not complete, and other connections need what it takes.
+    #[error("its PROXY header is awaited, and descriptors or memory are short")]
+    Shortage,
 }
 
 /// Totals since the start.
@@ -40,7 +43,9 @@ impl Counters {
         match why {
             Refusal::Rule => self.by_rule += 1,
             Refusal::Limit => self.by_limit += 1,
-            Refusal::BadHeader | Refusal::LateHeader | Refusal::Crowd => self.bad_header += 1,
+            Refusal::BadHeader | Refusal::LateHeader | Refusal::Crowd | Refusal::Shortage => {
+                self.bad_header += 1;
+            }
         }
     }
 

@@ -64,6 +64,8 @@ pub(crate) struct Parts {
     pub proxy: Option<AwaitedHeaders>,
     pub admission: Admission,
     pub sink: Sink,
+    /// With `--bare`: messages say nothing of their connections.
+    pub is_bare: bool,
     /// The command after `--`, which reads the queue.
     pub child: Option<Child>,
     pub supervisor: Supervisor,
@@ -80,6 +82,7 @@ pub(crate) struct Acceptor {
     proxy: Option<AwaitedHeaders>,
     admission: Admission,
     outbox: Outbox,
+    is_bare: bool,
     shutdown: Shutdown,
     supervisor: Supervisor,
     signals: Signals,
@@ -130,6 +133,7 @@ impl Acceptor {
             proxy: parts.proxy,
             admission: parts.admission,
             outbox: Outbox::new(parts.sink),
+            is_bare: parts.is_bare,
             shutdown: Shutdown::new(parts.child, parts.grace),
             supervisor: parts.supervisor,
             signals: parts.signals,
@@ -193,6 +197,9 @@ impl Acceptor {
             }
             self.admission.attend();
             self.attend_headers();
+            if let Some(child) = self.shutdown.child_mut() {
+                child.attend(&self.log);
+            }
             if self.shutdown.is_due() {
                 // Before the signal, so that the command finds the end of its queue.
                 self.close();
@@ -235,6 +242,10 @@ impl Acceptor {
         set.until(Cause::Other, must_look.then(|| now + LOOK_FOR_ROOM));
         set.until(Cause::Other, shortage_ends);
         set.until(Cause::Other, self.shutdown.deadline());
+        set.until(
+            Cause::Other,
+            self.shutdown.child().and_then(Child::deadline),
+        );
         set.until(Cause::Other, self.admission.shut_until(now));
         set.until(Cause::Other, status_due);
         let failed = |errno| Error::system("wait for connections", errno);
@@ -381,10 +392,17 @@ impl Acceptor {
             self.log
                 .detail(format_args!("accepted {client} on {listener}"));
         }
+        if let Some(child) = self.shutdown.child_mut() {
+            child.expect_client(&self.log);
+        }
         self.outbox.take(InHand {
             connection: incoming.connection,
             lease: entry.lease,
-            payload: info.encode(),
+            payload: if self.is_bare {
+                message::BARE.to_vec()
+            } else {
+                info.encode()
+            },
         });
     }
 
@@ -409,7 +427,8 @@ impl Acceptor {
     /// if no client waits for one.
     fn give_up_header(&mut self) -> bool {
         let proxy = self.proxy.as_mut();
-        let Some((incoming, why)) = proxy.and_then(AwaitedHeaders::give_up_oldest) else {
+        let oldest = proxy.and_then(|proxy| proxy.give_up_oldest(Refusal::Shortage));
+        let Some((incoming, why)) = oldest else {
             return false;
         };
         self.turn_away(incoming, why);
@@ -535,6 +554,8 @@ impl Acceptor {
 
     fn end_with_child(mut self, status: u8) -> u8 {
         self.turns.close();
+        let taken = self.outbox.sink.taken();
+        self.shutdown.say_if_idle(status, taken, &self.log);
         self.say_untaken();
         status
     }

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::accept::service::child::Child;
 use crate::accept::sink::Sink;
+use crate::system::log::Log;
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,25 @@ impl Shutdown {
     /// The command's exit status, once the command has ended.
     pub fn child_ended(&self) -> Option<u8> {
         self.child.as_ref().and_then(Child::ended)
+    }
+
+    pub fn child(&self) -> Option<&Child> {
+        self.child.as_ref()
+    }
+
+    pub fn child_mut(&mut self) -> Option<&mut Child> {
+        self.child.as_mut()
+    }
+
+    /// The command ended with this status: says so if it is no consumer. `taken` is how many
+    /// connections were taken from the queue, if known.
+    pub fn say_if_idle(&self, status: u8, taken: Option<u64>, log: &Log) {
+        if let Some(child) = &self.child
+            && (status, taken) == (0, Some(0))
+            && !self.is_told()
+        {
+            child.ended_idle(log);
+        }
     }
 
     /// Whether fdaccept only waits until consumers have emptied the queue.

@@ -77,6 +77,11 @@ impl AdmissionArguments {
         self.rules.is_some()
     }
 
+    /// Whether connections in service are counted.
+    pub fn has_limits(&self) -> bool {
+        self.max.is_some() || self.max_per_source.is_some()
+    }
+
     /// The PROXY headers to await on `listeners`, if any.
     pub fn awaited_headers(
         &self,
@@ -101,7 +106,7 @@ impl AdmissionArguments {
 
     /// What the command line says. `allow_uid` names the users that may connect to Unix sockets.
     pub fn options(&self, allow_uid: &[u32]) -> anyhow::Result<AdmissionOptions> {
-        if self.when_full.is_some() && self.max.is_none() && self.max_per_source.is_none() {
+        if self.when_full.is_some() && !self.has_limits() {
             return Err(usage("--when-full needs --max or --max-per-source"));
         }
         let allow = self.allow.iter().map(|net| (Verdict::Allow, *net));

@@ -101,15 +101,18 @@ fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> anyhow::R
     })
 }
 
-/// Reduces clap's text of several paragraphs to the problem, and a tip, if any.
+/// Reduces clap's text of several paragraphs to the problem, and a similar option, if any.
 fn in_one_line(text: &str) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(text);
-    let paragraphs = text.split("\n\n").map(str::trim);
-    let wanted = paragraphs
-        .enumerate()
-        .filter(|(index, text)| *index == 0 || text.starts_with("tip: "));
-    let lines = wanted.flat_map(|(_, text)| text.lines().map(str::trim));
-    lines.collect::<Vec<_>>().join(" ")
+    let (problem, rest) = text.split_once("\n\n").unwrap_or((text, ""));
+    let problem: Vec<_> = problem.lines().map(str::trim).collect();
+    let tips = rest
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
+    // Hardly anybody wants to pass an unknown option to the command.
+    let tips = tips.filter(|tip| !tip.starts_with("to pass "));
+    let tips: String = tips.map(|tip| format!("; {tip}")).collect();
+    problem.join(" ") + &tips
 }
 
 #[cfg(test)]
@@ -167,10 +170,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_usage_error_is_one_line() {
-        let text = "error: unexpected argument '--foo' found\n\n  tip: to pass it, use '-- --foo'\n\nUsage: x\n\nFor more information, try '--help'.\n";
+        let text = "error: unexpected argument '--foo' found\n\n  tip: a similar argument exists: '--fool'\n  tip: to pass '--foo' as a value, use '-- --foo'\n\nUsage: x\n\nFor more information, try '--help'.\n";
         assert_eq!(
             in_one_line(text),
-            "unexpected argument '--foo' found tip: to pass it, use '-- --foo'"
+            "unexpected argument '--foo' found; a similar argument exists: '--fool'"
         );
         let text = "error: the following required arguments were not provided:\n  <N>\n  <COMMAND>...\n\nUsage: x\n";
         assert_eq!(

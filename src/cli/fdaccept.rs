@@ -73,7 +73,11 @@ pub fn run() -> anyhow::Result<u8> {
     let child = match command.zip(read_end) {
         Some((command, read_end)) => {
             let mask = signals.original_mask();
-            Some(Child::start(&command, read_end, &mask, &limit)?)
+            let mut child = Child::start(&command, read_end, &mask, &limit)?;
+            if arguments.service.sandbox() {
+                child.leave_unexamined();
+            }
+            Some(child)
         }
         None => None,
     };
@@ -83,6 +87,7 @@ pub fn run() -> anyhow::Result<u8> {
         proxy,
         admission,
         sink,
+        is_bare: arguments.bare,
         child,
         supervisor,
         signals,
@@ -123,6 +128,10 @@ struct AcceptArguments {
     #[arg(long = "queue", value_name = "N")]
     queue_limit: Option<NonZeroUsize>,
 
+    /// Pass each connection with one byte, for receivers that know no other message
+    #[arg(long)]
+    bare: bool,
+
     #[command(flatten)]
     admission: AdmissionArguments,
 
@@ -159,6 +168,12 @@ impl AcceptArguments {
         if self.service.store() && !is_own {
             return Err(usage(
                 "--store needs a queue that outlives this process: --bind or -- COMMAND",
+            ));
+        }
+        if self.bare && self.admission.has_limits() {
+            return Err(usage(
+                "--bare passes connections alone, and --max and --max-per-source count by a lease \
+                 beside each",
             ));
         }
         let later = if self.admission.has_rules() {

@@ -127,9 +127,14 @@ fn check_name_of_workers(rendezvous: &Rendezvous) -> anyhow::Result<()> {
 }
 
 fn parse_size(text: &str) -> Result<usize, String> {
+    let problem = format!("not a number from 1 to {MAX_SLOTS}");
     match text.parse() {
         Ok(size @ 1..=MAX_SLOTS) => Ok(size),
-        _ => Err(format!("not a number from 1 to {MAX_SLOTS}")),
+        // As in `fdpool -- cat 4`.
+        _ if text.starts_with(|first: char| !first.is_ascii_digit()) => Err(format!(
+            "{problem}, which comes before the command: fdpool N -- COMMAND"
+        )),
+        _ => Err(problem),
     }
 }
 

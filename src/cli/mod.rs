@@ -93,16 +93,21 @@ fn report(program: &'static str, error: &anyhow::Error) -> u8 {
         Some(untrusted @ Error::Untrusted { .. }) => log.error(with_advice(untrusted)),
         _ => log.error(format_args!("{error:#}")),
     }
-    let status = status(error);
-    if status == exit::USAGE {
+    if is_helped_by_help(error) {
         log.error(format_args!("try '{program} --help' for more information"));
     }
-    status
+    status(error)
+}
+
+/// Whether the command line itself is wrong, and not a file that it names.
+fn is_helped_by_help(error: &anyhow::Error) -> bool {
+    let invalid = error.downcast_ref::<Error>();
+    error.is::<Usage>() || matches!(invalid, Some(Error::Invalid(_)))
 }
 
 fn status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::Invalid(_)) => exit::USAGE,
+        Some(Error::Invalid(_) | Error::File(_)) => exit::USAGE,
         Some(Error::Closed(_)) => exit::CLOSED,
         Some(Error::CommandNotFound { .. }) => exit::NOT_FOUND,
         Some(Error::CommandNotExecutable { .. }) => exit::NOT_EXECUTABLE,
@@ -130,6 +135,7 @@ mod tests {
         assert_eq!(status(&usage("no command given")), 2);
         assert_eq!(status(&usage("x").context("y")), 2);
         assert_eq!(status(&Error::Invalid("x".into()).into()), 2);
+        assert_eq!(status(&Error::File("x".into()).into()), 2);
         assert_eq!(status(&Error::Peer("x".into()).into()), 1);
         assert_eq!(status(&anyhow::anyhow!("x")), 1);
     }

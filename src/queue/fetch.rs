@@ -33,7 +33,7 @@ impl Visit {
     /// Connects to `name`, and checks the owner of an abstract name.
     pub fn begin(&self, name: &Name, trust: &Trust) -> Result<()> {
         self.connect(&name.address()?)
-            .map_err(|errno| Error::system(format!("connect to {name}"), errno))?;
+            .map_err(|errno| name.cannot_connect(errno, "fdaccept --bind"))?;
         if name.is_abstract() {
             trust.check_owner(self.door.as_fd(), name)?;
         }

@@ -15,6 +15,10 @@ use crate::system::text::digits;
 /// The first line of every payload: the format's version.
 pub const VERSION_LINE: &[u8] = b"FDTOOLS=1\n";
 
+/// The payload of a message that says nothing: the number of its descriptors. Python's
+/// multiprocessing checks that; other receivers of a byte take any.
+pub const BARE: &[u8] = &[1];
+
 /// The longest payload in bytes.
 pub const MAX_PAYLOAD: usize = 4096;
 

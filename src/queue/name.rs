@@ -5,9 +5,12 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::sys::socket::UnixAddr;
+use nix::sys::stat::{SFlag, stat};
 
 use crate::error::{Error, Result};
+use crate::system::descriptor::type_of;
 use crate::system::text::printable;
 
 /// The longest path or abstract name in bytes: `sun_path` (unix(7)) has 108, and 1 is a NUL.
@@ -54,6 +57,27 @@ impl Name {
             Name::Abstract(name) => UnixAddr::new_abstract(name),
         }
         .map_err(|errno| Error::system(format!("use {self} as the name of a socket"), errno))
+    }
+
+    /// The error of a failed connect(2). `owner` is the program that makes the expected socket.
+    pub(crate) fn cannot_connect(&self, errno: Errno, owner: &str) -> Error {
+        let action = format!("connect to {self}");
+        let cause = match errno {
+            Errno::EPROTOTYPE => format!("it is a socket of another type than that of {owner}"),
+            Errno::ECONNREFUSED | Errno::EACCES if self.is_other_file() => {
+                "it is not a socket".into()
+            }
+            errno => return Error::system(action, errno),
+        };
+        Error::Other { action, cause }
+    }
+
+    /// Whether something is at the path, but no socket.
+    fn is_other_file(&self) -> bool {
+        let Name::Path(path) = self else {
+            return false;
+        };
+        stat(path).is_ok_and(|found| type_of(&found) != SFlag::S_IFSOCK)
     }
 
     fn check(&self) -> Result<()> {

@@ -123,8 +123,9 @@ impl Receiver {
     ///
     /// # Errors
     /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody owns the name, `ECONNRESET` if
-    /// the owner goes away, `ENOTSOCK` if a signal interrupts the call. [`Error::Untrusted`] if
-    /// `trust` does not allow the owner; [`Error::Peer`] if the answer is no queue.
+    /// the owner goes away, `ENOTSOCK` if a signal interrupts the call. [`Error::Other`] if
+    /// something else than a seqpacket socket is there; [`Error::Untrusted`] if `trust` does not
+    /// allow the owner; [`Error::Peer`] if the answer is no queue.
     pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
         let visit = Visit::new()?;
         let _watch = interrupt::watch(visit.as_fd());

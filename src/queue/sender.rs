@@ -42,10 +42,10 @@ impl Sender {
     /// abstract name, so `trust` says who may own it.
     ///
     /// # Errors
-    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody owns the name;
-    /// [`Error::Untrusted`] if `trust` does not allow the owner.
+    /// [`Error::System`]: `ENOENT` or `ECONNREFUSED` while nobody owns the name; [`Error::Other`]
+    /// if something else than a datagram socket is there; [`Error::Untrusted`] if `trust` does not allow the owner.
     pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
-        let failed = |errno| Error::system(format!("connect to {name}"), errno);
+        let failed = |errno| name.cannot_connect(errno, "fdpool --bind");
         let socket = unix_socket::new(SockType::Datagram)?;
         connect(socket.as_raw_fd(), &name.address()?).map_err(failed)?;
         if name.is_abstract() {

@@ -57,6 +57,11 @@ impl WorkerCommand {
         })
     }
 
+    /// The command as the user wrote it, without its arguments.
+    pub fn name(&self) -> String {
+        self.command.name()
+    }
+
     /// Starts a worker that serves `queue`, in a process group of its own. Returns once the worker
     /// executes its command.
     ///

@@ -11,12 +11,13 @@ use rustix::process::WaitStatus;
 
 use crate::error::{Error, Result};
 use crate::queue::Receiver;
-use crate::serve::cpu_activity::{self, CpuActivity};
+use crate::serve::cpu_activity::CpuActivity;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::processes::{SocketLink, children};
 use crate::system::termination::{Step, Target, Termination};
 
 /// How long a place stays empty after its worker ended too soon. The delay doubles with each
@@ -58,6 +59,8 @@ pub(crate) struct Workers {
     /// Groups whose worker has ended, and which still have processes.
     remains: Vec<Termination>,
     activity: CpuActivity,
+    /// Whether the first worker was examined, see [`Workers::examine`].
+    is_examined: bool,
     log: Log,
 }
 
@@ -79,6 +82,7 @@ impl Workers {
             candidate: None,
             remains: Vec::new(),
             activity: CpuActivity::new(),
+            is_examined: false,
             log,
         }
     }
@@ -212,6 +216,33 @@ impl Workers {
         }
     }
 
+    /// Says once that a worker that has lived for a second reads the queue as a handler reads its
+    /// connection.
+    fn examine(&mut self, queue: &Receiver) {
+        if self.examined_at().is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        self.is_examined = true;
+        let oldest = self.workers.iter().min_by_key(|(_, worker)| worker.since);
+        let queue = SocketLink::of(queue.as_fd());
+        let is_misled = oldest
+            .zip(queue)
+            .is_some_and(|((pid, _), queue)| queue.is_read_as_bytes_by(*pid));
+        if is_misled {
+            let name = self.command.name();
+            self.log.notice(format_args!(
+                "{name} gets the queue, not a connection: did you mean fdpool N -- {name}, without \
+                 --worker?"
+            ));
+        }
+    }
+
+    fn examined_at(&self) -> Option<Instant> {
+        let workers = self.workers.values().filter(|_| !self.is_examined);
+        let oldest = workers.map(|worker| worker.since).min();
+        oldest.map(|since| since + STARTED_AFTER)
+    }
+
     /// Kills workers whose time to end by themselves is over.
     fn attend_leaving(&mut self) {
         let (log, grace) = (self.log, seconds(self.grace));
@@ -279,7 +310,7 @@ impl Watched for Workers {
         let leaving = self.workers.values().filter_map(Worker::deadline);
         let remains = self.remains.iter().map(Termination::next_look);
         let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
-        deadlines.min()
+        deadlines.chain(self.examined_at()).min()
     }
 }
 
@@ -307,6 +338,7 @@ impl Crew for Workers {
         if let Some(queue) = link.queue() {
             self.fill(queue, link.generation());
             self.roll(queue, link.generation());
+            self.examine(queue);
         }
         self.has_queue = link.queue().is_some();
     }
@@ -390,7 +422,7 @@ impl Crew for Workers {
     /// Workers do not tell what they serve; only their activity can be seen.
     fn last_service(&mut self) -> Instant {
         // The orphans of workers are our children.
-        let orphans = cpu_activity::children(getpid());
+        let orphans = children(getpid());
         let workers = self.workers.keys().copied();
         self.activity.look(workers.chain(orphans))
     }

@@ -46,6 +46,12 @@ impl Command {
         &self.path
     }
 
+    /// The command as the user wrote it, without its arguments, for messages.
+    pub fn name(&self) -> String {
+        let name = self.arguments.first().unwrap_or(&self.path);
+        name.to_string_lossy().into_owned()
+    }
+
     /// Argument 0 is the command as the user wrote it.
     pub fn arguments(&self) -> &[CString] {
         &self.arguments

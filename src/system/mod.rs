@@ -15,6 +15,7 @@ pub(crate) mod null;
 pub(crate) mod pause;
 pub(crate) mod peer_groups;
 pub(crate) mod poll;
+pub(crate) mod processes;
 pub(crate) mod read_file;
 pub(crate) mod signals;
 pub(crate) mod sock_diag;

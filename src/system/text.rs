@@ -4,18 +4,34 @@ use std::os::fd::RawFd;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// `bytes` as text that is safe on a terminal: invalid UTF-8 is replaced, control characters
-/// escaped.
+/// `bytes` as text that is safe on a terminal and shows everything: invalid UTF-8 is replaced,
+/// control characters and invisible characters are escaped.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for character in String::from_utf8_lossy(bytes).chars() {
-        if character.is_control() {
+        if character.is_control() || is_invisible(character) {
             text.extend(character.escape_default());
         } else {
             text.push(character);
         }
     }
     text
+}
+
+/// Whether a character cannot be seen, looks like a plain space, or changes the order of others.
+fn is_invisible(character: char) -> bool {
+    let is_odd_space = character.is_whitespace() && character != ' ';
+    is_odd_space
+        || matches!(
+            character,
+            '\u{ad}' // soft hyphen
+            | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            // Zero-width characters, marks and overrides of direction, and U+FEFF.
+            | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{e0000}'..='\u{e0fff}'
+        )
 }
 
 /// Parses decimal digits alone: the standard parsers also take a sign. `None` for other text, or if
@@ -124,6 +140,16 @@ mod tests {
         for bad in bad.split(',') {
             let error = parse_mode(bad).unwrap_err();
             assert!(error.contains("octal number from 0 to 777"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_shown() {
+        let text = "\u{feff}deny\u{a0}10.0.0.0/8\u{200b}\u{202e}\r";
+        let shown = r"\u{feff}deny\u{a0}10.0.0.0/8\u{200b}\u{202e}\r";
+        assert_eq!(printable(text.as_bytes()), shown);
+        for plain in ["a b", "h\u{e9}t\u{e9}", "\u{65e5}\u{672c}", "\u{1f600}"] {
+            assert_eq!(printable(plain.as_bytes()), plain);
         }
     }
 

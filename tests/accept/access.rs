@@ -216,6 +216,33 @@ fn a_file_has_a_rule_a_line_and_comments() {
 }
 
 #[test]
+fn a_file_of_another_system_is_understood() {
+    let mut acceptor = ruled("\u{feff}deny 127.0.0.9\r\nallow 127.0.0.0/24\r\n").start();
+    serves(&acceptor, &["127.0.0.8"]);
+    resets(&acceptor, &["127.0.0.9"]);
+    write(&acceptor, "\u{feff}# None.\r\n");
+    assert_eq!(reload(&mut acceptor), "fdaccept: rules: read again");
+    serves(&acceptor, &["127.0.0.9"]);
+}
+
+#[test]
+fn what_cannot_be_seen_in_a_broken_rule_is_shown() {
+    for (rule, line, shown) in [
+        ("deny\u{a0}127.0.0.9", 1, r"deny\u{a0}127.0.0.9"),
+        (
+            "allow ::1\n\u{feff}deny 127.0.0.9",
+            2,
+            r"\u{feff}deny 127.0.0.9",
+        ),
+        ("deny 127.0.0.9\u{200b}", 1, r"127.0.0.9\u{200b}"),
+    ] {
+        let log = ruled(rule).fails(2);
+        let start = format!("fdaccept: ./rules:{line}: not a");
+        assert!(log.starts_with(&start) && log.ends_with(shown), "{log}");
+    }
+}
+
+#[test]
 fn an_empty_file_denies_nobody() {
     serves(&ruled("").start(), &["127.0.0.1"]);
 }
@@ -439,24 +466,29 @@ fn rules_on_addresses_do_not_hold_unix_clients() {
 
 // Wrong usage. The parsers' own tests try more spellings.
 
-/// Checks that fdaccept ends with this status and a message that contains `expected`.
+/// Checks that fdaccept ends with this status and a message that contains `expected`. Returns the
+/// lines after it.
 #[track_caller]
-fn ends(fdaccept: Fdaccept, options: &str, status: i32, expected: &str) {
+fn ends_saying(fdaccept: Fdaccept, options: &str, status: i32, expected: &str) -> String {
     let log = fdaccept.args(options.split(' ')).fails(status);
-    let first = log.lines().next().unwrap();
+    let (first, rest) = log.split_once('\n').unwrap_or((&log, ""));
     assert!(first.starts_with("fdaccept: "), "{log}");
     assert!(first.contains(expected), "{options}: {log}");
-    if status == 2 {
-        let help = "\nfdaccept: try 'fdaccept --help' for more information";
-        assert!(log.ends_with(help), "{log}");
-    }
+    rest.to_owned()
+}
+
+/// The same for what is wrong with a file, where `--help` would not help.
+#[track_caller]
+fn ends(fdaccept: Fdaccept, options: &str, status: i32, expected: &str) {
+    assert_eq!(ends_saying(fdaccept, options, status, expected), "");
 }
 
 /// Checks that these options are wrong usage, with messages that contain this.
 #[track_caller]
 fn is_wrong_usage(wrong: &[(&str, &str)]) {
     for (options, expected) in wrong {
-        ends(Fdaccept::bound(), options, 2, expected);
+        let rest = ends_saying(Fdaccept::bound(), options, 2, expected);
+        assert_eq!(rest, "fdaccept: try 'fdaccept --help' for more information");
     }
 }
 

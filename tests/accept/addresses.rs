@@ -14,7 +14,8 @@ use crate::support::*;
 use fdtools::queue;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, VsockAddr, getsockopt, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn6, UnixAddr, VsockAddr, bind, getsockopt,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -299,6 +300,93 @@ fn a_port_that_is_in_use_is_an_error() {
         assert_eq!(error_of(&arguments), expected);
     }
     echoes(address_of(&first));
+}
+
+/// A port that both families have for this test alone.
+fn reserve_both() -> ([OwnedFd; 2], u16) {
+    eventually("a port of both families", || {
+        let (v4, port) = reserve_port();
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let v6 = socket(AddressFamily::Inet6, SockType::Stream, flags, None).unwrap();
+        setsockopt(&v6, sockopt::ReuseAddr, &true).unwrap();
+        setsockopt(&v6, sockopt::Ipv6V6Only, &true).unwrap();
+        let address = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
+        let bound = bind(v6.as_raw_fd(), &address);
+        bound.ok().map(|()| ([v4, v6], port))
+    })
+}
+
+#[test]
+fn the_wildcards_of_both_families_share_a_port_in_any_order() {
+    needs!(has_ipv6());
+    let (_reserved, port) = reserve_both();
+    let [v4, v6] = ["0.0.0.0", "[::]"].map(|ip| format!("{ip}:{port}"));
+    for addresses in [[&v4, &v6], [&v6, &v4]] {
+        let acceptor = cats_at(&format!("{} {}", addresses[0], addresses[1]));
+        assert_eq!(acceptor.addresses.iter().collect::<Vec<_>>(), addresses);
+        echoes(([127, 0, 0, 1], port));
+        echoes((IPV6_LOOPBACK, port));
+    }
+    // IPv4 may be an inherited listener's.
+    let inherited = TcpListener::bind(&v4).unwrap();
+    let acceptor = Fdaccept::cats()
+        .listen(&v6)
+        .listen("fd:0")
+        .stdin(OwnedFd::from(inherited));
+    let _acceptor = acceptor.start();
+    echoes(([127, 0, 0, 1], port));
+    echoes((IPV6_LOOPBACK, port));
+}
+
+#[test]
+fn an_ipv6_wildcard_alone_still_has_ipv4() {
+    needs!(has_ipv6());
+    let free = Fdaccept::cats().listen("[::]:0").options("-o v6only=0");
+    echoes(([127, 0, 0, 1], free.start().port));
+    // Free ports are different ones.
+    let acceptor = Fdaccept::cats()
+        .listen("0.0.0.0:0")
+        .listen("[::]:0")
+        .start();
+    let [v4, v6] = acceptor.ports[..] else {
+        panic!("{:?}", acceptor.ports)
+    };
+    assert_ne!(v4, v6);
+}
+
+#[test]
+fn addresses_in_each_others_way_name_each_other() {
+    needs!(has_ipv6());
+    let (_reserved, port) = reserve_both();
+    for (options, one, other) in [
+        ("", "P", "127.0.0.1:P"),
+        ("", "P", "P"),
+        ("", "P", "[::1]:P"),
+        ("", "P", "0.0.0.0:P"),
+        ("", "0.0.0.0:P", "127.0.0.1:P"),
+        ("", "[::]:P", "127.0.0.1:P"),
+        ("", "127.0.0.1:P", "127.0.0.1:P"),
+        ("-o v6only=0 ", "0.0.0.0:P", "[::]:P"),
+        ("-o v6only=0 ", "127.0.0.1:P", "[::ffff:127.0.0.1]:P"),
+        ("", "./s", "./s"),
+        ("", "@fdtools-test-twice", "@fdtools-test-twice"),
+    ] {
+        let [one, other] = [one, other].map(|text| text.replace('P', &port.to_string()));
+        for (first, second) in [(&one, &other), (&other, &one)] {
+            let in_directory = Fdaccept::plain().options(options).args(["--bind", "./q"]);
+            let log = in_directory.listen(first).listen(second).fails(1);
+            // A port alone shows as the wildcard that it is.
+            let shown = second.parse::<u16>().map(|port| format!("[::]:{port}"));
+            let shown = shown.as_ref().unwrap_or(second);
+            let cause = format!("Address already in use ({first} on this command line has it)");
+            assert_eq!(log, format!("fdaccept: cannot bind {shown}: {cause}"));
+        }
+    }
+    // Another process is in the way, and nothing of the command line.
+    let _other = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let arguments = format!("127.0.0.1:{port} 127.0.0.2:{port}");
+    let expected = format!("fdaccept: cannot bind 127.0.0.2:{port}: Address already in use");
+    assert_eq!(error_of(&arguments), expected);
 }
 
 #[test]

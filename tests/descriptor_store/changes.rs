@@ -42,6 +42,23 @@ fn a_port_can_become_one_of_both_families_and_back() {
 }
 
 #[test]
+fn an_ipv6_wildcard_can_leave_ipv4_to_another_address_and_have_it_back() {
+    needs!(has_ipv6());
+    let (_reserved, port) = reserve_port();
+    let (v4, v6) = (format!("0.0.0.0:{port}"), format!("[::]:{port}"));
+    let keeper = Keeper::new();
+    keeper.lock().is_lazy = true;
+    let options = ["-o", "nodelay", &v6];
+    for addresses in [&options[..], &[&options[..], &[&v4]].concat(), &options] {
+        let mut process = keeper.start(addresses);
+        let count = addresses.len() - 2;
+        (0..count).for_each(|_| assert_eq!(process.port(), port));
+        keeper.expect_kept(count);
+        crash(process);
+    }
+}
+
+#[test]
 fn an_address_can_change_while_somebody_else_has_the_old_one_open() {
     let (_reserved, port) = reserve_port();
     let keeper = Keeper::new();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::*;
-use fdtools::queue::{Sender, name::Name, send, trust::Trust};
+use fdtools::queue::{Sender, name::Name, send, trust::Trust, try_receive};
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockType;
 
@@ -529,6 +529,134 @@ fn fdaccept_tells_a_python_receiver_who_is_at_a_unix_socket() {
     receiver.expect_end(0);
     assert_eq!(client.rest(), "as it should be\n");
     acceptor.stop();
+}
+
+// Receivers of one byte and one descriptor: `fdaccept --bare`.
+
+/// Serves 3 connections that Python's multiprocessing receives, from its standard input or from a
+/// name of its own.
+const HANDLES: &str = r#"
+import socket, sys
+from multiprocessing import reduction
+if len(sys.argv) > 1:
+    queue = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    queue.bind(sys.argv[1].replace("@", "\0", 1))
+else:
+    queue = socket.socket(fileno=0)
+for number in range(3):
+    with socket.socket(fileno=reduction.recv_handle(queue)) as client:
+        client.sendall(f"{number}\n".encode())
+"#;
+
+fn bare() -> Fdaccept {
+    Fdaccept::plain().arg("--bare")
+}
+
+#[track_caller]
+fn expect_handles(acceptor: &Acceptor) {
+    for number in 0..3 {
+        assert_eq!(acceptor.client().rest(), format!("{number}\n"));
+    }
+}
+
+#[test]
+fn pythons_multiprocessing_receives_bare_connections_from_a_socket_on_standard_output() {
+    let python = needs!(python());
+    for kind in [SockType::Stream, SockType::SeqPacket, SockType::Datagram] {
+        let (write_end, read_end) = socket_pair(kind);
+        let acceptor = bare().stdout(write_end).start();
+        let mut receiver = Command::new(&python);
+        let mut receiver = receiver.args(["-c", HANDLES]).stdin(read_end).start();
+        expect_handles(&acceptor);
+        receiver.expect_end(0);
+    }
+}
+
+#[test]
+fn pythons_multiprocessing_receives_bare_connections_in_a_chain_and_at_its_name() {
+    let python = needs!(python());
+    let python = python.to_str().unwrap();
+    let mut chain = Fdaccept::chain([python, "-c", HANDLES])
+        .arg("--bare")
+        .start();
+    expect_handles(&chain);
+    chain.expect_end(0);
+
+    let names = Names::new();
+    for name in [names.path(), names.abstract_name()] {
+        let mut receiver = Command::new(python);
+        receiver.args(["-c", HANDLES, &name]).stdin(Stdio::null());
+        let mut receiver = receiver.start();
+        until_owned(&name);
+        let mut acceptor = bare().args(["--connect", &name]).start();
+        expect_handles(&acceptor);
+        receiver.expect_end(0);
+        acceptor.stop();
+    }
+}
+
+#[test]
+fn consumers_of_every_kind_ask_a_bare_connection_who_its_client_is() {
+    let tells = |acceptor: &Acceptor| {
+        for _ in 0..2 {
+            let client = acceptor.client();
+            client.send("\n");
+            let expected = told(client.local_port(), client.peer_port());
+            assert_eq!(client.rest(), expected);
+        }
+    };
+    let chain = Fdaccept::pool("sh").word("-c").word(TELL).arg("--bare");
+    tells(&chain.start());
+    for acceptor in [Fdaccept::bound(), Fdaccept::piped()] {
+        let acceptor = acceptor
+            .arg("--bare")
+            .options("--queue 2 --rate 100/1")
+            .start();
+        let _pool = Pool::on(&acceptor).slots(2, sh_c(TELL)).start();
+        tells(&acceptor);
+    }
+    for (write_end, read_end) in socket_pairs() {
+        let acceptor = bare().stdout(write_end).start();
+        let _pool = Pool::on(&read_end).slots(2, sh_c(TELL)).start();
+        drop(read_end);
+        tells(&acceptor);
+    }
+    let names = Names::new();
+    for name in names.both() {
+        let pool = Pool::plain().args(["--bind", &name]).slots(2, sh_c(TELL));
+        let _pool = pool.start();
+        until_owned(&name);
+        tells(&bare().args(["--connect", &name]).start());
+    }
+}
+
+#[test]
+fn a_bare_connection_is_counted_in_the_queue_and_kept_through_a_consumer() {
+    let mut acceptor = Fdaccept::bound().arg("--bare").options("--queue 3").start();
+    let clients = acceptor.clients(5);
+    acceptor.until_counted("passed", 3);
+    let receiver = acceptor.receiver();
+    for _ in clients {
+        // A payload of one byte, and nothing beside the connection.
+        let mut message = eventually("a message", || try_receive(&receiver).ok());
+        assert_eq!(
+            (message.payload.as_slice(), message.descriptors.len()),
+            (&[1][..], 1)
+        );
+        message.descriptors.clear();
+    }
+    acceptor.until_counted("taken", 5);
+}
+
+#[test]
+fn what_counts_by_leases_is_not_for_bare_connections() {
+    for limit in ["--max", "--max-per-source"] {
+        let log = bare().args([limit, "1"]).fails(2);
+        assert!(
+            log.starts_with("fdaccept: --bare passes connections alone, and --max"),
+            "{log}"
+        );
+    }
 }
 
 #[test]

@@ -58,6 +58,27 @@ fn an_unknown_option_is_a_usage_error() {
 }
 
 #[test]
+fn an_option_that_is_almost_right_has_its_name_told() {
+    for name in PROGRAMS {
+        let message =
+            "unexpected argument '--conect' found; a similar argument exists: '--connect'";
+        refuses(name, &whole(name, &["--conect", "x"]), message);
+        // Nobody is told to pass it to the command.
+        let (_, _, log) = run(program(name).args(whole(name, &["--nonsense"])));
+        let first = format!("{name}: unexpected argument '--nonsense' found\n");
+        assert!(log.starts_with(&first), "{log}");
+    }
+}
+
+#[test]
+fn a_pool_says_that_its_size_comes_first() {
+    for arguments in [&["--", "cat", "4"][..], &["cat", "4"]] {
+        let message = "which comes before the command: fdpool N -- COMMAND";
+        refuses("fdpool", arguments, message);
+    }
+}
+
+#[test]
 fn what_is_missing_is_named() {
     refuses("fdaccept", &[], "no ADDRESS given");
     refuses("fdaccept", &["--", "cat"], "no ADDRESS given");

@@ -373,6 +373,22 @@ fn tickets_that_nobody_redeems_starve_nobody() {
 }
 
 #[test]
+fn a_reader_that_redeems_no_ticket_is_told_once() {
+    let mut issuer = issuer();
+    let start = issuer.log();
+    (0..255).for_each(|_| drop(issuer.ticket()));
+    issuer.until_next();
+    assert_eq!(issuer.log(), start);
+    (0..3).for_each(|_| drop(issuer.ticket()));
+    let expected = "fdaccept: 256 tickets were read and none was redeemed: does the reader of the \
+        pipe understand them? Did you mean | fdpool N -- COMMAND?";
+    assert_eq!(issuer.line("tickets"), expected);
+    issuer.expect_service();
+    let log = issuer.log();
+    assert_eq!(log.matches("none was redeemed").count(), 1, "{log}");
+}
+
+#[test]
 fn as_many_as_64_tickets_are_good() {
     let issuer = issuer();
     // The 64th waits in the pipe.

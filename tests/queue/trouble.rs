@@ -96,7 +96,7 @@ fn a_pool_outlives_a_name_that_is_something_else_for_a_while() {
     assert_eq!(exchange(acceptor.port, b"first"), b"first");
     acceptor.stop();
     let other = UnixDatagram::bind(name).unwrap();
-    pool.line("wrong type for socket; waiting");
+    pool.line("a socket of another type than that of fdaccept --bind; waiting");
     drop(other);
     std::fs::remove_file(name).unwrap();
     let acceptor = Fdaccept::bound_at(name).start();
@@ -128,8 +128,58 @@ fn a_consumers_name_that_never_can_be_one_is_said_at_once() {
     let _listener = UnixListener::bind(name).unwrap();
     let (status, _, log) = run(program("fdaccept").args(["--connect", name, ADDRESS]));
     assert_eq!(status, Some(1), "{log}");
-    let expected = format!("fdaccept: cannot connect to {name}: Protocol wrong type for socket");
-    assert_eq!(log, expected);
+    let problem = "it is a socket of another type than that of fdpool --bind";
+    assert_eq!(
+        log,
+        format!("fdaccept: cannot connect to {name}: {problem}")
+    );
+}
+
+/// The command lines of the programs that find a queue at `name`.
+fn connecting(name: &str) -> [(&'static str, Vec<&str>); 3] {
+    let connect = ["--connect", name];
+    [
+        ("fdaccept", [&connect[..], &[ADDRESS]].concat()),
+        ("fdrecv", [&connect[..], &["cat"]].concat()),
+        ("fdpool", [&connect[..], &["2", "cat"]].concat()),
+    ]
+}
+
+#[test]
+fn a_name_that_is_no_socket_is_said_at_once() {
+    let names = Names::new();
+    let file = names.text("file");
+    std::fs::write(&file, "").unwrap();
+    let directory = names.directory.path().to_str().unwrap();
+    for name in [&file, directory, "/dev/null"] {
+        for (program_name, arguments) in connecting(name) {
+            let (status, _, log) = run(program(program_name).args(arguments));
+            let expected = format!("{program_name}: cannot connect to {name}: it is not a socket");
+            assert_eq!((status, log), (Some(1), expected));
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_another_socket_is_said_at_once() {
+    let names = Names::new();
+    let (stream, inbox) = (names.text("stream"), names.text("inbox"));
+    let _stream = UnixListener::bind(&stream).unwrap();
+    let _inbox = UnixDatagram::bind(&inbox).unwrap();
+    for name in [&stream, &inbox] {
+        for (program_name, arguments) in connecting(name) {
+            let owner = match program_name {
+                // A datagram socket is what it sends to.
+                "fdaccept" if *name == inbox => continue,
+                "fdaccept" => "fdpool --bind",
+                _ => "fdaccept --bind",
+            };
+            let (status, _, log) = run(program(program_name).args(arguments));
+            let problem = format!("it is a socket of another type than that of {owner}");
+            let expected = format!("{program_name}: cannot connect to {name}: {problem}");
+            assert_eq!((status, log), (Some(1), expected));
+        }
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl WhenFull {
     /// Parses `wait`, `close`, or the path of a file with the words.
     ///
     /// # Errors
-    /// [`Error::System`] if the file cannot be read; [`Error::Invalid`] if the file is too long.
+    /// [`Error::System`] if the file cannot be read; [`Error::File`] if the file is too long.
     pub fn parse(text: &OsStr) -> Result<Self> {
         match text.to_str() {
             Some("wait") => return Ok(WhenFull::Wait),
@@ -53,7 +53,7 @@ impl WhenFull {
         let words = read(Path::new(text), MOST_WORDS + 1, PATIENCE).map_err(failed)?;
         if words.len() > MOST_WORDS {
             let problem = format!("{shown} has more than {MOST_WORDS} bytes");
-            return Err(Error::Invalid(problem));
+            return Err(Error::File(problem));
         }
         Ok(WhenFull::Say(words))
     }

@@ -15,6 +15,9 @@ use crate::system::text::printable;
 /// The longest file of rules, in bytes: more than a million rules.
 const MOST_RULES: usize = 64 << 20;
 
+/// Some editors put U+FEFF in front of a text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Allow,
@@ -48,8 +51,8 @@ impl Access {
     /// Rules on addresses from the command line and `file`; `uids` and `gids` are for Unix clients.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the same CIDR is allowed and denied, or a line of the file is no rule;
-    /// [`Error::System`] if the file cannot be read.
+    /// [`Error::Invalid`] if the same CIDR is allowed and denied; [`Error::File`] if a line of the
+    /// file is no rule; [`Error::System`] if the file cannot be read.
     pub fn new(
         rules: &[(Verdict, IpNet)],
         file: Option<OsString>,
@@ -74,7 +77,7 @@ impl Access {
     /// Reads the file again. A FIFO has `patience` to give its rules. An error changes nothing.
     ///
     /// # Errors
-    /// [`Error::Invalid`], with the number of the bad line; [`Error::System`] if reading fails.
+    /// [`Error::File`], with the number of the bad line; [`Error::System`] if reading fails.
     pub fn reload(&mut self, patience: Duration) -> Result<()> {
         let mut table = self.given.clone();
         if let Some(path) = &self.file {
@@ -83,11 +86,12 @@ impl Access {
                 .map_err(|error| Error::io(format!("read the rules in {shown}"), error))?;
             if text.len() > MOST_RULES {
                 let problem = format!("{shown} has more than {MOST_RULES} bytes");
-                return Err(Error::Invalid(problem));
+                return Err(Error::File(problem));
             }
+            let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
             table
-                .add_lines(&text)
-                .map_err(|(line, problem)| Error::Invalid(format!("{shown}:{line}: {problem}")))?;
+                .add_lines(text)
+                .map_err(|(line, problem)| Error::File(format!("{shown}:{line}: {problem}")))?;
         }
         self.table = table;
         Ok(())

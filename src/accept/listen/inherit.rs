@@ -1,6 +1,6 @@
 //! Listeners that were open before this program started.
 
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
 
@@ -45,13 +45,10 @@ pub(crate) struct Claimed {
 /// Claims descriptor `number` and checks that it is a listening stream socket.
 pub(crate) fn claim_listener(number: RawFd) -> Result<Claimed> {
     examine(inherited::claim(number)?).map_err(|fd| {
-        let error = Error::Invalid(format!(
+        Error::Invalid(format!(
             "descriptor {number} is {}, not a listening stream socket",
             describe(fd.as_fd())
-        ));
-        // Stays open: the program ends with this error anyway.
-        let _ = fd.into_raw_fd();
-        error
+        ))
     })
 }
 

@@ -1,19 +1,21 @@
 //! Opening listeners on addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockType, SockaddrStorage, VsockAddr, setsockopt, sockopt,
+    self, AddressFamily, SockFlag, SockType, SockaddrStorage, VsockAddr, getsockopt, setsockopt,
+    sockopt,
 };
 
-use crate::accept::listen::address::{self, Address};
-use crate::accept::listen::inherit::{Claimed, adopt, claim_listener};
+use crate::accept::listen::address::{self, Address, Place};
+use crate::accept::listen::inherit::{Claimed, claim_listener};
 use crate::accept::listen::socket_option::{SocketOption, check_options};
 use crate::accept::listen::{
-    ListenOptions, Listener, Transport, apply_options, finish, listen, show_tcp, tcp_address,
+    ListenOptions, Listener, Transport, apply_options, canonical, finish, listen, show_tcp,
+    tcp_address,
 };
 use crate::error::{Error, Result};
 use crate::queue::name::Name;
@@ -31,7 +33,80 @@ pub(crate) enum Opening<'a> {
     /// A listener that was open before this program started.
     Inherited(Claimed),
     /// An address without a listener yet.
-    New(&'a Address),
+    New {
+        place: &'a Place,
+        /// The IPv4 wildcard of the port is another opening, so `[::]` takes IPv6 alone.
+        leaves_ipv4: bool,
+    },
+}
+
+/// The listeners that are open already, each with its address as the user wrote it.
+#[derive(Clone, Copy)]
+pub(crate) struct Neighbours<'a> {
+    pub listeners: &'a [Listener],
+    pub addresses: &'a [&'a Address],
+}
+
+impl Neighbours<'_> {
+    const NONE: Self = Self {
+        listeners: &[],
+        addresses: &[],
+    };
+
+    /// The error of binding `shown`. If the address is in use by one of these listeners, the text
+    /// names that one.
+    fn cannot_bind(
+        &self,
+        shown: &str,
+        errno: Errno,
+        is_owner: impl Fn(&Listener) -> bool,
+    ) -> Error {
+        let action = format!("bind {shown}");
+        let mut owners = self.listeners.iter().zip(self.addresses);
+        let owner = owners.find(|(listener, _)| is_owner(listener));
+        match owner.filter(|_| errno == Errno::EADDRINUSE) {
+            Some((_, address)) => Error::Other {
+                action,
+                cause: format!("{} ({address} on this command line has it)", errno.desc()),
+            },
+            None => Error::system(action, errno),
+        }
+    }
+}
+
+/// A TCP address as it is bound.
+struct Bound {
+    address: SocketAddr,
+    is_v6only: bool,
+}
+
+impl Bound {
+    fn new(address: SocketAddr, socket: BorrowedFd<'_>) -> Self {
+        Self {
+            address: canonical(address),
+            is_v6only: getsockopt(&socket, sockopt::Ipv6V6Only).unwrap_or(false),
+        }
+    }
+
+    /// The address of a TCP listener.
+    fn of(listener: &Listener) -> Option<Self> {
+        let address = tcp_address(listener.as_fd()).ok()?;
+        Some(Self::new(address, listener.as_fd()))
+    }
+
+    /// Whether no two sockets can listen on both.
+    fn overlaps(&self, other: &Self) -> bool {
+        let is_same = self.address.ip() == other.address.ip();
+        self.address.port() == other.address.port()
+            && (is_same || self.includes(other) || other.includes(self))
+    }
+
+    /// Whether this is a wildcard for the other's address.
+    fn includes(&self, other: &Self) -> bool {
+        let is_family = self.address.is_ipv4() == other.address.is_ipv4();
+        let is_both = self.address.is_ipv6() && !self.is_v6only;
+        self.address.ip().is_unspecified() && (is_family || is_both)
+    }
 }
 
 /// Claims inherited listeners and checks the options, before any socket is made.
@@ -47,48 +122,89 @@ pub(crate) fn openings<'a>(
     for address in addresses {
         openings.push(match address {
             Address::Inherited(number) => Opening::Inherited(claim_listener(*number)?),
-            address => Opening::New(address),
+            Address::New(place) => Opening::New {
+                place,
+                leaves_ipv4: false,
+            },
         });
+    }
+    if !options
+        .socket_options
+        .iter()
+        .any(|option| option.v6only().is_some())
+    {
+        leave_ipv4(&mut openings);
     }
     let audience = openings.iter().map(|opening| match opening {
         Opening::Inherited(claimed) => (vec![claimed.family], true),
-        Opening::New(address) => (families(address), false),
+        Opening::New { place, .. } => (families(place), false),
     });
     check_options(&options.socket_options, &audience.collect::<Vec<_>>())?;
     Ok(openings)
 }
 
-/// Opens new listeners on an address: 1 for each address of a host, else 1.
+/// Notes where IPv4 is left to another opening: at `[::]:80` beside `0.0.0.0:80`.
+fn leave_ipv4(openings: &mut [Opening<'_>]) {
+    let wildcards = openings.iter().filter_map(|opening| match opening {
+        Opening::Inherited(claimed) => tcp_address(claimed.fd.as_fd()).ok(),
+        Opening::New { place, .. } => place.tcp(),
+    });
+    let is_wildcard = |address: &SocketAddr| address.ip() == Ipv4Addr::UNSPECIFIED;
+    let ports: Vec<u16> = wildcards
+        .filter(is_wildcard)
+        .map(|address| address.port())
+        .filter(|port| *port != 0)
+        .collect();
+    for opening in openings {
+        if let Opening::New { place, leaves_ipv4 } = opening {
+            let wildcard = place
+                .tcp()
+                .filter(|address| address.ip() == Ipv6Addr::UNSPECIFIED);
+            *leaves_ipv4 = wildcard.is_some_and(|address| ports.contains(&address.port()));
+        }
+    }
+}
+
+/// Opens new listeners at a place: 1 for each address of a host, else 1. `leaves_ipv4` is that
+/// of [`Opening::New`].
 ///
 /// `localhost:8888` leaves out addresses that this machine lacks, if it has another of them. A bare
 /// port listens on IPv4 alone if there is no IPv6.
 ///
 /// # Errors
 /// [`Error::System`] if opening a listener fails, [`Error::Other`] if a host does not resolve.
-pub(crate) fn open(address: &Address, options: &ListenOptions) -> Result<Vec<Listener>> {
+pub(crate) fn open(
+    place: &Place,
+    leaves_ipv4: bool,
+    options: &ListenOptions,
+    neighbours: Neighbours<'_>,
+) -> Result<Vec<Listener>> {
     let one = |listener: Result<_>| listener.map(|listener| vec![listener]);
-    match address {
-        Address::AnyTcp { port } => one(open_any(*port, options)),
-        Address::Tcp { address, interface } => {
+    match place {
+        Place::AnyTcp { port } => one(open_any(*port, options, neighbours)),
+        Place::Tcp { address, interface } => {
             let address = with_scope(*address, interface.as_deref())?;
-            one(open_tcp(address, None, options))
+            one(open_tcp(
+                address,
+                leaves_ipv4.then_some(true),
+                options,
+                neighbours,
+            ))
         }
-        Address::Host { name, port } => open_host(name, *port, options),
-        Address::Unix(name) => one(open_unix(name, options)),
-        Address::Vsock { cid, port } => one(open_vsock(*cid, *port, options)),
-        Address::Inherited(number) => one(adopt(claim_listener(*number)?, options)),
+        Place::Host { name, port } => open_host(name, *port, options, neighbours),
+        Place::Unix(name) => one(open_unix(name, options, neighbours)),
+        Place::Vsock { cid, port } => one(open_vsock(*cid, *port, options, neighbours)),
     }
 }
 
-fn families(address: &Address) -> Vec<AddressFamily> {
-    match address {
-        Address::AnyTcp { .. } | Address::Host { .. } => {
+fn families(place: &Place) -> Vec<AddressFamily> {
+    match place {
+        Place::AnyTcp { .. } | Place::Host { .. } => {
             vec![AddressFamily::Inet6, AddressFamily::Inet]
         }
-        Address::Tcp { address, .. } => vec![family_of(address)],
-        Address::Unix(_) => vec![AddressFamily::Unix],
-        Address::Vsock { .. } => vec![AddressFamily::Vsock],
-        Address::Inherited(_) => Vec::new(),
+        Place::Tcp { address, .. } => vec![family_of(address)],
+        Place::Unix(_) => vec![AddressFamily::Unix],
+        Place::Vsock { .. } => vec![AddressFamily::Vsock],
     }
 }
 
@@ -110,6 +226,7 @@ fn open_tcp(
     address: SocketAddr,
     v6only: Option<bool>,
     options: &ListenOptions,
+    neighbours: Neighbours<'_>,
 ) -> Result<Listener> {
     let shown = show_tcp(address);
     let failed = |errno| Error::system(format!("bind {shown}"), errno);
@@ -120,17 +237,23 @@ fn open_tcp(
         setsockopt(&fd, sockopt::Ipv6V6Only, &v6only).map_err(failed)?;
     }
     apply_options(fd.as_fd(), family, options, None)?;
-    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(failed)?;
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(|errno| {
+        let wanted = Bound::new(address, fd.as_fd());
+        let is_owner =
+            |other: &Listener| Bound::of(other).is_some_and(|other| other.overlaps(&wanted));
+        neighbours.cannot_bind(&shown, errno, is_owner)
+    })?;
     listen(fd.as_fd(), &shown, options)?;
     finish(fd, Transport::Tcp, None)
 }
 
 /// Listens on all addresses of both families, or of IPv4 alone if there is no IPv6.
-fn open_any(port: u16, options: &ListenOptions) -> Result<Listener> {
+fn open_any(port: u16, options: &ListenOptions, neighbours: Neighbours<'_>) -> Result<Listener> {
     let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    match open_tcp(v6, Some(false), options) {
+    match open_tcp(v6, Some(false), options, neighbours) {
         Err(error) if is_missing(&error) && !wants_v6only(options) => {
-            open_tcp((Ipv4Addr::UNSPECIFIED, port).into(), None, options)
+            let v4 = (Ipv4Addr::UNSPECIFIED, port).into();
+            open_tcp(v4, None, options, neighbours)
         }
         result => result,
     }
@@ -163,7 +286,12 @@ fn with_scope(address: SocketAddr, interface: Option<&str>) -> Result<SocketAddr
 }
 
 /// Listens on every address of a host, with the same port on each.
-fn open_host(name: &str, port: u16, options: &ListenOptions) -> Result<Vec<Listener>> {
+fn open_host(
+    name: &str,
+    port: u16,
+    options: &ListenOptions,
+    neighbours: Neighbours<'_>,
+) -> Result<Vec<Listener>> {
     let mut addresses = Vec::new();
     for address in (name, port)
         .to_socket_addrs()
@@ -173,9 +301,15 @@ fn open_host(name: &str, port: u16, options: &ListenOptions) -> Result<Vec<Liste
             addresses.push(address);
         }
     }
+    // A free port that turns out to be in use is another try, and no error.
+    let neighbours = if port == 0 {
+        Neighbours::NONE
+    } else {
+        neighbours
+    };
     let mut tries = 1;
     loop {
-        match open_each(&addresses, name, options) {
+        match open_each(&addresses, name, options, neighbours) {
             // The port that was free for one address was taken for the next.
             Err(error)
                 if port == 0 && error.errno() == Some(Errno::EADDRINUSE) && tries < MAX_TRIES =>
@@ -205,6 +339,7 @@ fn open_each(
     addresses: &[SocketAddr],
     name: &str,
     options: &ListenOptions,
+    neighbours: Neighbours<'_>,
 ) -> Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
     let mut missing = None;
@@ -212,7 +347,7 @@ fn open_each(
     for address in addresses {
         let mut address = *address;
         address.set_port(port.unwrap_or(address.port()));
-        match open_tcp(address, None, options) {
+        match open_tcp(address, None, options, neighbours) {
             Ok(listener) => {
                 port = tcp_address(listener.as_fd()).ok().map(|bound| bound.port());
                 listeners.push(listener);
@@ -230,21 +365,32 @@ fn open_each(
     }
 }
 
-fn open_unix(name: &Name, options: &ListenOptions) -> Result<Listener> {
+fn open_unix(name: &Name, options: &ListenOptions, neighbours: Neighbours<'_>) -> Result<Listener> {
     let shown = name.to_string();
     let fd = stream_socket(AddressFamily::Unix, &shown)?;
-    let owned = owned_name::bind(fd.as_fd(), name, options.access)?;
+    let is_owner =
+        |other: &Listener| other.transport() == Transport::Unix && *other.shown == *shown;
+    let bound = owned_name::bind(fd.as_fd(), name, options.access);
+    let owned = bound.map_err(|error| match error.errno() {
+        Some(errno @ Errno::EADDRINUSE) => neighbours.cannot_bind(&shown, errno, is_owner),
+        _ => error,
+    })?;
     listen(fd.as_fd(), &shown, options)?;
     finish(fd, Transport::Unix, Some(owned))
 }
 
-fn open_vsock(cid: u32, port: u32, options: &ListenOptions) -> Result<Listener> {
+fn open_vsock(
+    cid: u32,
+    port: u32,
+    options: &ListenOptions,
+    neighbours: Neighbours<'_>,
+) -> Result<Listener> {
     let shown = address::vsock(cid, port);
     let fd = stream_socket(AddressFamily::Vsock, &shown)?;
     // 0 means any free port, as for TCP.
     let port = if port == 0 { VSOCK_PORT_ANY } else { port };
     socket::bind(fd.as_raw_fd(), &VsockAddr::new(cid, port))
-        .map_err(|errno| Error::system(format!("bind {shown}"), errno))?;
+        .map_err(|errno| neighbours.cannot_bind(&shown, errno, |other| *other.shown == *shown))?;
     listen(fd.as_fd(), &shown, options)?;
     finish(fd, Transport::Vsock, None)
 }
@@ -252,10 +398,9 @@ fn open_vsock(cid: u32, port: u32, options: &ListenOptions) -> Result<Listener> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accept::listen::canonical;
+    use crate::accept::listen::inherit::adopt;
     use crate::accept::listen::tests::{accept, leave_open};
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-    use nix::sys::socket::getsockopt;
     use std::collections::BTreeSet;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
@@ -274,7 +419,9 @@ mod tests {
         for opening in openings(&addresses, options)? {
             all.append(&mut match opening {
                 Opening::Inherited(claimed) => vec![adopt(claimed, options)?],
-                Opening::New(address) => super::open(address, options)?,
+                Opening::New { place, leaves_ipv4 } => {
+                    super::open(place, leaves_ipv4, options, Neighbours::NONE)?
+                }
             });
         }
         Ok(all)
@@ -365,16 +512,21 @@ mod tests {
         let here: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let gone: SocketAddr = "192.0.2.1:0".parse().unwrap();
         let options = ListenOptions::default();
-        assert_eq!(open_each(&[gone, here], "x", &options).unwrap().len(), 1);
-        let error = open_each(&[gone], "x", &options).unwrap_err();
+        assert_eq!(
+            open_each(&[gone, here], "x", &options, Neighbours::NONE)
+                .unwrap()
+                .len(),
+            1
+        );
+        let error = open_each(&[gone], "x", &options, Neighbours::NONE).unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot bind 192.0.2.1:0: Cannot assign requested address"
         );
         let two: SocketAddr = "127.0.0.2:0".parse().unwrap();
-        let both = open_each(&[here, two], "x", &options).unwrap();
+        let both = open_each(&[here, two], "x", &options, Neighbours::NONE).unwrap();
         assert_eq!(port(&both[0]), port(&both[1]));
-        assert!(open_each(&[], "x", &options).is_err());
+        assert!(open_each(&[], "x", &options, Neighbours::NONE).is_err());
         // With freebind the machine need not have the address.
         open_one("192.0.2.1:0", &with(&["freebind"]));
         if has_ipv6() {

@@ -106,21 +106,21 @@ impl AwaitedHeaders {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         if epoll::add(&self.epoll, &awaited.incoming.connection, data, flags).is_err() {
             // The kernel has no memory to watch the connection.
-            return Some((awaited.incoming, Refusal::Crowd));
+            return Some((awaited.incoming, Refusal::Shortage));
         }
         self.awaited.insert(self.next, awaited);
         self.next += 1;
         if self.awaited.len() > MOST_AWAITED {
-            self.give_up_oldest()
+            self.give_up_oldest(Refusal::Crowd)
         } else {
             None
         }
     }
 
     /// Gives up the connection that has waited longest, if any.
-    pub fn give_up_oldest(&mut self) -> Option<Refused> {
+    pub fn give_up_oldest(&mut self, why: Refusal) -> Option<Refused> {
         let (_, oldest) = self.awaited.pop_first()?;
-        Some((oldest.incoming, Refusal::Crowd))
+        Some((oldest.incoming, why))
     }
 
     /// Gives up all connections with an incomplete header.

@@ -1,6 +1,7 @@
 //! The command of `fdaccept ADDRESS -- COMMAND`: a child that reads the queue.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -10,11 +11,34 @@ use rustix::process::{WaitOptions, wait};
 use crate::error::Result;
 use crate::system::command::{Command, environment_without, is_service_managers};
 use crate::system::fd_limit::FdLimit;
+use crate::system::log::Log;
+use crate::system::processes::SocketLink;
 use crate::system::signals;
+
+/// When the command is examined again, after the first client. A slow command may not have read
+/// anything before.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// A command that ends well within this time, without a connection, is no consumer.
+const TOO_SHORT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
+    /// The command as the user wrote it, without its arguments.
+    name: String,
+    since: Instant,
+    /// The queue, if the kernel tells what the command's descriptors are.
+    queue: Option<SocketLink>,
+    examination: Examination,
+}
+
+/// Whether the command reads the queue as a handler reads its connection. A command that does is
+/// reported once.
+#[derive(Debug)]
+enum Examination {
+    AtFirstClient,
+    At(Instant),
+    Done,
 }
 
 impl Child {
@@ -52,7 +76,66 @@ impl Child {
                 )
             })
         };
-        command.start(spawn).map(|pid| Self { pid })
+        let pid = command.start(spawn)?;
+        Ok(Self {
+            pid,
+            name: command.name(),
+            since: Instant::now(),
+            queue: SocketLink::of(read_end.as_fd()),
+            examination: Examination::AtFirstClient,
+        })
+    }
+
+    /// Examines the command never: /proc cannot be read from the sandbox.
+    pub fn leave_unexamined(&mut self) {
+        self.examination = Examination::Done;
+    }
+
+    /// A client is about to be passed: examines the command if the client is the first.
+    pub fn expect_client(&mut self, log: &Log) {
+        if matches!(self.examination, Examination::AtFirstClient) {
+            self.examination = Examination::At(Instant::now() + SECOND_LOOK);
+            self.examine(log);
+        }
+    }
+
+    /// When [`Child::attend`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.examination {
+            Examination::At(at) => Some(at),
+            Examination::AtFirstClient | Examination::Done => None,
+        }
+    }
+
+    /// Examines the command for the last time, if due.
+    pub fn attend(&mut self, log: &Log) {
+        if self.deadline().is_some_and(|at| at <= Instant::now()) {
+            self.examination = Examination::Done;
+            self.examine(log);
+        }
+    }
+
+    fn examine(&mut self, log: &Log) {
+        let queue = self.queue.as_ref();
+        if queue.is_some_and(|queue| queue.is_read_as_bytes_by(self.pid)) {
+            self.examination = Examination::Done;
+            self.say_misled(log);
+        }
+    }
+
+    /// The command has ended well by itself, without a connection: says that it is no consumer, if
+    /// it ended at once.
+    pub fn ended_idle(&self, log: &Log) {
+        if self.since.elapsed() < TOO_SHORT {
+            self.say_misled(log);
+        }
+    }
+
+    fn say_misled(&self, log: &Log) {
+        let name = &self.name;
+        log.notice(format_args!(
+            "{name} gets the queue, not a connection: did you mean -- fdpool N -- {name}?"
+        ));
     }
 
     /// The command's exit status, or 128 plus the number of the signal that ended it, as in shells;

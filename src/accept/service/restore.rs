@@ -9,9 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockType, shutdown};
 
-use crate::accept::listen::address::Address;
+use crate::accept::listen::address::{Address, Place};
 use crate::accept::listen::inherit::{Claimed, adopt, examine};
-use crate::accept::listen::open::{Opening, open, openings};
+use crate::accept::listen::open::{Neighbours, Opening, open, openings};
 use crate::accept::listen::socket_option::When;
 use crate::accept::listen::{ListenOptions, Listener, apply_options, finish, listen};
 use crate::accept::service::fd_store::{FdStore, LISTENER, READ_END, WRITE_END};
@@ -90,33 +90,42 @@ pub(crate) fn listeners(
 ) -> Result<Vec<Listener>> {
     // Before any socket is made, so that a failure leaves no trace.
     let openings = openings(addresses, options)?;
-    let keys = keys(addresses, options);
+    let keys = keys(addresses, &openings, options);
     let kept: Vec<_> = keys.iter().map(|key| take_listeners(store, key)).collect();
     give_up_rest(store);
-    let mut listeners = Vec::new();
-    for (opening, (key, kept)) in openings.into_iter().zip(keys.iter().zip(kept)) {
-        let address = match opening {
-            Opening::Inherited(claimed) => {
-                listeners.push(adopt(claimed, options)?);
-                continue;
-            }
-            Opening::New(address) => address,
-        };
-        let count = kept.len();
-        let mut opened = match revive(address, kept, options)? {
-            Some(revived) => revived,
-            None => {
-                if count > 0 {
-                    store.forget(&name_of(key, count));
+    let mut listeners: Vec<Listener> = Vec::new();
+    let mut owners = Vec::new();
+    for ((opening, owner), (key, kept)) in openings
+        .into_iter()
+        .zip(addresses)
+        .zip(keys.iter().zip(kept))
+    {
+        let mut opened = match opening {
+            Opening::Inherited(claimed) => vec![adopt(claimed, options)?],
+            Opening::New { place, leaves_ipv4 } => {
+                let count = kept.len();
+                let mut opened = match revive(place, kept, options)? {
+                    Some(revived) => revived,
+                    None => {
+                        if count > 0 {
+                            store.forget(&name_of(key, count));
+                        }
+                        let neighbours = Neighbours {
+                            listeners: &listeners,
+                            addresses: &owners,
+                        };
+                        let new = open(place, leaves_ipv4, options, neighbours)?;
+                        keep_listeners(store, key, &new)?;
+                        new
+                    }
+                };
+                if store.is_wanted() {
+                    opened.iter_mut().for_each(Listener::leave_name);
                 }
-                let new = open(address, options)?;
-                keep_listeners(store, key, &new)?;
-                new
+                opened
             }
         };
-        if store.is_wanted() {
-            opened.iter_mut().for_each(Listener::leave_name);
-        }
+        owners.resize(owners.len() + opened.len(), owner);
         listeners.append(&mut opened);
     }
     Ok(listeners)
@@ -124,7 +133,7 @@ pub(crate) fn listeners(
 
 /// The keys that identify the listeners of an address from one start to the next: the address, how
 /// many equal addresses come before it, and the options that only a new socket takes.
-fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
+fn keys(addresses: &[Address], openings: &[Opening<'_>], options: &ListenOptions) -> Vec<String> {
     let shown: Vec<_> = addresses.iter().map(Address::to_string).collect();
     let early = options.socket_options.iter();
     let early: String = early
@@ -134,7 +143,16 @@ fn keys(addresses: &[Address], options: &ListenOptions) -> Vec<String> {
     let key = |index: usize| {
         let before = shown[..index].iter();
         let count = before.filter(|other| **other == shown[index]).count();
-        format!("{count}-{}{early}", shown[index])
+        let leaves_ipv4 = matches!(
+            openings[index],
+            Opening::New {
+                leaves_ipv4: true,
+                ..
+            }
+        );
+        // As if the user had said so.
+        let implied = if leaves_ipv4 { "+v6only" } else { "" };
+        format!("{count}-{}{early}{implied}", shown[index])
     };
     (0..shown.len()).map(key).collect()
 }
@@ -187,17 +205,17 @@ fn give_up(kept: OwnedFd, is_forgotten: bool) {
     }
 }
 
-/// Goes on with the kept listeners of an address; `None` if there are none, or if clients cannot
+/// Goes on with the kept listeners of a place; `None` if there are none, or if clients cannot
 /// reach them any more.
 fn revive(
-    address: &Address,
+    place: &Place,
     kept: Vec<OwnedFd>,
     options: &ListenOptions,
 ) -> Result<Option<Vec<Listener>>> {
     if kept.is_empty() {
         return Ok(None);
     }
-    let shown = address.to_string();
+    let shown = place.to_string();
     let mut revived = Vec::new();
     for fd in kept {
         let Claimed {
@@ -208,8 +226,8 @@ fn revive(
             let what = describe(fd.as_fd());
             Error::Invalid(format!("what was kept of {shown} is {what}"))
         })?;
-        let name = match address {
-            Address::Unix(name) => {
+        let name = match place {
+            Place::Unix(name) => {
                 let owner = options.access.owner;
                 match owned_name::reclaim(fd.as_fd(), name, owner)? {
                     None => return Ok(None),

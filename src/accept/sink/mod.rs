@@ -12,7 +12,7 @@ use nix::sys::stat::SFlag;
 
 use crate::accept::sink::named_door::NamedDoor;
 use crate::accept::sink::read_end::ReadEnd;
-use crate::accept::sink::ticket_door::TicketDoor;
+use crate::accept::sink::ticket_door::{IN_VAIN, TicketDoor};
 use crate::accept::sink::unread::{Receipts, Unread, is_told_of, waiting};
 use crate::error::{Error, Result};
 use crate::queue::Sender;
@@ -358,7 +358,14 @@ impl Sink {
                 read_end,
             } => {
                 door.attend(read_end);
-                offer_ticket(pipe, door)
+                let is_read = offer_ticket(pipe, door);
+                if door.is_misread() {
+                    log.notice(format_args!(
+                        "{IN_VAIN} tickets were read and none was redeemed: does the reader of \
+                         the pipe understand them? Did you mean | fdpool N -- COMMAND?"
+                    ));
+                }
+                is_read
             }
             Way::Named { door, read_end } => {
                 door.attend(read_end, log);

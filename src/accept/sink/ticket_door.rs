@@ -21,7 +21,7 @@ use crate::system::poll::{PollFlags, Watched, earliest};
 /// How many tickets may be out. One more voids the oldest.
 const OUTSTANDING: usize = 64;
 /// How many tickets in a row may stay unredeemed before further tickets are delayed.
-const IN_VAIN: usize = 256;
+pub(super) const IN_VAIN: usize = 256;
 /// How many peers may be without a token. One more drops the oldest.
 const STRANGERS: usize = 16;
 /// How long a peer may take to show its token.
@@ -47,6 +47,8 @@ pub(super) struct TicketDoor {
     uid: u32,
     tickets: Tickets,
     strangers: VecDeque<Stranger>,
+    /// See [`TicketDoor::is_misread`].
+    is_said: bool,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +77,7 @@ impl TicketDoor {
             uid: geteuid().as_raw(),
             tickets: Tickets::default(),
             strangers: VecDeque::new(),
+            is_said: false,
         })
     }
 
@@ -86,6 +89,13 @@ impl TicketDoor {
         let token = Token::random()?;
         self.tickets.add(token);
         Ok(Ticket::new(self.name, self.uid, token))
+    }
+
+    /// Whether many tickets were read and none was redeemed. True once.
+    pub fn is_misread(&mut self) -> bool {
+        let is_first = self.tickets.in_vain > IN_VAIN && !self.is_said;
+        self.is_said |= is_first;
+        is_first
     }
 
     /// Whether to write a ticket when the pipe has room.

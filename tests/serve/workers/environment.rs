@@ -121,6 +121,28 @@ fn verbose_tells_of_each_worker() {
 }
 
 #[test]
+fn a_handler_that_is_run_as_a_worker_is_told_once_what_it_gets() {
+    let mut pool = Workers::of_command(&[], 2, ["cat"]);
+    let expected = "fdpool: cat gets the queue, not a connection: did you mean fdpool N -- cat, \
+        without --worker?";
+    assert_eq!(pool.line("gets the queue"), expected);
+    let log = pool.stop();
+    assert_eq!(log.matches("gets the queue").count(), 1, "{log}");
+}
+
+#[test]
+fn workers_of_any_kind_are_not_told_what_they_know() {
+    let start = |worker: &Vec<String>| Workers::of_command(&[], 1, worker);
+    let mut pools: Vec<_> = kinds().iter().map(start).collect();
+    let oldest = pools.iter().map(|pool| pool.worker()).collect::<Vec<_>>();
+    // The first worker is examined when it has lived for a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    for (pool, worker) in pools.iter_mut().zip(oldest) {
+        assert_eq!((pool.worker(), pool.log().as_str()), (worker, ""));
+    }
+}
+
+#[test]
 fn quiet_tells_of_no_restart_and_no_reload() {
     let mut pool = Workers::start(&["-q", "--ready-fd", "3"], 1, &ready_after(":"));
     pool.until_noted("ready", 1);

@@ -1,0 +1,174 @@
+//! Other processes, as /proc shows them. Where it shows nothing, there is nothing.
+
+use std::fs;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::path::PathBuf;
+
+use nix::libc::{self, c_long};
+use nix::unistd::Pid;
+
+/// How many threads to examine, of a process and its descendants.
+const MOST_THREADS: usize = 64;
+
+/// The children of all threads of a process (proc_pid_task(5)).
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
+    let lists = threads(pid).filter_map(|thread| fs::read_to_string(thread.join("children")).ok());
+    let mut children = Vec::new();
+    for list in lists {
+        let numbers = list.split_ascii_whitespace();
+        children.extend(numbers.filter_map(|number| number.parse().ok().map(Pid::from_raw)));
+    }
+    children
+}
+
+/// The directories of a process's threads.
+fn threads(pid: Pid) -> impl Iterator<Item = PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| thread.path())
+}
+
+/// A socket, as other processes' descriptors show it.
+#[derive(Clone, Debug)]
+pub(crate) struct SocketLink(PathBuf);
+
+impl SocketLink {
+    /// `None` if the kernel does not tell.
+    pub fn of(socket: BorrowedFd<'_>) -> Option<Self> {
+        let inode = rustix::fs::fstat(socket).ok()?.st_ino;
+        Some(Self(format!("socket:[{inode}]").into()))
+    }
+
+    /// Whether a process or a descendant waits for bytes from this socket, by a call that drops the
+    /// descriptors of a message.
+    pub fn is_read_as_bytes_by(&self, pid: Pid) -> bool {
+        let mut left = vec![pid];
+        let mut examined = 0;
+        while let Some(pid) = left.pop() {
+            for thread in threads(pid) {
+                examined += 1;
+                if examined > MOST_THREADS {
+                    return false;
+                }
+                let call = fs::read_to_string(thread.join("syscall")).unwrap_or_default();
+                let read = descriptor_read(&call);
+                let link = read.and_then(|number| {
+                    fs::read_link(thread.join("fd").join(number.to_string())).ok()
+                });
+                if link.as_ref() == Some(&self.0) {
+                    return true;
+                }
+            }
+            left.extend(children(pid));
+        }
+        false
+    }
+}
+
+/// The descriptor that a thread waits to read bytes from, by its `syscall` file: number, 6
+/// arguments, stack pointer and program counter (proc_pid_syscall(5)).
+fn descriptor_read(call: &str) -> Option<RawFd> {
+    let mut words = call.split_ascii_whitespace();
+    let number: c_long = words.next()?.parse().ok()?;
+    let hexadecimal = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    let values: Vec<u64> = words.map_while(hexadecimal).collect();
+    let [descriptor, _, _, flags, _, _, stack, _] = values[..] else {
+        return None;
+    };
+    // A 32-bit program numbers its calls otherwise, and has its stack in the lowest 4 GiB.
+    if cfg!(target_pointer_width = "64") && u32::try_from(stack).is_ok() {
+        return None;
+    }
+    let reads = match number {
+        libc::SYS_read | libc::SYS_readv | libc::SYS_splice => true,
+        // A consumer may wait by a peek, which drops nothing.
+        libc::SYS_recvfrom => flags & libc::MSG_PEEK as u64 == 0,
+        _ => false,
+    };
+    // The upper half of the register means nothing.
+    reads.then_some(descriptor as RawFd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    fn line(number: c_long, arguments: [u64; 6], stack: u64) -> String {
+        let arguments = arguments.map(|argument| format!("{argument:#x}")).join(" ");
+        format!("{number} {arguments} {stack:#x} 0x7f0000001234\n")
+    }
+
+    #[test]
+    fn calls_that_read_bytes_are_told_from_others() {
+        const STACK: u64 = 0x7ffc_0000_0000;
+        let read = |number, flags| descriptor_read(&line(number, [5, 1, 2, flags, 0, 0], STACK));
+        assert_eq!(read(libc::SYS_read, 0), Some(5));
+        assert_eq!(read(libc::SYS_readv, 0), Some(5));
+        assert_eq!(
+            read(libc::SYS_recvfrom, libc::MSG_CMSG_CLOEXEC as u64),
+            Some(5)
+        );
+        assert_eq!(read(libc::SYS_recvfrom, libc::MSG_PEEK as u64), None);
+        for other in [libc::SYS_recvmsg, libc::SYS_ppoll, libc::SYS_write] {
+            assert_eq!(read(other, 0), None);
+        }
+        if cfg!(target_pointer_width = "64") {
+            let narrow = line(libc::SYS_read, [5, 1, 2, 0, 0, 0], 0xffff_d000);
+            assert_eq!(descriptor_read(&narrow), None);
+        }
+        for odd in [
+            "",
+            "running\n",
+            "-1 0x7ffc00000000 0x7f0000001234\n",
+            "0 0x0\n",
+            "0 x\n",
+        ] {
+            assert_eq!(descriptor_read(odd), None, "{odd}");
+        }
+    }
+
+    fn reader(script: &str, input: &UnixStream) -> Child {
+        let input = OwnedFd::from(input.try_clone().unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(input);
+        command.spawn().unwrap()
+    }
+
+    /// Whether a process becomes a reader of the socket.
+    fn becomes_a_reader(child: &Child, socket: &SocketLink) -> bool {
+        let pid = Pid::from_raw(child.id() as i32);
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end {
+            if socket.is_read_as_bytes_by(pid) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    #[test]
+    fn a_reader_of_bytes_is_found_below_its_shell() {
+        for script in ["read line", "cat >/dev/null; :"] {
+            let (mut here, there) = UnixStream::pair().unwrap();
+            let socket = SocketLink::of(there.as_fd()).unwrap();
+            let mut child = reader(script, &there);
+            assert!(becomes_a_reader(&child, &socket), "{script}");
+            // Another socket at the same number is none of ours.
+            let other = SocketLink::of(here.as_fd()).unwrap();
+            assert!(!other.is_read_as_bytes_by(Pid::from_raw(child.id() as i32)));
+            here.write_all(b"x\n").unwrap();
+            drop(here);
+            child.wait().unwrap();
+            assert!(!socket.is_read_as_bytes_by(Pid::from_raw(child.id() as i32)));
+        }
+    }
+}
