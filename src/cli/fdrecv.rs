@@ -66,7 +66,7 @@ pub fn run() -> anyhow::Result<u8> {
     let alarm = watch_signals(arguments.timeout)?;
     let connection = match find(&mut source)? {
         Found::Queue(queue) => receive(&queue, &log)?,
-        Found::End => None,
+        Found::End | Found::NoTicket => None,
         Found::Interrupted => return Ok(interrupted()?),
     };
     let Some(connection) = connection else {
