@@ -27,7 +27,7 @@ use crate::cli::usage;
 use crate::system::command::Command;
 use crate::system::fd_limit::FdLimit;
 use crate::system::signals::Signals;
-use crate::system::text::parse_seconds;
+use crate::system::text::{parse_number, parse_seconds};
 
 const PROGRAM: &str = "fdaccept";
 const USAGE: &str = "fdaccept [OPTIONS] ADDRESS... [-- COMMAND [ARG]...]";
@@ -116,7 +116,7 @@ struct AcceptArguments {
     queue: QueueArguments,
 
     /// Connections that may wait to be accepted [default: the kernel's maximum]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
     backlog: Option<u32>,
 
     /// Set a socket option (repeatable)
@@ -124,7 +124,7 @@ struct AcceptArguments {
     options: Vec<SocketOption>,
 
     /// At most N connections in the queue; more wait to be accepted [default: the kernel's limit]
-    #[arg(long = "queue", value_name = "N")]
+    #[arg(long = "queue", value_name = "N", value_parser = parse_number::<NonZeroUsize>)]
     queue_limit: Option<NonZeroUsize>,
 
     #[command(flatten)]

@@ -12,6 +12,7 @@ pub mod interrupt;
 pub(crate) mod log;
 pub(crate) mod pause;
 pub(crate) mod peer_groups;
+pub(crate) mod peer_ids;
 pub(crate) mod poll;
 pub(crate) mod signals;
 pub(crate) mod sock_diag;
