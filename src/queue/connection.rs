@@ -11,7 +11,7 @@ use rustix::net::{getpeername, getsockname};
 
 use crate::queue::message::{self, Info, UnixPeer};
 use crate::queue::variable::is_interface_name;
-use crate::system::descriptor::socket_facts;
+use crate::system::descriptor::{has_peer_gone, socket_facts};
 use crate::system::peer_ids::{PeerIds, peer_ids};
 use crate::system::unix_socket;
 
@@ -62,6 +62,16 @@ impl Connection {
     /// number here is left out.
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// Whether the client has gone: it has reset the connection, or has closed it and left nothing to
+    /// read. A client that only sends no more (a half-close) has not gone. What is no socket is not a
+    /// client, and has not gone either.
+    ///
+    /// A client may go while its connection waits in the queue. [`Receiver`](crate::queue::Receiver)
+    /// returns such a connection like any other.
+    pub fn is_gone(&self) -> bool {
+        has_peer_gone(self.as_fd())
     }
 
     /// The descriptor that tells a counting sender that the connection is in service.
@@ -240,6 +250,67 @@ mod tests {
         let lie = format!("{proxied}IPCREMOTEEUID=0\nIPCREMOTEPID=1\n");
         let connection = Connection::new(one.into(), None, told(&lie));
         assert_eq!(Some(connection.info()), told(proxied).as_ref());
+    }
+
+    fn is_gone(descriptor: impl Into<OwnedFd>) -> bool {
+        Connection::new(descriptor.into(), None, None).is_gone()
+    }
+
+    #[test]
+    fn a_unix_client_has_gone_once_nothing_of_it_is_left_to_read() {
+        let (client, server) = UnixStream::pair().unwrap();
+        assert!(!is_gone(server.try_clone().unwrap()));
+        (&client).write_all(b"last words").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!is_gone(server.try_clone().unwrap()));
+        drop(client);
+        assert!(!is_gone(server.try_clone().unwrap()));
+        (&server).read_exact(&mut [0; 10]).unwrap();
+        assert!(is_gone(server));
+    }
+
+    #[test]
+    fn a_tcp_client_has_gone_once_it_has_reset_the_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap().0)
+        };
+        let (client, server) = connect();
+        assert!(!is_gone(server.try_clone().unwrap()));
+        (&client).write_all(b"last words").unwrap();
+        drop(client);
+        (&server).read_exact(&mut [0; 10]).unwrap();
+        assert_eq!((&server).read(&mut [0]).unwrap(), 0);
+        assert!(!is_gone(server), "its end could be a half-close");
+
+        let (client, server) = connect();
+        (&client).write_all(b"last words").unwrap();
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+        drop(client);
+        assert!(is_gone(server));
+    }
+
+    #[test]
+    fn what_is_no_connection_has_not_gone() {
+        use nix::sys::socket::{SockFlag, socket};
+        for family in [AddressFamily::Inet, AddressFamily::Unix] {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            assert!(!is_gone(
+                socket(family, SockType::Stream, flags, None).unwrap()
+            ));
+        }
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(writer);
+        assert!(!is_gone(reader));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert!(!is_gone(writer));
+        assert!(!is_gone(File::open("/dev/null").unwrap()));
     }
 
     #[test]
