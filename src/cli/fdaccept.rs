@@ -205,7 +205,7 @@ impl AcceptArguments {
             (Sink::open(&rendezvous, || restore::queue(store))?, None)
         } else {
             let (sender, read_end) = restore::queue(store)?;
-            (Sink::chain(sender), Some(read_end))
+            (Sink::chain(sender, store.is_wanted()), Some(read_end))
         };
         if let Some(user) = user {
             // At once: consumers may be there already.

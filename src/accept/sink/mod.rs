@@ -78,7 +78,10 @@ struct QueueLimit {
 /// How the read end reaches consumers.
 enum Way {
     /// As the standard input of our command.
-    Chain,
+    Chain {
+        /// The service manager has the read end as well, for the next command.
+        is_kept: bool,
+    },
     /// We inherited the socket, and its maker hands out the read end.
     Straight {
         /// The socket is standard output, so the end of its reader is no failure.
@@ -101,9 +104,10 @@ enum Way {
 }
 
 impl Sink {
-    /// A queue whose read end is the standard input of a command.
-    pub fn chain(sender: Sender) -> Self {
-        Self::new(Some(sender), Way::Chain)
+    /// A queue whose read end is the standard input of a command. `is_kept`: the service manager keeps
+    /// the queue for the next command.
+    pub fn chain(sender: Sender, is_kept: bool) -> Self {
+        Self::new(Some(sender), Way::Chain { is_kept })
     }
 
     fn new(sender: Option<Sender>, way: Way) -> Self {
@@ -282,7 +286,7 @@ impl Sink {
                     Ok(Delivery::Later)
                 }
                 Way::Tickets { .. } | Way::Named { .. } => Err(shut_down()),
-                Way::Chain | Way::Straight { .. } => {
+                Way::Chain { .. } | Way::Straight { .. } => {
                     // The kernel reports this error once: SO_ERROR will not show it again.
                     self.left_unread |= errno == Errno::ECONNRESET;
                     Ok(Delivery::Gone)
@@ -376,7 +380,7 @@ impl Sink {
                 Ok(true)
             }
             Way::Remote { .. } => Ok(true),
-            Way::Chain | Way::Straight { .. } => Ok(!is_hung_up),
+            Way::Chain { .. } | Way::Straight { .. } => Ok(!is_hung_up),
         }
     }
 
@@ -389,7 +393,7 @@ impl Sink {
     /// Closes the queue of our command: the command reads the rest, and then the end.
     pub fn end_chain(&mut self) {
         // Unlike close(2), shutdown(2) lets us still count what consumers take.
-        if let (Way::Chain, Some(sender)) = (&self.way, &self.sender) {
+        if let (Way::Chain { .. }, Some(sender)) = (&self.way, &self.sender) {
             let _ = shutdown(sender.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }
@@ -459,7 +463,7 @@ impl Sink {
     fn nobody_comes(&self) -> bool {
         match &self.way {
             // We give up the queue of a command when the command has ended.
-            Way::Chain => true,
+            Way::Chain { is_kept } => !is_kept,
             Way::Tickets { pipe, .. } => {
                 ready(pipe.as_fd(), PollFlags::OUT).contains(PollFlags::ERR)
             }
