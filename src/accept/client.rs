@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::net::{AddressFamily, SocketAddrAny};
 
+use crate::system::text::digits;
+
 /// A client, as rules and limits see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
@@ -72,7 +74,7 @@ impl SourcePrefix {
     /// # Errors
     /// The problem, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let bits = |text: &str, most| text.parse().ok().filter(|bits: &u8| *bits <= most);
+        let bits = |text: &str, most| digits(text).filter(|bits: &u8| *bits <= most);
         let parsed = text.split_once(',').and_then(|(v4, v6)| {
             let (v4, v6) = (bits(v4, 32)?, bits(v6, 128)?);
             Some(Self { v4, v6 })
@@ -120,7 +122,9 @@ mod tests {
         // An IPv4-mapped IPv6 address counts as IPv4.
         assert_eq!(key("32,64", "::ffff:192.0.2.1"), "192.0.2.1/32");
         assert_eq!(SourcePrefix::parse("32,64"), Ok(SourcePrefix::default()));
-        for bad in ["", "32", "33,64", "32,129", "a,b", "32,64,1", "-1,64"] {
+        for bad in [
+            "", "32", "33,64", "32,129", "a,b", "32,64,1", "-1,64", "+1,64", "032,64",
+        ] {
             assert!(SourcePrefix::parse(bad).is_err(), "{bad}");
         }
     }

@@ -10,6 +10,7 @@ use crate::accept::client::Client;
 use crate::accept::listen::Listener;
 use crate::queue::connection;
 use crate::queue::message::Info;
+use crate::system::peer_ids::PeerIds;
 
 #[derive(Debug)]
 pub(crate) struct Incoming {
@@ -41,10 +42,17 @@ impl Incoming {
         let own = || SocketAddr::try_from(getsockname(connection).ok()?).ok();
         match self.client {
             Client::Address(remote) => match self.local.or_else(own) {
-                Some(local) => Info::tcp(remote, local),
+                Some(local) => connection::tcp(connection, remote, local),
                 None => Info::new(),
             },
-            Client::User { uid, gid, pid } => connection::unix(connection, Some((uid, gid, pid))),
+            Client::User { uid, gid, pid } => {
+                let ids = PeerIds {
+                    uid: Some(uid),
+                    gid: Some(gid),
+                    pid: Some(pid).filter(|pid| *pid != 0),
+                };
+                connection::unix(connection, ids)
+            }
             Client::Unknown => connection::ask(connection),
         }
     }

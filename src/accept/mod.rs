@@ -552,12 +552,15 @@ impl Acceptor {
         }
     }
 
+    /// The command's status, but not success if connections were accepted in vain.
     fn end_with_child(mut self, status: u8) -> u8 {
         self.turns.close();
         let taken = self.outbox.sink.taken();
         self.shutdown.say_if_idle(status, taken, &self.log);
-        self.say_untaken();
-        status
+        match (status, self.say_untaken()) {
+            (0, true) => 1,
+            _ => status,
+        }
     }
 
     fn end(self) -> Result<u8> {
@@ -573,11 +576,9 @@ impl Acceptor {
 
     /// Gives up the queue, and logs what became of the connections. Returns whether any connection
     /// was accepted in vain.
-    fn say_untaken(mut self) -> bool {
+    fn say_untaken(self) -> bool {
         let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
-        let taken = self.outbox.sink.taken();
-        let untaken = self.outbox.sink.give_up();
-        let taken = taken.filter(|_| untaken != Untaken::Some);
+        let (untaken, taken) = self.outbox.sink.give_up();
         self.log.notice(self.admission.counters.line(taken));
         match untaken {
             Untaken::Some => self.log.error("connections were accepted and not taken"),

@@ -15,7 +15,7 @@ use crate::accept::listen::{Listener, Transport};
 use crate::accept::proxy::header::Version;
 use crate::accept::proxy::{AwaitedHeaders, ProxyOptions};
 use crate::cli::usage;
-use crate::system::text::parse_timeout;
+use crate::system::text::{parse_number, parse_timeout};
 
 /// Access rules and limits.
 #[derive(Args, Clone, Debug)]
@@ -33,15 +33,15 @@ pub(super) struct AdmissionArguments {
     rules: Option<OsString>,
 
     /// On a Unix socket: let clients of group GID in (repeatable)
-    #[arg(long, value_name = "GID")]
+    #[arg(long, value_name = "GID", value_parser = parse_number::<u32>)]
     allow_gid: Vec<u32>,
 
     /// At most N connections in service at once
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<NonZeroUsize>)]
     max: Option<NonZeroUsize>,
 
     /// At most N of one client
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<NonZeroU32>)]
     max_per_source: Option<NonZeroU32>,
 
     /// The bits of an IPv4 and of an IPv6 address that tell one client from another [default: 32,64]
@@ -156,12 +156,12 @@ mod tests {
     fn limits_groups_and_networks_are_checked() {
         for option in ["--max", "--max-per-source"] {
             let too_large = "99999999999999999999999";
-            refuses(option, &["0", "-1", "", "x", "1.5", too_large]);
+            refuses(option, &["0", "-1", "+1", "01", "", "x", "1.5", too_large]);
         }
-        refuses("--allow-gid", &["", "x", "-1", "4294967296"]);
+        refuses("--allow-gid", &["", "x", "-1", "+1", "01", "4294967296"]);
         for option in ["--allow", "--deny"] {
             refuses(option, &["", "x", "10.0.0.0/33", "localhost"]);
         }
-        refuses("--rate", &["", "0/1", "5/0"]);
+        refuses("--rate", &["", "0/1", "5/0", "+5/1", "05/1", "5/+1"]);
     }
 }

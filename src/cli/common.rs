@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 use crate::cli::usage;
 use crate::queue::rendezvous::Rendezvous;
 use crate::system::log::{Log, Verbosity};
-use crate::system::text::{parse_descriptor, parse_mode};
+use crate::system::text::{parse_descriptor, parse_mode, parse_number};
 
 /// Where the queue is, for acceptors and consumers alike. Each of the 3 ways excludes the others.
 #[derive(Args, Clone, Debug)]
@@ -31,7 +31,7 @@ pub(super) struct QueueArguments {
     mode: Option<u32>,
 
     /// Also trust UID at the other side of an @NAME, besides this user and root (repeatable)
-    #[arg(long, value_name = "UID")]
+    #[arg(long, value_name = "UID", value_parser = parse_number::<u32>)]
     allow_uid: Vec<u32>,
 }
 

@@ -28,7 +28,7 @@ use crate::queue::owned_name::PathAccess;
 use crate::system::command::Command;
 use crate::system::fd_limit::FdLimit;
 use crate::system::signals::Signals;
-use crate::system::text::parse_seconds;
+use crate::system::text::{parse_number, parse_seconds};
 
 const PROGRAM: &str = "fdaccept";
 const USAGE: &str = "fdaccept [OPTIONS] ADDRESS... [-- COMMAND [ARG]...]";
@@ -117,7 +117,7 @@ struct AcceptArguments {
     queue: QueueArguments,
 
     /// Connections that may wait to be accepted [default: the kernel's maximum]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
     backlog: Option<u32>,
 
     /// Set a socket option (repeatable)
@@ -125,7 +125,7 @@ struct AcceptArguments {
     options: Vec<SocketOption>,
 
     /// At most N connections in the queue; more wait to be accepted [default: the kernel's limit]
-    #[arg(long = "queue", value_name = "N")]
+    #[arg(long = "queue", value_name = "N", value_parser = parse_number::<NonZeroUsize>)]
     queue_limit: Option<NonZeroUsize>,
 
     /// Pass each connection with one byte, for receivers that know no other message
@@ -218,7 +218,7 @@ impl AcceptArguments {
             (Sink::open(&rendezvous, owner, queue)?, None)
         } else {
             let (sender, read_end) = restore::queue(store)?;
-            (Sink::chain(sender), Some(read_end))
+            (Sink::chain(sender, store.is_wanted()), Some(read_end))
         };
         if let Some(most) = self.queue_limit {
             sink.limit(most.get())?;

@@ -18,7 +18,7 @@ use crate::serve::slots::Slots;
 use crate::serve::source::Source;
 use crate::serve::worker::WorkerCommand;
 use crate::serve::workers::Workers;
-use crate::system::text::{parse_descriptor, parse_seconds, parse_timeout};
+use crate::system::text::{digits, parse_descriptor, parse_seconds, parse_timeout};
 use crate::system::{inherited, signals};
 
 const PROGRAM: &str = "fdpool";
@@ -128,8 +128,8 @@ fn check_name_of_workers(rendezvous: &Rendezvous) -> anyhow::Result<()> {
 
 fn parse_size(text: &str) -> Result<usize, String> {
     let problem = format!("not a number from 1 to {MAX_SLOTS}");
-    match text.parse() {
-        Ok(size @ 1..=MAX_SLOTS) => Ok(size),
+    match digits(text) {
+        Some(size @ 1..=MAX_SLOTS) => Ok(size),
         // As in `fdpool -- cat 4`.
         _ if text.starts_with(|first: char| !first.is_ascii_digit()) => Err(format!(
             "{problem}, which comes before the command: fdpool N -- COMMAND"
@@ -159,7 +159,16 @@ mod tests {
         for option in ["--grace", "--timeout"] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
-        for size in ["0", "65537", "x", "", "4.5", "99999999999999999999"] {
+        for size in [
+            "0",
+            "+4",
+            "04",
+            "65537",
+            "x",
+            "",
+            "4.5",
+            "99999999999999999999",
+        ] {
             refuses::<PoolArguments>(&[size, "cat"], "not a number from 1 to 65536");
         }
     }

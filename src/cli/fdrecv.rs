@@ -66,7 +66,7 @@ pub fn run() -> anyhow::Result<u8> {
     let alarm = watch_signals(arguments.timeout)?;
     let connection = match find(&mut source)? {
         Found::Queue(queue) => receive(&queue, &log)?,
-        Found::End => None,
+        Found::End | Found::NoTicket => None,
         Found::Interrupted => return Ok(interrupted()?),
     };
     let Some(connection) = connection else {
@@ -129,6 +129,10 @@ fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
     let _watch = interrupt::watch(queue.as_fd());
     loop {
         match queue.receive()? {
+            Received::Connection(connection) if connection.is_gone() => {
+                let client = connection.info().client();
+                log.detail(format_args!("{client} had gone"));
+            }
             Received::Connection(connection) => return Ok(Some(connection)),
             Received::Rejected(why) => log.error(why),
             Received::End | Received::Interrupted => return Ok(None),

@@ -5,11 +5,14 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockType};
+use rustix::net::netdevice::index_to_name;
 use rustix::net::{getpeername, getsockname};
 
 use crate::queue::message::{self, Info, UnixPeer};
-use crate::system::descriptor::socket_facts;
+use crate::queue::variable::is_interface_name;
+use crate::system::descriptor::{has_peer_gone, socket_facts};
+use crate::system::peer_ids::{PeerIds, peer_ids};
 use crate::system::unix_socket;
 
 /// A connection from a queue. The connection is in service until this value is dropped. Dropping
@@ -41,10 +44,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// `told` is what the message says about the connection. If it says nothing, the kernel is
-    /// asked.
+    /// `told` is what the message says about the connection. If it says nothing, or not what the
+    /// descriptor is, the kernel is asked.
     pub(crate) fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
-        let info = told.filter(|info| info.get(message::PROTO).is_some());
+        let info = told.and_then(|info| with_own_ids(info, descriptor.as_fd()));
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
         Self {
             descriptor: descriptor.into(),
@@ -54,9 +57,21 @@ impl Connection {
     }
 
     /// The facts about the connection: from its message or, if the message says nothing, from the
-    /// kernel.
+    /// kernel. The ids of a Unix client ([`IPC_REMOTE_EUID`](message::IPC_REMOTE_EUID) and so on)
+    /// always come from the kernel, as the namespaces of this process number them. An id that has no
+    /// number here is left out.
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// Whether the client has gone: it has reset the connection, or has closed it and left nothing to
+    /// read. A client that only sends no more (a half-close) has not gone. What is no socket is not a
+    /// client, and has not gone either.
+    ///
+    /// A client may go while its connection waits in the queue. [`Receiver`](crate::queue::Receiver)
+    /// returns such a connection like any other.
+    pub fn is_gone(&self) -> bool {
+        has_peer_gone(self.as_fd())
     }
 
     /// The descriptor that tells a counting sender that the connection is in service.
@@ -108,6 +123,27 @@ impl Write for Connection {
     }
 }
 
+/// `told` with the ids of a Unix client as this process sees them: the sender's namespaces may
+/// number them otherwise. `None` if `told` names no protocol, or if the descriptor is no connection
+/// of that protocol.
+fn with_own_ids(mut told: Info, descriptor: BorrowedFd<'_>) -> Option<Info> {
+    let ids = match told.get(message::PROTO)? {
+        b"IPC" => peer_ids(descriptor)?,
+        _ => PeerIds::default(),
+    };
+    told.set_credentials(&unix_peer(ids));
+    Some(told)
+}
+
+fn unix_peer(ids: PeerIds) -> UnixPeer<'static> {
+    UnixPeer {
+        uid: ids.uid,
+        gid: ids.gid,
+        pid: ids.pid,
+        ..UnixPeer::default()
+    }
+}
+
 /// What the kernel knows about a descriptor; nothing if it is no connected socket.
 pub(crate) fn ask(descriptor: BorrowedFd<'_>) -> Info {
     let facts = socket_facts(descriptor).filter(|facts| facts.connected);
@@ -116,9 +152,7 @@ pub(crate) fn ask(descriptor: BorrowedFd<'_>) -> Info {
     };
     match (facts.family, facts.kind) {
         (Some(AddressFamily::Unix), _) => {
-            let peer = getsockopt(&descriptor, sockopt::PeerCredentials).ok();
-            let credentials = peer.map(|peer| (peer.uid(), peer.gid(), peer.pid() as u32));
-            unix(descriptor, credentials)
+            unix(descriptor, peer_ids(descriptor).unwrap_or_default())
         }
         (_, Some(SockType::Stream)) => ask_tcp(descriptor).unwrap_or_default(),
         _ => Info::new(),
@@ -130,16 +164,38 @@ fn ask_tcp(descriptor: BorrowedFd<'_>) -> Option<Info> {
     let remote = getpeername(descriptor).ok()??;
     let local = getsockname(descriptor).ok()?;
     let remote = SocketAddr::try_from(remote).ok()?;
-    Some(Info::tcp(remote, SocketAddr::try_from(local).ok()?))
+    Some(tcp(descriptor, remote, SocketAddr::try_from(local).ok()?))
 }
 
-/// `credentials` are the uid, gid and pid of the peer; the socket tells the names of both ends.
-pub(crate) fn unix(descriptor: BorrowedFd<'_>, credentials: Option<(u32, u32, u32)>) -> Info {
+/// The facts about a TCP connection, with the names of the interfaces of link-local addresses.
+pub(crate) fn tcp(descriptor: BorrowedFd<'_>, remote: SocketAddr, local: SocketAddr) -> Info {
+    let mut info = Info::tcp(remote, local);
+    let addresses = [
+        (message::TCP_REMOTE_IP, remote),
+        (message::TCP_LOCAL_IP, local),
+    ];
+    for (variable, address) in addresses {
+        if let SocketAddr::V6(v6) = address
+            && v6.scope_id() != 0
+            && v6.ip().is_unicast_link_local()
+            // The socket tells the name in its own network namespace, which may be another than ours.
+            // An interface that is gone has no name any more, and keeps its number.
+            && let Ok(name) = index_to_name(descriptor, v6.scope_id())
+            && is_interface_name(&name)
+        {
+            info.set(variable, format!("{}%{name}", v6.ip()));
+        }
+    }
+    info
+}
+
+/// `ids` are those of the peer; the socket tells the names of both ends.
+pub(crate) fn unix(descriptor: BorrowedFd<'_>, ids: PeerIds) -> Info {
     let (local, remote) = unix_socket::names(descriptor);
     Info::unix(UnixPeer {
-        credentials,
         remote_path: remote.as_deref(),
         local_path: local.as_deref(),
+        ..unix_peer(ids)
     })
 }
 
@@ -172,6 +228,89 @@ mod tests {
     fn what_is_no_socket_tells_nothing() {
         let file = File::open("/dev/null").unwrap();
         assert_eq!(ask(file.as_fd()), Info::new());
+    }
+
+    #[test]
+    fn the_ids_in_a_message_do_not_count() {
+        let told = |lines: &str| Info::decode(format!("FDTOOLS=1\n{lines}").as_bytes());
+        let (one, _other) = UnixStream::pair().unwrap();
+        let lie = "PROTO=IPC\nIPCREMOTEEUID=77\nIPCREMOTEEGID=77\nIPCREMOTEPID=77\n";
+        let asked = ask(one.as_fd());
+        let connection = Connection::new(one.into(), None, told(lie));
+        assert_eq!(connection.info(), &asked);
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let asked = ask(client.as_fd());
+        let connection = Connection::new(client.into(), None, told(lie));
+        assert_eq!(connection.info(), &asked);
+
+        let (one, _other) = UnixStream::pair().unwrap();
+        let proxied = "PROTO=TCP\nTCPREMOTEIP=192.0.2.1\n";
+        let lie = format!("{proxied}IPCREMOTEEUID=0\nIPCREMOTEPID=1\n");
+        let connection = Connection::new(one.into(), None, told(&lie));
+        assert_eq!(Some(connection.info()), told(proxied).as_ref());
+    }
+
+    fn is_gone(descriptor: impl Into<OwnedFd>) -> bool {
+        Connection::new(descriptor.into(), None, None).is_gone()
+    }
+
+    #[test]
+    fn a_unix_client_has_gone_once_nothing_of_it_is_left_to_read() {
+        let (client, server) = UnixStream::pair().unwrap();
+        assert!(!is_gone(server.try_clone().unwrap()));
+        (&client).write_all(b"last words").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!is_gone(server.try_clone().unwrap()));
+        drop(client);
+        assert!(!is_gone(server.try_clone().unwrap()));
+        (&server).read_exact(&mut [0; 10]).unwrap();
+        assert!(is_gone(server));
+    }
+
+    #[test]
+    fn a_tcp_client_has_gone_once_it_has_reset_the_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap().0)
+        };
+        let (client, server) = connect();
+        assert!(!is_gone(server.try_clone().unwrap()));
+        (&client).write_all(b"last words").unwrap();
+        drop(client);
+        (&server).read_exact(&mut [0; 10]).unwrap();
+        assert_eq!((&server).read(&mut [0]).unwrap(), 0);
+        assert!(!is_gone(server), "its end could be a half-close");
+
+        let (client, server) = connect();
+        (&client).write_all(b"last words").unwrap();
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+        drop(client);
+        assert!(is_gone(server));
+    }
+
+    #[test]
+    fn what_is_no_connection_has_not_gone() {
+        use nix::sys::socket::{SockFlag, socket};
+        for family in [AddressFamily::Inet, AddressFamily::Unix] {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            assert!(!is_gone(
+                socket(family, SockType::Stream, flags, None).unwrap()
+            ));
+        }
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(writer);
+        assert!(!is_gone(reader));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert!(!is_gone(writer));
+        assert!(!is_gone(File::open("/dev/null").unwrap()));
     }
 
     #[test]

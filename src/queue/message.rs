@@ -4,13 +4,17 @@
 //! from outside: [`Info::decode`] keeps only names from [`VARIABLES`], with values that are valid
 //! for the name.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use crate::system::text::digits;
+use crate::queue::variable::Host;
+pub use crate::queue::variable::{
+    IPC_LOCAL_PATH, IPC_REMOTE_EGID, IPC_REMOTE_EUID, IPC_REMOTE_PATH, IPC_REMOTE_PID, PROTO,
+    REMOTE_ADDR, REMOTE_PORT, TCP_CONN_NUM, TCP_LOCAL_IP, TCP_LOCAL_PORT, TCP_REMOTE_IP,
+    TCP_REMOTE_PORT, VARIABLES, Variable,
+};
 
 /// The first line of every payload: the format's version.
 pub const VERSION_LINE: &[u8] = b"FDTOOLS=1\n";
@@ -25,97 +29,16 @@ pub const MAX_PAYLOAD: usize = 4096;
 /// Room for all facts about a TCP connection, so that the buffer does not move.
 const TCP_LENGTH: usize = 160;
 
-/// What a value must look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    /// `TCP` or `IPC`.
-    Protocol,
-    /// An IPv4 or IPv6 address.
-    Ip,
-    /// 0 to 65535.
-    Port,
-    /// A uid, gid, pid or count: 0 to 4294967295.
-    Number,
-    /// The name of a Unix socket: any bytes but control bytes.
-    Path,
-}
-
-/// A variable that a message may carry and a handler may find in its environment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Variable {
-    name: &'static str,
-    format: Format,
-}
-
-impl Variable {
-    /// The name, as in the environment: `TCPREMOTEIP`.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// `value` as a message spells it, if it is valid for this variable. An address has one spelling:
-    /// that of RFC 5952. An IPv4 address that is mapped into IPv6 is the IPv4 address.
-    fn spell<'a>(&self, value: &'a [u8]) -> Option<Cow<'a, [u8]>> {
-        let is_valid = match self.format {
-            Format::Protocol => value == b"TCP" || value == b"IPC",
-            Format::Ip => {
-                return match std::str::from_utf8(value).ok()?.parse().ok()? {
-                    // Only this spelling parses.
-                    IpAddr::V4(_) => Some(Cow::Borrowed(value)),
-                    ip => Some(Cow::Owned(ip.to_canonical().to_string().into_bytes())),
-                };
-            }
-            Format::Port => digits::<u16>(value).is_some(),
-            Format::Number => digits::<u32>(value).is_some(),
-            Format::Path => !value.is_empty() && !value.iter().any(u8::is_ascii_control),
-        };
-        is_valid.then_some(Cow::Borrowed(value))
-    }
-}
-
-macro_rules! variables {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal, $format:ident;)*) => {
-        $($(#[$doc])* pub const $constant: Variable = Variable { name: $name, format: Format::$format };)*
-        /// The whole table. Nothing outside it gets from a message into an environment.
-        pub const VARIABLES: &[Variable] = &[$($constant),*];
-    };
-}
-
-variables! {
-    /// The protocol, `TCP` or `IPC` (UCSPI).
-    PROTO = "PROTO", Protocol;
-    /// The client's address (UCSPI).
-    TCP_REMOTE_IP = "TCPREMOTEIP", Ip;
-    /// The client's port (UCSPI).
-    TCP_REMOTE_PORT = "TCPREMOTEPORT", Port;
-    /// The server's address (UCSPI).
-    TCP_LOCAL_IP = "TCPLOCALIP", Ip;
-    /// The server's port (UCSPI).
-    TCP_LOCAL_PORT = "TCPLOCALPORT", Port;
-    /// The effective uid of a Unix client when it connected (s6-ipcserver).
-    IPC_REMOTE_EUID = "IPCREMOTEEUID", Number;
-    /// The effective gid of a Unix client when it connected (s6-ipcserver).
-    IPC_REMOTE_EGID = "IPCREMOTEEGID", Number;
-    /// The process id of a Unix client.
-    IPC_REMOTE_PID = "IPCREMOTEPID", Number;
-    /// The name that a Unix client bound its own socket to, if any (s6-ipcserver).
-    IPC_REMOTE_PATH = "IPCREMOTEPATH", Path;
-    /// The name that a Unix client connected to (s6-ipcserver).
-    IPC_LOCAL_PATH = "IPCLOCALPATH", Path;
-    /// The client's address, as an `Accept=yes` service gets it (systemd.exec(5)).
-    REMOTE_ADDR = "REMOTE_ADDR", Ip;
-    /// The client's port, as an `Accept=yes` service gets it (systemd.exec(5)).
-    REMOTE_PORT = "REMOTE_PORT", Port;
-    /// The number of open connections of this client (s6-tcpserver).
-    TCP_CONN_NUM = "TCPCONNNUM", Number;
-}
-
 /// The facts about the two ends of a Unix connection, none at first ([`UnixPeer::default`]).
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct UnixPeer<'a> {
-    /// The client's uid, gid and pid (`SO_PEERCRED`).
-    pub credentials: Option<(u32, u32, u32)>,
+    /// The client's effective uid when it connected (`SO_PEERCRED`).
+    pub uid: Option<u32>,
+    /// The client's effective gid.
+    pub gid: Option<u32>,
+    /// The client's process id.
+    pub pid: Option<u32>,
     /// The client's own name; `@` stands for the leading NUL of an abstract name.
     pub remote_path: Option<&'a [u8]>,
     /// The name that the client connected to.
@@ -136,17 +59,17 @@ impl Info {
     }
 
     /// The facts about a TCP connection: both addresses. A mapped address (`::ffff:192.0.2.1`) is
-    /// written as the IPv4 address.
+    /// written as the IPv4 address, a link-local one with the number of its interface
+    /// (`fe80::1%2`).
     pub fn tcp(remote: SocketAddr, local: SocketAddr) -> Self {
-        let ip = |address: SocketAddr| address.ip().to_canonical();
         let mut info = Self {
             lines: Vec::with_capacity(TCP_LENGTH),
         };
         // All these values are valid.
         info.add(PROTO, "TCP");
-        info.add(TCP_REMOTE_IP, ip(remote));
+        info.add(TCP_REMOTE_IP, Host(remote));
         info.add(TCP_REMOTE_PORT, remote.port());
-        info.add(TCP_LOCAL_IP, ip(local));
+        info.add(TCP_LOCAL_IP, Host(local));
         info.add(TCP_LOCAL_PORT, local.port());
         info
     }
@@ -156,14 +79,7 @@ impl Info {
     pub fn unix(peer: UnixPeer<'_>) -> Self {
         let mut info = Self::new();
         info.add(PROTO, "IPC");
-        if let Some((uid, gid, pid)) = peer.credentials {
-            info.add(IPC_REMOTE_EUID, uid);
-            info.add(IPC_REMOTE_EGID, gid);
-            // 0 stands for a process in another container, which has no number here.
-            if pid != 0 {
-                info.add(IPC_REMOTE_PID, pid);
-            }
-        }
+        info.set_credentials(&peer);
         if let Some(path) = peer.remote_path {
             info.set(IPC_REMOTE_PATH, path);
         }
@@ -186,7 +102,7 @@ impl Info {
         let Some(value) = variable.spell(value) else {
             return false;
         };
-        let length = self.lines.len() + variable.name.len() + value.len() + b"=\n".len();
+        let length = self.lines.len() + variable.name().len() + value.len() + b"=\n".len();
         let fits = VERSION_LINE.len() + length <= MAX_PAYLOAD;
         if fits {
             self.add_line(variable, |lines| lines.extend_from_slice(&value));
@@ -194,12 +110,27 @@ impl Info {
         fits
     }
 
+    /// Replaces the ids of a Unix client.
+    pub(crate) fn set_credentials(&mut self, peer: &UnixPeer<'_>) {
+        let ids = [
+            (IPC_REMOTE_EUID, peer.uid),
+            (IPC_REMOTE_EGID, peer.gid),
+            (IPC_REMOTE_PID, peer.pid),
+        ];
+        for (variable, id) in ids {
+            self.unset(variable);
+            if let Some(id) = id {
+                self.add(variable, id);
+            }
+        }
+    }
+
     fn unset(&mut self, variable: Variable) {
         let mut start = 0;
         for line in self.lines.split_inclusive(|byte| *byte == b'\n') {
             let end = start + line.len();
             if line
-                .strip_prefix(variable.name.as_bytes())
+                .strip_prefix(variable.name().as_bytes())
                 .is_some_and(|rest| rest[0] == b'=')
             {
                 self.lines.drain(start..end);
@@ -218,7 +149,7 @@ impl Info {
     }
 
     fn add_line(&mut self, variable: Variable, write_value: impl FnOnce(&mut Vec<u8>)) {
-        self.lines.extend_from_slice(variable.name.as_bytes());
+        self.lines.extend_from_slice(variable.name().as_bytes());
         self.lines.push(b'=');
         write_value(&mut self.lines);
         self.lines.push(b'\n');
@@ -233,7 +164,7 @@ impl Info {
     /// The value of `variable`; `None` if there is none.
     pub fn get(&self, variable: Variable) -> Option<&[u8]> {
         let mut entries = self.entries();
-        let found = entries.find(|(name, _)| *name == variable.name.as_bytes());
+        let found = entries.find(|(name, _)| *name == variable.name().as_bytes());
         found.map(|(_, value)| value)
     }
 
@@ -312,12 +243,13 @@ fn split_at_equals(line: &[u8]) -> Option<(&[u8], &[u8])> {
 fn index_of(name: &[u8]) -> Option<usize> {
     VARIABLES
         .iter()
-        .position(|known| known.name.as_bytes() == name)
+        .position(|known| known.name().as_bytes() == name)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::{IpAddr, SocketAddrV6};
 
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -340,6 +272,17 @@ mod tests {
     }
 
     #[test]
+    fn a_link_local_address_has_the_number_of_its_interface() {
+        let address = |ip: &str, scope| SocketAddrV6::new(ip.parse().unwrap(), 1, 0, scope).into();
+        let info = Info::tcp(address("fe80::1", 7), address("fe80::2", 0));
+        assert_eq!(info.get(TCP_REMOTE_IP), Some(&b"fe80::1%7"[..]));
+        assert_eq!(info.get(TCP_LOCAL_IP), Some(&b"fe80::2"[..]));
+        assert_eq!(Info::decode(&info.encode()), Some(info));
+        let info = Info::tcp(address("2001:db8::1", 7), address("::1", 7));
+        assert_eq!(info.get(TCP_REMOTE_IP), Some(&b"2001:db8::1"[..]));
+    }
+
+    #[test]
     fn a_name_outside_the_table_is_dropped() {
         let info = decode(b"LD_PRELOAD=/x.so\nPATH=/tmp\nPROTO=TCP\nnothing\n=\n").unwrap();
         let names: Vec<_> = info.variables().map(|(v, _)| v.name()).collect();
@@ -355,7 +298,9 @@ mod tests {
             "TCPREMOTEIP=192.0.2.256",
             "TCPREMOTEIP=192.0.2.1;reboot",
             "TCPREMOTEIP=[::1]",
-            "TCPREMOTEIP=fe80::1%lo",
+            "TCPREMOTEIP=::1%lo",
+            "TCPREMOTEIP=127.0.0.1%lo",
+            "TCPREMOTEIP=fe80::1%",
             "TCPREMOTEIP=",
             "TCPLOCALIP=0x7f.1",
             "REMOTE_ADDR=$(reboot)",
@@ -364,6 +309,11 @@ mod tests {
             "TCPREMOTEPORT=+1",
             "TCPREMOTEPORT= 1",
             "TCPREMOTEPORT=",
+            "TCPREMOTEPORT=0000000001",
+            "TCPREMOTEPORT=01",
+            "TCPLOCALPORT=00",
+            "IPCREMOTEPID=+1",
+            "TCPCONNNUM=01",
             "TCPLOCALPORT=http",
             "REMOTE_PORT=1e3",
             "IPCREMOTEEUID=-1",
@@ -398,8 +348,19 @@ mod tests {
             ("0xc0000201", None),
             ("2001:db8::0000a", None),
             ("[::1]", None),
-            ("fe80::1%eth0", None),
-            ("fe80::1%1", None),
+            ("FE80::0001%eth0", Some("fe80::1%eth0")),
+            ("fe80::1%br-0.7_x", Some("fe80::1%br-0.7_x")),
+            ("fe80::1%4294967295", Some("fe80::1%4294967295")),
+            ("fe80::1%4294967296", None),
+            ("fe80::1%0", None),
+            ("fe80::1%01", None),
+            ("fe80::1%+1", None),
+            ("fe80::1%eth0%eth0", None),
+            ("fe80::1%an-interface-of16", None),
+            ("fe80::1%$(reboot)", None),
+            ("fe80::1%e\th", None),
+            ("2001:db8::1%eth0", None),
+            ("::ffff:192.0.2.1%eth0", None),
         ] {
             let spelled = spelled.map(str::as_bytes);
             let decoded = decode(format!("TCPREMOTEIP={sent}\n").as_bytes()).unwrap();
@@ -426,9 +387,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_their_leading_zeros() {
-        let info = decode(b"TCPREMOTEPORT=00080\nREMOTE_PORT=0\n").unwrap();
-        assert_eq!(info.get(TCP_REMOTE_PORT), Some(&b"00080"[..]));
+    fn a_number_has_one_spelling() {
+        let info = decode(b"TCPREMOTEPORT=00080\nTCPLOCALPORT=80\nREMOTE_PORT=0\n").unwrap();
+        assert_eq!(info.get(TCP_REMOTE_PORT), None);
+        assert_eq!(info.get(TCP_LOCAL_PORT), Some(&b"80"[..]));
         assert_eq!(info.get(REMOTE_PORT), Some(&b"0"[..]));
     }
 
@@ -467,9 +429,11 @@ mod tests {
     #[test]
     fn a_path_with_a_control_byte_is_not_sent() {
         let info = Info::unix(UnixPeer {
-            credentials: Some((1, 2, 3)),
+            uid: Some(1),
+            gid: Some(2),
             remote_path: Some(b"/tmp/x\nTCPREMOTEIP=192.0.2.1"),
             local_path: Some(b"/run/\xff"),
+            ..UnixPeer::default()
         });
         assert_eq!(info.get(IPC_REMOTE_PATH), None);
         assert_eq!(info.get(IPC_LOCAL_PATH), Some(&b"/run/\xff"[..]));
@@ -546,7 +510,11 @@ mod tests {
                 "IPC",
                 "::1",
                 "192.0.2.1",
+                "fe80::1%eth0",
+                "fe80::1%3",
+                "::1%lo",
                 "80",
+                "080",
                 "0",
                 "65536",
                 "-1",
@@ -590,16 +558,24 @@ mod tests {
     /// Whether a variable has a value that it may have: said here once more, in other words.
     fn is_valid(name: &str, value: &[u8]) -> bool {
         let text = std::str::from_utf8(value).unwrap_or("?");
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_u16 = text
+            .parse()
+            .is_ok_and(|number: u16| number.to_string() == text);
+        let is_u32 = text
+            .parse()
+            .is_ok_and(|number: u32| number.to_string() == text);
         match name {
             "PROTO" => ["TCP", "IPC"].contains(&text),
-            "TCPREMOTEIP" | "TCPLOCALIP" | "REMOTE_ADDR" => text.parse::<IpAddr>().is_ok(),
-            "TCPREMOTEPORT" | "TCPLOCALPORT" | "REMOTE_PORT" => {
-                digits && text.parse::<u16>().is_ok()
+            "TCPREMOTEIP" | "TCPLOCALIP" | "REMOTE_ADDR" => {
+                let (ip, zone) = text.split_once('%').unwrap_or((text, "any"));
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+                let is_linked = ip.starts_with("fe8") || ip.starts_with("fe9");
+                let is_linked = is_linked || ip.starts_with("fea") || ip.starts_with("feb");
+                let is_zone = (1..16).contains(&zone.len()) && zone.chars().all(is_plain);
+                ip.parse::<IpAddr>().is_ok() && is_zone && (is_linked || ip == text)
             }
-            "IPCREMOTEEUID" | "IPCREMOTEEGID" | "IPCREMOTEPID" | "TCPCONNNUM" => {
-                digits && text.parse::<u32>().is_ok()
-            }
+            "TCPREMOTEPORT" | "TCPLOCALPORT" | "REMOTE_PORT" => is_u16,
+            "IPCREMOTEEUID" | "IPCREMOTEEGID" | "IPCREMOTEPID" | "TCPCONNNUM" => is_u32,
             "IPCREMOTEPATH" | "IPCLOCALPATH" => {
                 !value.is_empty() && value.iter().all(|byte| *byte >= 0x20 && *byte != 0x7f)
             }
@@ -682,7 +658,9 @@ mod tests {
         #[test]
         fn no_path_of_a_client_writes_a_line(path in vec(any::<u8>(), 0..200), local in vec(any::<u8>(), 0..200)) {
             let info = Info::unix(UnixPeer {
-                credentials: Some((1, 2, 3)),
+                uid: Some(1),
+                gid: Some(2),
+                pid: Some(3),
                 remote_path: Some(&path),
                 local_path: Some(&local),
             });
@@ -697,7 +675,9 @@ mod tests {
         fn a_value_that_is_too_long_is_left_out_and_the_rest_is_said(length in 3900usize..5000) {
             let long = vec![b'x'; length];
             let info = Info::unix(UnixPeer {
-                credentials: Some((1, 2, 3)),
+                uid: Some(1),
+                gid: Some(2),
+                pid: Some(3),
                 remote_path: Some(&long),
                 local_path: Some(b"/run/s"),
             });

@@ -23,6 +23,7 @@ pub(crate) mod scm;
 mod sender;
 pub mod ticket;
 pub mod trust;
+mod variable;
 
 pub use receiver::{Received, Receiver, Rejection};
 pub use scm::{MAX_DESCRIPTORS, Message};

@@ -18,7 +18,6 @@ use crate::queue::message::VERSION_LINE;
 use crate::queue::receiver::Receiver;
 use crate::queue::scm;
 use crate::system::interrupt;
-use crate::system::text::digits;
 
 /// The length of every ticket in bytes, with its newline.
 pub const LENGTH: usize = 94;
@@ -105,7 +104,7 @@ impl Ticket {
         };
         Some(Self {
             door: Token::parse(door)?,
-            uid: digits(uid).filter(|_| uid.len() == 10)?,
+            uid: parse_uid(uid)?,
             token: Token::parse(token)?,
         })
     }
@@ -122,6 +121,13 @@ impl Ticket {
     fn address(&self) -> Result<UnixAddr> {
         door_address(self.door)
     }
+}
+
+/// Parses 10 digits.
+fn parse_uid(field: &[u8]) -> Option<u32> {
+    let is_padded = field.len() == 10 && field.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(field).ok().filter(|_| is_padded)?;
+    text.parse().ok()
 }
 
 pub(crate) fn door_address(door: Token) -> Result<UnixAddr> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::queue::Receiver;
 use crate::queue::fetch::{Visit, is_passing};
 use crate::queue::rendezvous::with_advice;
@@ -45,13 +45,14 @@ impl Link {
     /// ([`crate::system::interrupt`]); then there is no queue.
     ///
     /// # Errors
-    /// Those of [`Source::queue`].
+    /// Those of [`Source::queue`]; [`Error::Closed`] if there never was a queue.
     pub fn open(mut source: Source, once: bool) -> Result<Self> {
         let queue = match &source {
             Source::Named { .. } => Queue::Absent(Instant::now()),
             _ => match source.queue()? {
                 Found::Queue(receiver) => Queue::Open(receiver),
                 Found::End | Found::Interrupted => Queue::Ended,
+                Found::NoTicket => return Err(no_ticket()),
             },
         };
         Ok(Self {
@@ -114,7 +115,7 @@ impl Link {
     /// Fetches the queue from the name when that is due.
     ///
     /// # Errors
-    /// [`crate::Error::System`] if the name cannot give the first queue, for a permanent reason.
+    /// [`Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn attend(&mut self, log: &Log) -> Result<()> {
         let Source::Named { name, trust } = &self.source else {
             return Ok(());
@@ -150,6 +151,11 @@ impl Link {
         }
         Ok(())
     }
+}
+
+fn no_ticket() -> Error {
+    let why = "cannot get the queue: the pipe ended without a ticket from fdaccept";
+    Error::Closed(why.into())
 }
 
 impl Watched for Link {

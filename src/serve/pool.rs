@@ -84,7 +84,7 @@ impl<C: Crew> Pool<C> {
     /// unless a name gives it.
     ///
     /// # Errors
-    /// Those of [`Source::queue`]; [`Error::System`].
+    /// Those of [`Link::open`]; [`Error::System`].
     pub fn new(source: Source, crew: C, options: PoolOptions, log: Log) -> Result<Self> {
         // Our parent may have ignored these signals. With CHLD ignored, children would vanish
         // without a status; and a reload must always work.

@@ -31,13 +31,15 @@ pub(crate) enum Urgency {
     Now,
 }
 
-/// 4 words for the pool, then 1 for each slot.
+/// 5 words for the pool, then 1 for each slot.
 const URGENCY: usize = 0;
 const SIZE: usize = 1;
 const PLACES: usize = 2;
 /// Microseconds from `start` to the end of the last service.
 const SERVED: usize = 3;
-const SLOTS: usize = 4;
+/// How many clients had gone before they were served.
+const GONE: usize = 4;
+const SLOTS: usize = 5;
 /// Room for slots that still finish while their successors run.
 const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
 
@@ -106,13 +108,17 @@ impl Scoreboard {
         self.words[PLACES].store(places as u64, Ordering::Release);
     }
 
+    pub fn count_gone(&self) {
+        self.words[GONE].fetch_add(1, Ordering::AcqRel);
+    }
+
     pub fn log_status(&self, log: &Log) {
         if log.is_verbose() {
-            log.detail(format_args!(
-                "status: {}/{}",
-                self.count_busy(),
-                self.size()
-            ));
+            let (busy, size) = (self.count_busy(), self.size());
+            match self.words[GONE].load(Ordering::Acquire) {
+                0 => log.detail(format_args!("status: {busy}/{size}")),
+                gone => log.detail(format_args!("status: {busy}/{size}, gone: {gone}")),
+            }
         }
     }
 

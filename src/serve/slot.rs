@@ -89,6 +89,12 @@ impl Slot<'_> {
         let mut launcher = Launcher::new();
         loop {
             match queue.receive()? {
+                Received::Connection(connection) if connection.is_gone() => {
+                    self.scoreboard.count_gone();
+                    let client = connection.info().client();
+                    self.log.detail(format_args!("{client} had gone"));
+                    self.scoreboard.log_status(&self.log);
+                }
                 Received::Connection(connection) => {
                     self.scoreboard.set_busy(self.index, true);
                     self.serve(connection, &mut launcher, &mut clock);

@@ -32,8 +32,10 @@ pub(crate) enum Source {
 
 pub(crate) enum Found {
     Queue(Receiver),
-    /// There is no queue, and will be none.
+    /// The queue has ended, and there will be no other one.
     End,
+    /// The pipe has ended without a ticket: there never was a queue.
+    NoTicket,
     /// A signal interrupted the wait ([`crate::system::interrupt`]).
     Interrupted,
 }
@@ -122,6 +124,7 @@ fn queue_for_ticket(pipe: &OwnedFd) -> Result<Found> {
         let Some(ticket) = next_ticket(pipe)? else {
             return match interrupt::raised() {
                 Some(_) => Ok(Found::Interrupted),
+                None if shut.is_empty() && worthless.is_none() => Ok(Found::NoTicket),
                 None => worthless.map_or(Ok(Found::End), Err),
             };
         };

@@ -4,12 +4,13 @@ use std::io::IsTerminal;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt,
-    sockopt,
+    AddressFamily, MsgFlags, SockType, SockaddrLike, SockaddrStorage, getpeername, getsockname,
+    getsockopt, recv, sockopt,
 };
 use nix::sys::stat::{FileStat, SFlag, fstat, makedev};
 
 use crate::error::{Error, Result};
+use crate::system::poll::{PollFlags, ready};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SocketFacts {
@@ -49,6 +50,21 @@ pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> Option<SocketFacts> {
         listens: getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false),
         connected: getpeername::<SockaddrStorage>(fd.as_raw_fd()).is_ok(),
     })
+}
+
+/// Whether the other side of a connection has gone: the connection was reset, or closed and read to
+/// its end. A half-closed connection is not gone, nor is what is no socket. Costs one system call if
+/// the other side is there.
+pub(crate) fn has_peer_gone(fd: BorrowedFd<'_>) -> bool {
+    let state = ready(fd, PollFlags::empty());
+    // Both ways are closed. A TCP socket that was reset has an error as well, one that never was
+    // connected has none. A Unix socket whose client has closed may still hold what the client said.
+    state.contains(PollFlags::HUP) && (state.contains(PollFlags::ERR) || is_at_end(fd))
+}
+
+fn is_at_end(socket: BorrowedFd<'_>) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_raw_fd(), &mut [0], flags) == Ok(0)
 }
 
 /// Names `fd`, with its article: `a pipe`, `a terminal`, `/dev/null`, `a TCP connection`,

@@ -14,6 +14,7 @@ pub(crate) mod log;
 pub(crate) mod null;
 pub(crate) mod pause;
 pub(crate) mod peer_groups;
+pub(crate) mod peer_ids;
 pub(crate) mod poll;
 pub(crate) mod processes;
 pub(crate) mod read_file;

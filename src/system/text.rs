@@ -1,5 +1,6 @@
 //! Text from outside: made safe to print, and parsed. Pure.
 
+use std::fmt::Display;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 use std::time::Duration;
@@ -38,24 +39,41 @@ fn is_invisible(character: char) -> bool {
 /// the number does not fit.
 pub(crate) fn digits<N: FromStr>(text: impl AsRef<[u8]>) -> Option<N> {
     let text = text.as_ref();
-    if !text.iter().all(u8::is_ascii_digit) {
+    let has_leading_zero = text.len() > 1 && text.starts_with(b"0");
+    if has_leading_zero || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
+/// Parses the number of an option, as [`digits`].
+///
+/// # Errors
+/// What is wrong, in words.
+pub(crate) fn parse_number<N: FromStr<Err: Display>>(text: &str) -> Result<N, String> {
+    match digits(text) {
+        Some(number) => Ok(number),
+        // The standard parser knows why the number does not fit.
+        None => match text.parse::<N>() {
+            Err(error) => Err(error.to_string()),
+            Ok(_) => Err("a number has neither a sign nor leading zeros".into()),
+        },
+    }
+}
+
 /// About 30 years, which every clock can add to now.
 const FOR_EVER: f64 = 1e9;
 
-/// Parses seconds, with an optional fraction, as timeout(1) does.
+/// Parses seconds, with an optional fraction, as timeout(1) does, but in one spelling.
 ///
 /// # Errors
 /// What is wrong, in words.
 pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let has_leading_zero = text.starts_with('0') && !matches!(text.as_bytes(), [_] | [_, b'.', ..]);
     let seconds: f64 = text
         .parse()
         .ok()
-        .filter(|seconds: &f64| !seconds.is_nan())
+        .filter(|seconds: &f64| !seconds.is_nan() && !has_leading_zero && !text.contains('+'))
         .ok_or("not a number of seconds")?;
     let duration = Duration::try_from_secs_f64(seconds.min(FOR_EVER));
     duration.map_err(|_| "not a number of seconds".to_owned())
@@ -80,12 +98,12 @@ pub(crate) fn parse_descriptor(text: &str) -> Result<RawFd, String> {
     digits(text).ok_or_else(|| "not the number of a descriptor".into())
 }
 
-/// Parses the permissions of a socket: octal, `0` to `777`.
+/// Parses the permissions of a socket: octal, `0` to `777`, with one leading zero at most.
 ///
 /// # Errors
 /// The expected form, in words.
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
-    let octal = !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let octal = matches!(text.len(), 1..=4) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     match u32::from_str_radix(text, 8) {
         Ok(mode) if octal && mode <= 0o777 => Ok(mode),
         _ => Err("a mode is an octal number from 0 to 777, such as 660".into()),
@@ -97,11 +115,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_no_sign() {
-        assert_eq!(digits::<u16>("080"), Some(80));
+    fn a_number_has_one_spelling() {
+        assert_eq!(digits::<u16>("0"), Some(0));
         assert_eq!(digits::<u16>(b"65535"), Some(65535));
-        for bad in ["", "+5", "-5", " 5", "5 ", "65536", "x"] {
+        let bad = [
+            "",
+            "+5",
+            "-5",
+            " 5",
+            "5 ",
+            "65536",
+            "x",
+            "080",
+            "00",
+            "0000000001",
+            "0x1",
+        ];
+        for bad in bad {
             assert_eq!(digits::<u16>(bad), None, "{bad:?}");
+            assert!(parse_number::<u16>(bad).is_err(), "{bad:?}");
         }
         assert_eq!(digits::<u16>(b"\xff"), None);
     }
@@ -110,12 +142,16 @@ mod tests {
     fn seconds_may_have_a_fraction_and_nothing_else() {
         assert_eq!(parse_seconds("30"), Ok(Duration::from_secs(30)));
         assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
-        assert_eq!(
-            parse_seconds("1e300"),
-            Ok(Duration::from_secs(1_000_000_000))
-        );
+        assert_eq!(parse_seconds("0"), Ok(Duration::ZERO));
+        let longest = Duration::from_secs(1_000_000_000);
+        for long in ["1e300", "inf", &"9".repeat(400)] {
+            assert_eq!(parse_seconds(long), Ok(longest));
+        }
         assert!(parse_timeout("0").is_err());
-        for bad in ["", "-1", "1s", "nan", "x"] {
+        let bad = [
+            "", "-1", "+1", "1s", "nan", "x", "1e+3", "01", "00.5", "1.5.5", "0x1",
+        ];
+        for bad in bad {
             let error = Err("not a number of seconds".to_owned());
             assert_eq!(parse_seconds(bad), error, "{bad}");
             assert_eq!(parse_timeout(bad), error, "{bad}");
@@ -125,7 +161,7 @@ mod tests {
     #[test]
     fn descriptors_are_numbers() {
         assert_eq!(parse_descriptor("7"), Ok(7));
-        for bad in ["", "-1", "+7", "x", "99999999999"] {
+        for bad in ["", "-1", "+7", "07", "x", "99999999999"] {
             let error = Err("not the number of a descriptor".to_owned());
             assert_eq!(parse_descriptor(bad), error, "{bad}");
         }
@@ -136,7 +172,7 @@ mod tests {
         for (text, mode) in [("0", 0), ("660", 0o660), ("0777", 0o777)] {
             assert_eq!(parse_mode(text), Ok(mode));
         }
-        let bad = "8,888,-1,+7,1000,1777,0o7,0x1ff, 7,rw,777777777777777,";
+        let bad = "8,888,-1,+7,1000,1777,0o7,0x1ff, 7,rw,00660,777777777777777,";
         for bad in bad.split(',') {
             let error = parse_mode(bad).unwrap_err();
             assert!(error.contains("octal number from 0 to 777"), "{bad}");
@@ -164,7 +200,11 @@ mod tests {
             let octal = u32::from_str_radix(&text, 8).ok();
             match parse_mode(&text) {
                 Ok(mode) => assert!(mode <= 0o777 && octal == Some(mode)),
-                Err(_) => assert!(octal.is_none_or(|mode| mode > 0o777) || text.starts_with('+')),
+                Err(_) => assert!(
+                    octal.is_none_or(|mode| mode > 0o777)
+                        || text.starts_with('+')
+                        || text.len() > 4
+                ),
             }
             let _ = parse_mode(&junk);
         }

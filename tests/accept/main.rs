@@ -7,6 +7,7 @@ mod access;
 mod addresses;
 mod inherited_listeners;
 mod limits;
+mod link_local;
 mod misled_commands;
 mod port_file;
 mod privileges;

@@ -384,6 +384,17 @@ fn a_command_that_ends_with_connections_waiting_is_told_of() {
 }
 
 #[test]
+fn a_command_that_ends_well_with_connections_waiting_is_a_failure() {
+    let mut process = chain(&[], "echo ready >&2; kill -STOP $$; exit 0");
+    process.line("ready");
+    let _crowd = Crowd::connect(process.port, 2);
+    process.until_counted("passed", 2);
+    thaw(process.stopped_child());
+    let log = process.expect_end(1);
+    assert_some_were_left(&log);
+}
+
+#[test]
 fn a_command_that_takes_some_and_leaves_others_is_told_of() {
     let mut process = chain(&[], "fdrecv -- cat; kill -STOP $$; exit 4");
     let crowd = Crowd::connect(process.port, 1);

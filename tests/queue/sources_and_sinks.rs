@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::os::fd::OwnedFd;
 
 use crate::support::*;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::socket::SockType;
 use nix::unistd::Pid;
 
@@ -518,6 +518,112 @@ fn fdaccept_ends_with_1_when_nobody_took_from_its_name() {
     let log = acceptor.expect_end(1);
     let message = "1 connection was accepted and not taken";
     assert!(log.contains(message), "{log}");
+}
+
+/// Ends fdpool alone by KILL while its handler serves a client and 3 other clients wait.
+#[track_caller]
+fn kill_pool(acceptor: &mut Acceptor, pool: Pid) {
+    let client = acceptor.served_client();
+    let waiting = acceptor.clients(3);
+    acceptor.until_counted("passed", 4);
+    kill(pool, Signal::SIGKILL).unwrap();
+    waiting.into_iter().for_each(Client::expect_closed);
+    client.expect_served();
+    client.finish();
+}
+
+const THREE_LEFT: &str = "fdaccept: 3 connections were accepted and not taken";
+
+#[test]
+fn what_a_killed_pool_leaves_in_a_pipe_is_told() {
+    let mut acceptor = Fdaccept::piped().start();
+    let pool = Pool::on(&acceptor).slots(1, ["cat"]).start();
+    drop(acceptor.take_pipe());
+    kill_pool(&mut acceptor, pool.pid());
+    let log = acceptor.expect_end(1);
+    assert!(log.ends_with(THREE_LEFT), "{log}");
+}
+
+#[test]
+fn what_a_killed_pool_leaves_in_a_socket_is_told() {
+    let (write_end, read_end) = socket_pair(SockType::Stream);
+    let mut acceptor = Fdaccept::plain().stdout(write_end).start();
+    let pool = Pool::on(&read_end).slots(1, ["cat"]).start();
+    drop(read_end);
+    kill_pool(&mut acceptor, pool.pid());
+    let log = acceptor.expect_end(1);
+    assert!(
+        log.ends_with("connections were accepted and not taken"),
+        "{log}"
+    );
+}
+
+#[test]
+fn what_a_killed_pool_leaves_in_a_chain_is_told() {
+    let mut chain = Fdaccept::chain(["fdpool", "1", "--", "cat"]).start();
+    let pool = chain.children()[0];
+    kill_pool(&mut chain, pool);
+    let log = chain.expect_end(128 + 9);
+    assert!(
+        log.ends_with("connections were accepted and not taken"),
+        "{log}"
+    );
+}
+
+/// There the next pool could take them.
+#[test]
+fn what_a_killed_pool_leaves_at_a_name_is_told_after_a_stop() {
+    let mut acceptor = Fdaccept::bound().args(["--grace", "0.3"]).start();
+    let pool = Pool::on(&acceptor).slots(1, ["cat"]).start();
+    let client = acceptor.served_client();
+    let _waiting = acceptor.clients(3);
+    acceptor.until_counted("passed", 4);
+    pool.signal(Signal::SIGKILL);
+    acceptor.term();
+    let log = acceptor.expect_end(1);
+    assert!(log.ends_with(THREE_LEFT), "{log}");
+    client.expect_served();
+    client.finish();
+}
+
+#[test]
+fn a_worker_that_only_has_the_queue_does_not_count_as_a_consumer() {
+    let mut acceptor = Fdaccept::piped().start();
+    let stays = sh_c("trap '' TERM HUP; exec sleep 60");
+    let mut pool = Pool::on(&acceptor).workers(1, stays).full();
+    let worker = pool.members()[0];
+    until_named(worker, "sleep");
+    drop(acceptor.take_pipe());
+    let _waiting = acceptor.clients(3);
+    acceptor.until_counted("passed", 3);
+    pool.slay();
+    let log = acceptor.expect_end(1);
+    assert!(is_alive(worker));
+    killpg(worker, Signal::SIGKILL).unwrap();
+    assert!(log.ends_with(THREE_LEFT), "{log}");
+}
+
+#[test]
+fn fdpool_ends_with_69_if_there_never_was_a_queue() {
+    let message = "fdpool: cannot get the queue: the pipe ended without a ticket from fdaccept";
+    for options in [&[][..], &["--worker"]] {
+        let (_, read_end) = pipe_ends();
+        let mut pool = Pool::on(&read_end).args(options).slots(2, ["cat"]).start();
+        assert_eq!(pool.expect_end(69), message);
+    }
+    let (_listener, port) = listener();
+    let mut pipeline = sh(&format!("fdaccept 127.0.0.1:{port} | fdpool 2 -- cat")).start();
+    let log = pipeline.expect_end(69);
+    assert!(log.contains("Address already in use"), "{log}");
+    assert!(log.contains(message), "{log}");
+}
+
+#[test]
+fn fdpool_ends_with_0_if_its_queue_ends_without_a_connection() {
+    let (mut acceptor, mut pool) = join(None, pipe_ends(), |queue| fdpool(queue, 1));
+    until("the queue", || !pool.children().is_empty());
+    acceptor.stop();
+    pool.expect_quiet_end();
 }
 
 #[test]

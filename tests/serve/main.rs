@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod gone_clients;
 mod handler;
+mod identity;
 mod idle;
 mod pool;
 mod replacement;

@@ -8,6 +8,17 @@ use nix::sys::socket::sockopt::Linger;
 
 use super::*;
 
+impl Client {
+    /// Resets the connection.
+    pub fn reset(self) {
+        let at_once = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&self.0, Linger, &at_once).unwrap();
+    }
+}
+
 /// A TCP socket whose last close would block for an hour: it lingers and has unsent data. The
 /// other side, which is returned with it, does not read.
 pub fn lingering() -> (TcpStream, TcpStream) {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use crate::system::text::parse_timeout;
+use crate::system::text::{digits, parse_timeout};
 
 /// The highest count of a rate.
 const MOST_COUNTED: usize = 1_000_000;
@@ -26,7 +26,7 @@ impl Rate {
     pub fn parse(text: &str) -> Result<Self, String> {
         let problem = || format!("not a rate (N/SECONDS, N from 1 to {MOST_COUNTED})");
         let (count, time) = text.split_once('/').ok_or_else(problem)?;
-        let count: Option<NonZeroUsize> = count.parse().ok();
+        let count: Option<NonZeroUsize> = digits(count);
         let count = count.filter(|count| count.get() <= MOST_COUNTED);
         let time = parse_timeout(time)?;
         Ok(Self {

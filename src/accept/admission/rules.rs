@@ -10,7 +10,7 @@ use prefix_trie::PrefixMap;
 
 use crate::error::{Error, Result};
 use crate::system::read_file::{PATIENCE, read};
-use crate::system::text::printable;
+use crate::system::text::{digits, printable};
 
 /// The longest file of rules, in bytes: more than a million rules.
 const MOST_RULES: usize = 64 << 20;
@@ -184,9 +184,16 @@ fn parse_line(line: &[u8]) -> Result<Option<(Verdict, IpNet)>, String> {
 /// # Errors
 /// The problem, in words.
 pub(crate) fn parse_net(text: &str) -> Result<IpNet, String> {
-    let single = text.parse::<IpAddr>().map(IpNet::from);
-    let net = single.or_else(|_| text.parse::<IpNet>());
-    let net = net.map_err(|_| format!("not an address or CIDR: {}", printable(text.as_bytes())))?;
+    // The parser of IpNet itself takes leading zeros, which other programs take for octal.
+    let net = match text.split_once('/') {
+        None => text.parse::<IpAddr>().ok().map(IpNet::from),
+        Some((ip, bits)) => {
+            let parts = ip.parse::<IpAddr>().ok().zip(digits(bits));
+            parts.and_then(|(ip, bits)| IpNet::new(ip, bits).ok())
+        }
+    };
+    let net =
+        net.ok_or_else(|| format!("not an address or CIDR: {}", printable(text.as_bytes())))?;
     Ok(unmapped(net).trunc())
 }
 
@@ -273,6 +280,9 @@ mod tests {
             "allow 10.0.0.0/",
             "allow 10.0.0.1-2",
             "allow ::/129",
+            "allow 10.0.0.0/08",
+            "allow 10.0.0.0/+8",
+            "allow 010.0.0.0/8",
             "deny /8",
         ];
         for line in bad {

@@ -20,6 +20,7 @@ use crate::accept::listen::{
 use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::owned_name;
+use crate::system::text::digits;
 
 /// How often to bind all addresses of a host to another free port, because the port that was free
 /// for the first address was taken for the next.
@@ -279,7 +280,7 @@ fn with_scope(address: SocketAddr, interface: Option<&str>) -> Result<SocketAddr
         return Ok(address);
     };
     let scope = if_nametoindex(interface)
-        .or_else(|errno| interface.parse().map_err(|_| errno))
+        .or_else(|errno| digits(interface).ok_or(errno))
         .map_err(|errno| Error::system(format!("bind {address}%{interface}"), errno))?;
     v6.set_scope_id(scope);
     Ok(v6.into())

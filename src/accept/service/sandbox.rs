@@ -103,6 +103,8 @@ fn limited_calls() -> Vec<(c_long, Vec<Vec<Argument>>)> {
             vec![
                 vec![(1, ALL, libc::TIOCOUTQ)],
                 vec![(1, ALL, libc::FIONREAD)],
+                // The name of a link-local client's interface.
+                vec![(1, ALL, libc::SIOCGIFNAME)],
             ],
         ),
         // To close with a reset, or without waiting.

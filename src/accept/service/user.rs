@@ -12,7 +12,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::error::{Error, Result, to_nix};
 use crate::system::file_owner::FileOwner;
-use crate::system::text::printable;
+use crate::system::text::{digits, printable};
 
 /// A user and its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl User {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
-        let number = user.parse().ok().map(Uid::from_raw);
+        let number = digits(user).map(Uid::from_raw);
         let account = match Account::from_name(user).map_err(failed)? {
             None => number.map(Account::from_uid).transpose().map_err(failed)?,
             named => Some(named),
@@ -127,7 +127,7 @@ impl User {
 
 fn find_group(text: &str) -> Result<Option<Gid>, Errno> {
     let named = Group::from_name(text)?.map(|group| group.gid);
-    Ok(named.or_else(|| text.parse().ok().map(Gid::from_raw)))
+    Ok(named.or_else(|| digits(text).map(Gid::from_raw)))
 }
 
 #[cfg(test)]

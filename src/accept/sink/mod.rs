@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::SFlag;
 
 use crate::accept::sink::named_door::NamedDoor;
@@ -36,6 +36,12 @@ mod unread;
 /// The size of a pipe for tickets: 1 page, which has room for exactly 1 ticket.
 const ONE_PAGE: i32 = 4096;
 
+/// How long processes may keep the read end after the consumers have gone. A slot closes it when its
+/// pool has ended, which is a moment later.
+const LETTING_GO: Duration = Duration::from_secs(1);
+/// How often to look whether they have closed it, since nothing announces that.
+const LET_GO: Duration = Duration::from_millis(5);
+
 /// What became of an attempt to pass a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
@@ -49,7 +55,7 @@ pub(crate) enum Delivery {
     Gone,
 }
 
-/// Accepted connections that no consumer can take any more.
+/// Accepted connections that no consumer takes any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Untaken {
     Exactly(usize),
@@ -74,7 +80,10 @@ struct QueueLimit {
 /// How the read end reaches consumers.
 enum Way {
     /// As the standard input of our command.
-    Chain,
+    Chain {
+        /// The service manager has the read end as well, for the next command.
+        is_kept: bool,
+    },
     /// We inherited the socket, and its maker hands out the read end.
     Straight {
         /// The socket is standard output, so the end of its reader is no failure.
@@ -97,9 +106,10 @@ enum Way {
 }
 
 impl Sink {
-    /// A queue whose read end is the standard input of a command.
-    pub fn chain(sender: Sender) -> Self {
-        Self::new(Some(sender), Way::Chain)
+    /// A queue whose read end is the standard input of a command. `is_kept`: the service manager keeps
+    /// the queue for the next command.
+    pub fn chain(sender: Sender, is_kept: bool) -> Self {
+        Self::new(Some(sender), Way::Chain { is_kept })
     }
 
     fn new(sender: Option<Sender>, way: Way) -> Self {
@@ -271,7 +281,7 @@ impl Sink {
                     Ok(Delivery::Later)
                 }
                 Way::Tickets { .. } | Way::Named { .. } => Err(shut_down()),
-                Way::Chain | Way::Straight { .. } => {
+                Way::Chain { .. } | Way::Straight { .. } => {
                     // The kernel reports this error once: SO_ERROR will not show it again.
                     self.left_unread |= errno == Errno::ECONNRESET;
                     Ok(Delivery::Gone)
@@ -372,7 +382,7 @@ impl Sink {
                 Ok(true)
             }
             Way::Remote { .. } => Ok(true),
-            Way::Chain | Way::Straight { .. } => Ok(!is_hung_up),
+            Way::Chain { .. } | Way::Straight { .. } => Ok(!is_hung_up),
         }
     }
 
@@ -385,7 +395,7 @@ impl Sink {
     /// Closes the queue of our command: the command reads the rest, and then the end.
     pub fn end_chain(&mut self) {
         // Unlike close(2), shutdown(2) lets us still count what consumers take.
-        if let (Way::Chain, Some(sender)) = (&self.way, &self.sender) {
+        if let (Way::Chain { .. }, Some(sender)) = (&self.way, &self.sender) {
             let _ = shutdown(sender.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }
@@ -411,28 +421,55 @@ impl Sink {
         (!self.left_unread).then_some(taken)
     }
 
-    /// Gives up the queue. Returns what no consumer can take any more. The other connections stay
-    /// in the queue for their consumers.
-    pub fn give_up(mut self) -> Untaken {
-        let untaken = self.untaken();
-        let Some(sender) = self.sender else {
-            return Untaken::Exactly(0);
+    /// Gives up the queue. Returns what no consumer takes any more, and how many connections were
+    /// taken, if known. What is neither stays in the queue for its consumers.
+    pub fn give_up(mut self) -> (Untaken, Option<u64>) {
+        let taken = self.taken();
+        let nobody_comes = self.nobody_comes();
+        let mut waiting = self.untaken();
+        let sender = match self.sender {
+            Some(sender) if !matches!(self.way, Way::Remote { .. }) => sender,
+            _ => return (Untaken::Exactly(0), taken),
         };
-        match self.way {
-            Way::Tickets { read_end, .. } | Way::Named { read_end, .. } => {
-                drop(read_end);
-                let is_lost = hung_up(sender.as_fd());
-                Untaken::Exactly(if is_lost { untaken } else { 0 })
+        // Without our own read end, the kernel reports that nobody has one.
+        drop(self.way);
+        let until = Instant::now() + LETTING_GO;
+        let untaken = loop {
+            let count = self.unread.count(sender.as_fd());
+            if is_lost(sender.as_fd()) {
+                // The number from before: the kernel has freed what was lost.
+                break match waiting {
+                    0 => Untaken::Some,
+                    _ => Untaken::Exactly(waiting),
+                };
             }
-            Way::Chain | Way::Straight { .. } if self.left_unread => Untaken::Some,
-            Way::Chain | Way::Straight { .. } if hung_up(sender.as_fd()) => {
-                // This error says that the consumers left connections unread.
-                match getsockopt(&sender, sockopt::SocketError) {
-                    Ok(error) if error != 0 => Untaken::Some,
-                    _ => Untaken::Exactly(0),
-                }
+            waiting = count;
+            if waiting == 0 || !nobody_comes {
+                break Untaken::Exactly(0);
             }
-            _ => Untaken::Exactly(0),
+            if until <= Instant::now() {
+                break Untaken::Exactly(waiting);
+            }
+            std::thread::sleep(LET_GO);
+        };
+        if self.left_unread {
+            return (Untaken::Some, None);
+        }
+        let is_known = untaken != Untaken::Some;
+        let taken = is_known.then(|| self.unread.sent().saturating_sub(waiting as u64));
+        (untaken, taken)
+    }
+
+    /// Whether our consumers have gone. A process that still has the read end then, such as a worker
+    /// that finishes its last connection, takes no more.
+    fn nobody_comes(&self) -> bool {
+        match &self.way {
+            // We give up the queue of a command when the command has ended.
+            Way::Chain { is_kept } => !is_kept,
+            Way::Tickets { pipe, .. } => {
+                ready(pipe.as_fd(), PollFlags::OUT).contains(PollFlags::ERR)
+            }
+            Way::Straight { .. } | Way::Named { .. } | Way::Remote { .. } => false,
         }
     }
 }
@@ -456,6 +493,11 @@ fn is_gone(errno: Errno) -> bool {
 
 fn shut_down() -> Error {
     Error::Peer("the queue was shut down by one of its consumers".into())
+}
+
+/// Whether all read ends were closed while connections waited.
+fn is_lost(sender: BorrowedFd<'_>) -> bool {
+    ready(sender, PollFlags::empty()).contains(PollFlags::ERR)
 }
 
 fn hung_up(descriptor: BorrowedFd<'_>) -> bool {

@@ -75,6 +75,11 @@ impl Unread {
         self.weights.len()
     }
 
+    /// How many messages of our own were sent.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// How many of our own messages were received.
     pub fn received(&mut self, socket: BorrowedFd<'_>) -> u64 {
         self.sent.saturating_sub(self.count(socket) as u64)
