@@ -34,7 +34,7 @@ pub(crate) struct Counters {
     pub by_rate: u64,
     /// Closed for lack of a PROXY header.
     pub bad_header: u64,
-    /// accept(2) failed because the client was gone.
+    /// accept(2) failed: the client was gone, or something does not let it in.
     pub failed: u64,
 }
 

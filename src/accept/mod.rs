@@ -32,6 +32,7 @@ use crate::system::signals::{Signals, not_ignored};
 pub(crate) mod admission;
 pub(crate) mod client;
 mod counters;
+mod failures;
 mod incoming;
 pub(crate) mod listen;
 mod outbox;
@@ -90,15 +91,12 @@ pub(crate) struct Acceptor {
     log: Log,
 }
 
-struct Ready {
-    causes: Vec<Cause>,
-    /// Whether the wait polled the listeners.
-    was_listening: bool,
-}
+/// Why a wait ended.
+struct Ready(Vec<Cause>);
 
 impl Ready {
     fn is(&self, cause: Cause) -> bool {
-        self.causes.contains(&cause)
+        self.0.contains(&cause)
     }
 
     /// Indices of the listeners with a waiting connection.
@@ -107,11 +105,10 @@ impl Ready {
             Cause::Listener(index) => Some(*index),
             _ => None,
         };
-        self.causes.iter().filter_map(listener).collect()
+        self.0.iter().filter_map(listener).collect()
     }
 }
 
-/// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     Signals,
@@ -181,22 +178,16 @@ impl Acceptor {
             let ready = self.wait()?;
             if ready.is(Cause::Signals) {
                 // Reads all signals at once: a later signal wakes the loop again.
-                let stage = self.shutdown.stage();
                 self.attend_signals();
                 let ended = self.shutdown.child_ended();
                 if ended.is_some() {
                     return Ok(ended);
                 }
-                if self.shutdown.stage() != stage {
-                    // The poll may have missed clients that came before the signal: poll again.
-                    continue;
-                }
             }
             if ready.is(Cause::Consumers) {
                 self.attend_sink()?;
             }
-            self.admission.attend();
-            self.attend_headers();
+            self.attend_clients();
             if let Some(child) = self.shutdown.child_mut() {
                 child.attend(&self.log);
             }
@@ -231,14 +222,11 @@ impl Acceptor {
             set.watch(Cause::Other, proxy);
         }
         if is_listening {
-            for (index, listener) in self.turns.listeners().enumerate() {
+            for (index, listener) in self.turns.listening() {
                 set.add(Cause::Listener(index), listener.as_fd(), PollFlags::IN);
             }
+            set.until(Cause::Other, self.turns.deadline());
         }
-        // Last orders do not wait for new clients.
-        let is_calling = self.shutdown.stage() == Stage::LastOrders;
-        let at_once = is_calling && is_listening && !self.turns.is_empty();
-        set.until(Cause::Other, at_once.then_some(now));
         set.until(Cause::Other, must_look.then(|| now + LOOK_FOR_ROOM));
         set.until(Cause::Other, shortage_ends);
         set.until(Cause::Other, self.shutdown.deadline());
@@ -249,10 +237,7 @@ impl Acceptor {
         set.until(Cause::Other, self.admission.shut_until(now));
         set.until(Cause::Other, status_due);
         let failed = |errno| Error::system("wait for connections", errno);
-        Ok(Ready {
-            causes: set.wait().map_err(failed)?,
-            was_listening: is_listening,
-        })
+        Ok(Ready(set.wait().map_err(failed)?))
     }
 
     fn is_accepting(&mut self, now: Instant) -> bool {
@@ -284,40 +269,34 @@ impl Acceptor {
                 return Ok(());
             }
             for _ in 0..self.turns.length(index) {
-                let is_calling = self.shutdown.stage() == Stage::LastOrders;
-                if !self.is_accepting(Instant::now()) || is_calling && self.turns.is_over(index) {
+                if !self.is_accepting(Instant::now()) || !self.turns.may_accept(index) {
                     break;
                 }
                 self.accept_from(index)?;
             }
         }
         if self.shutdown.stage() == Stage::LastOrders {
-            if ready.was_listening {
-                self.turns.end_all_but(&ready.listeners());
-            }
-            self.turns.retire();
+            // Looks again: clients may have come between the poll and the signal.
+            self.turns.retire_idle();
         }
         Ok(())
     }
 
     fn accept_from(&mut self, index: usize) -> Result<()> {
         let prepared = self.admission.prepare();
-        match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm)) {
+        match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm, &self.log)) {
             Ok(incoming) => {
                 self.admission.count();
                 return self.receive(incoming);
             }
             Err(errno) => match classify(errno) {
-                Class::Retry => {
-                    let is_clients = errno != Errno::EINTR;
-                    self.admission.counters.failed += u64::from(is_clients);
+                Class::Nobody if !self.turns.has_waiting(index) => {}
+                Class::Nobody | Class::Retry => {
+                    let is_failure = errno != Errno::EINTR;
+                    self.admission.counters.failed += u64::from(is_failure);
+                    self.turns.fail(index, errno, &self.log);
                 }
-                Class::Nobody => self.turns.end(index),
-                Class::Pause => {
-                    if !self.give_up_header() {
-                        self.pause(errno);
-                    }
-                }
+                Class::Pause => self.make_room(errno),
                 Class::Fatal => return Err(self.turns.error(index, errno)),
             },
         }
@@ -332,7 +311,6 @@ impl Acceptor {
         if let Some((refused, why)) = proxy.expect(incoming, Instant::now()) {
             self.turn_away(refused, why);
         }
-        self.leave_room();
         self.let_in_complete()
     }
 
@@ -340,8 +318,8 @@ impl Acceptor {
     fn let_in_complete(&mut self) -> Result<()> {
         while self.complete_headers() > 0 && !self.shortage.is_on() && self.may_let_in() {
             if let Err(errno) = self.admission.prepare() {
-                self.pause(errno);
-                break;
+                self.make_room(errno);
+                continue;
             }
             let complete = self.proxy.as_mut().and_then(AwaitedHeaders::take);
             if let Some(incoming) = complete {
@@ -357,23 +335,8 @@ impl Acceptor {
         if self.may_let_in() {
             // Prepares for the next connection. A failure is logged when that connection comes.
             let _ = self.admission.prepare();
-            self.leave_room();
         }
         Ok(())
-    }
-
-    /// Leaves a descriptor for the next consumer, where each client takes descriptors of its own
-    /// (PROXY headers, leases): gives up the oldest awaited headers, then the leases' reserve.
-    fn leave_room(&mut self) {
-        if self.proxy.is_none() && !self.admission.counts() {
-            return;
-        }
-        while !self.shortage.has_room(self.signals.as_fd()) {
-            if !self.give_up_header() {
-                self.admission.is_short();
-                break;
-            }
-        }
     }
 
     /// Takes the connection in hand, or refuses it.
@@ -415,11 +378,25 @@ impl Acceptor {
         self.admission.refuse(incoming.connection, why);
     }
 
-    fn attend_headers(&mut self) {
+    /// Takes back leases, reads PROXY headers, and closes connections. What that frees may end a
+    /// shortage.
+    fn attend_clients(&mut self) {
+        let mut is_freed = self.admission.attend();
         let proxy = self.proxy.as_mut();
         let refused = proxy.map(|proxy| proxy.attend(Instant::now()));
         for (incoming, why) in refused.into_iter().flatten() {
             self.turn_away(incoming, why);
+            is_freed = true;
+        }
+        if is_freed {
+            self.shortage.end();
+        }
+    }
+
+    /// Descriptors or memory are short: gives up a client, or else accepts nothing for a while.
+    fn make_room(&mut self, errno: Errno) {
+        if !self.give_up_header() {
+            self.shortage.begin(errno, &self.log);
         }
     }
 
@@ -446,11 +423,6 @@ impl Acceptor {
             Some(Delivery::Full | Delivery::Later) | None => {}
         }
         Ok(())
-    }
-
-    fn pause(&mut self, errno: Errno) {
-        self.admission.is_short();
-        self.shortage.begin(errno, &self.log);
     }
 
     fn attend_sink(&mut self) -> Result<()> {

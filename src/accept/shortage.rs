@@ -1,37 +1,34 @@
 //! While descriptors or memory are short: accepts nothing for a while, and logs that once.
 
-use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::system::free_fds::FreeFds;
+use crate::accept::failures::Causes;
 use crate::system::log::Log;
 use crate::system::pause::{Pause, SHORTAGE};
-
-/// Shortages closer together than this are logged once.
-const SAME: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(super) struct Shortage {
     pause: Pause,
-    last: Option<Instant>,
-    /// Keeps a descriptor free for the next consumer.
-    free: FreeFds<1>,
+    causes: Causes,
 }
 
 impl Shortage {
     /// Pauses because of `errno`.
     pub fn begin(&mut self, errno: Errno, log: &Log) {
-        let now = Instant::now();
         self.pause.begin(SHORTAGE);
-        if self.last.is_none_or(|last| now - last > SAME) {
+        if self.causes.is_news(errno) {
             let cause = errno.desc();
             log.error(format_args!(
                 "cannot accept: {cause}; connections wait until it can"
             ));
         }
-        self.last = Some(now);
+    }
+
+    /// Something was freed: tries again at once.
+    pub fn end(&self) {
+        self.pause.end();
     }
 
     /// Whether accepting is paused.
@@ -42,10 +39,5 @@ impl Shortage {
     /// When the pause ends.
     pub fn deadline(&self) -> Option<Instant> {
         self.pause.deadline()
-    }
-
-    /// Whether a descriptor is free for the next consumer. `any` is any open descriptor.
-    pub fn has_room(&self, any: BorrowedFd<'_>) -> bool {
-        self.free.check(any).is_ok()
     }
 }

@@ -1,15 +1,18 @@
 //! The listeners, which take turns, and the errors of accept(2).
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
+use crate::accept::failures::Failures;
 use crate::accept::incoming::Incoming;
 use crate::accept::listen::{Listener, Transport, backlog};
 use crate::error::{Error, to_nix};
 use crate::system::alarm::Alarm;
+use crate::system::log::Log;
+use crate::system::poll::{PollFlags, earliest, ready};
 
 /// The most connections from a listener before the next listener's turn.
 const LONGEST_TURN: usize = 16;
@@ -19,7 +22,7 @@ const BLOCKED: Duration = Duration::from_millis(50);
 /// What to do after a failed accept(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// The client is gone, or a signal came: try the next connection.
+    /// This connection failed, or a signal came: try the next connection.
     Retry,
     /// No connection waits.
     Nobody,
@@ -29,25 +32,15 @@ pub(super) enum Class {
     Fatal,
 }
 
-/// accept(2) also reports errors of the new connection.
+/// accept(2) also reports errors of the new connection, and of whatever filters connections.
 pub(super) fn classify(errno: Errno) -> Class {
     match errno {
-        Errno::EINTR
-        | Errno::ECONNABORTED
-        | Errno::EPROTO
-        | Errno::EPERM
-        | Errno::ETIMEDOUT
-        | Errno::ENETDOWN
-        | Errno::ENETUNREACH
-        | Errno::EHOSTDOWN
-        | Errno::EHOSTUNREACH
-        | Errno::ENOPROTOOPT
-        | Errno::EOPNOTSUPP
-        | Errno::ECONNRESET
-        | Errno::ENONET => Class::Retry,
         Errno::EAGAIN => Class::Nobody,
         Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => Class::Pause,
-        _ => Class::Fatal,
+        Errno::EBADF | Errno::EFAULT | Errno::EINVAL | Errno::ENOSYS | Errno::ENOTSOCK => {
+            Class::Fatal
+        }
+        _ => Class::Retry,
     }
 }
 
@@ -55,26 +48,42 @@ struct Place {
     listener: Listener,
     /// During last orders: how many connections from before the stop the backlog may still hold.
     left: usize,
+    failures: Failures,
 }
 
 pub(super) struct Turns {
     places: Vec<Place>,
     next: usize,
     longest_backlog: usize,
+    /// Last orders were called.
+    is_calling: bool,
 }
 
 impl Turns {
     pub fn new(listeners: Vec<Listener>) -> Self {
-        let place = |listener| Place { listener, left: 0 };
+        let place = |listener| Place {
+            listener,
+            left: 0,
+            failures: Failures::default(),
+        };
         Self {
             places: listeners.into_iter().map(place).collect(),
             next: 0,
             longest_backlog: backlog::longest(),
+            is_calling: false,
         }
     }
 
-    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        self.places.iter().map(|place| &place.listener)
+    /// The listeners to wait for, with their indices: all but those whose failures pause them.
+    pub fn listening(&self) -> impl Iterator<Item = (usize, &Listener)> {
+        let places = self.places.iter().enumerate();
+        let places = places.filter(|(_, place)| !place.failures.is_pause_on());
+        places.map(|(index, place)| (index, &place.listener))
+    }
+
+    /// When a paused listener is to be tried again.
+    pub fn deadline(&self) -> Option<Instant> {
+        earliest(self.places.iter().map(|place| place.failures.deadline()))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -100,11 +109,24 @@ impl Turns {
         }
     }
 
+    /// Whether to accept from listener `index` now: no failures pause it, and last orders are not
+    /// over there.
+    pub fn may_accept(&self, index: usize) -> bool {
+        let place = &self.places[index];
+        let is_over = self.is_calling && place.left == 0;
+        !is_over && !place.failures.is_pause_on()
+    }
+
     /// Accepts a connection from listener `index`.
     ///
     /// # Errors
     /// The errno of accept(2); `EAGAIN` if no connection waits.
-    pub fn accept(&mut self, index: usize, alarm: &mut Alarm) -> Result<Incoming, Errno> {
+    pub fn accept(
+        &mut self,
+        index: usize,
+        alarm: &mut Alarm,
+        log: &Log,
+    ) -> Result<Incoming, Errno> {
         let place = &mut self.places[index];
         let listener = &place.listener;
         let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC).map_err(to_nix);
@@ -120,8 +142,21 @@ impl Turns {
         let (connection, remote) = accepted?;
         let incoming = Incoming::new(connection, remote.as_ref(), listener);
         place.left = place.left.saturating_sub(1);
+        place.failures.end(listener, log);
         self.next = index + 1;
         Ok(incoming)
+    }
+
+    /// Notes that accept(2) failed at listener `index`. Failures that last pause the listener, and
+    /// end its last orders.
+    pub fn fail(&mut self, index: usize, errno: Errno, log: &Log) {
+        let place = &mut self.places[index];
+        // Where others accept as well, they may be faster each time.
+        let is_news = errno != Errno::EAGAIN || !place.listener.is_inherited();
+        place.failures.add(&place.listener, errno, is_news, log);
+        if self.is_calling && place.failures.are_lasting() {
+            place.left = 0;
+        }
     }
 
     /// The error to report for an errno of [`Class::Fatal`].
@@ -131,31 +166,27 @@ impl Turns {
 
     /// From now on accepts only connections that the backlogs may hold already.
     pub fn call_last_orders(&mut self) {
+        self.is_calling = true;
         for place in &mut self.places {
             place.left = self.longest_backlog + 1;
+            place.failures.end_pause();
         }
     }
 
-    /// Whether last orders are over for this listener.
-    pub fn is_over(&self, index: usize) -> bool {
-        self.places[index].left == 0
+    /// Whether a connection waits at listener `index`, as far as poll(2) knows.
+    pub fn has_waiting(&self, index: usize) -> bool {
+        let listener = self.places[index].listener.as_fd();
+        !ready(listener, PollFlags::IN).is_empty()
     }
 
-    /// Ends last orders for this listener: its backlog is empty.
-    pub fn end(&mut self, index: usize) {
-        self.places[index].left = 0;
-    }
-
-    /// Ends last orders for all listeners but the `ready` ones.
-    pub fn end_all_but(&mut self, ready: &[usize]) {
-        let places = self.places.iter_mut().enumerate();
-        for (_, place) in places.filter(|(index, _)| !ready.contains(index)) {
-            place.left = 0;
+    /// During last orders: closes the listeners where no connection waits, so that no client
+    /// connects in vain.
+    pub fn retire_idle(&mut self) {
+        for index in 0..self.places.len() {
+            if !self.has_waiting(index) {
+                self.places[index].left = 0;
+            }
         }
-    }
-
-    /// Closes the listeners without last orders, so that no client connects in vain.
-    pub fn retire(&mut self) {
         self.places.retain(|place| place.left > 0);
     }
 
@@ -167,6 +198,10 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accept::listen::finish;
+    use crate::system::log::Verbosity;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
 
     #[test]
     fn errors_of_accept_have_their_class() {
@@ -176,6 +211,8 @@ mod tests {
         assert_eq!(classify(Errno::EMFILE), Class::Pause);
         assert_eq!(classify(Errno::ENFILE), Class::Pause);
         assert_eq!(classify(Errno::ENOMEM), Class::Pause);
+        assert_eq!(classify(Errno::EPERM), Class::Retry);
+        assert_eq!(classify(Errno::EACCES), Class::Retry);
         assert_eq!(classify(Errno::EBADF), Class::Fatal);
         assert_eq!(classify(Errno::EINVAL), Class::Fatal);
     }
@@ -189,5 +226,54 @@ mod tests {
         assert_eq!(turns.in_turn(vec![0, 1]), [0, 1]);
         turns.next = 3;
         assert_eq!(turns.in_turn(vec![1, 2]), [1, 2]);
+    }
+
+    /// 2 listeners, each with a client.
+    fn two() -> (Turns, [TcpStream; 2]) {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let clients = [0, 1].map(|index: usize| {
+            let address: SocketAddr = listeners[index].local_addr().unwrap();
+            TcpStream::connect(address).unwrap()
+        });
+        let listeners = listeners.map(OwnedFd::from);
+        let listeners = listeners.map(|fd| finish(fd, Transport::Tcp, None).unwrap());
+        (Turns::new(listeners.into()), clients)
+    }
+
+    fn listening(turns: &Turns) -> Vec<usize> {
+        turns.listening().map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn only_the_listener_that_fails_again_and_again_pauses() {
+        let (mut turns, _clients) = two();
+        let log = Log::new("test", Verbosity::Quiet);
+        for _ in 0..3 {
+            turns.fail(0, Errno::EPERM, &log);
+        }
+        assert_eq!((listening(&turns), turns.deadline()), (vec![0, 1], None));
+        // So often that the pause is not over before it is looked at.
+        for _ in 0..20 {
+            turns.fail(0, Errno::EPERM, &log);
+        }
+        assert_eq!(listening(&turns), [1]);
+        assert!(turns.deadline().is_some());
+        assert!(!turns.may_accept(0) && turns.may_accept(1));
+    }
+
+    #[test]
+    fn last_orders_try_a_failing_listener_once_more() {
+        let (mut turns, _clients) = two();
+        let log = Log::new("test", Verbosity::Quiet);
+        for _ in 0..20 {
+            turns.fail(0, Errno::EPERM, &log);
+        }
+        turns.call_last_orders();
+        assert!(turns.may_accept(0) && turns.may_accept(1));
+        turns.retire_idle();
+        assert_eq!(turns.places.len(), 2);
+        turns.fail(0, Errno::EPERM, &log);
+        turns.retire_idle();
+        assert_eq!(turns.places.len(), 1);
     }
 }

@@ -168,14 +168,17 @@ impl Receiver {
         receive: impl Fn(BorrowedFd<'_>) -> Result<Message, Errno>,
     ) -> Result<Option<Received>> {
         let failed = |errno| Error::system("receive a connection", errno);
+        let mut is_gone = false;
         let mut empties = 0;
         loop {
             self.free.check(self.socket.as_fd()).map_err(failed)?;
             match receive(self.socket.as_fd()) {
-                // An empty message reads like the end, and other messages may follow.
-                Ok(message) if message.is_empty() && self.other_side_is_gone() => {
+                // An empty message reads like the end, and nothing tells one from the other. But the
+                // end stays, and of empty messages there are only so many in a queue.
+                Ok(message) if message.is_empty() && (is_gone || self.other_side_is_gone()) => {
+                    is_gone = true;
                     empties += 1;
-                    if empties > MAX_QUEUED || is_drained(self.socket.as_fd()) {
+                    if empties > MAX_QUEUED {
                         return Ok(Some(Received::End));
                     }
                 }

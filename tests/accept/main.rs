@@ -5,6 +5,7 @@ mod support;
 
 mod access;
 mod addresses;
+mod failing_accept;
 mod inherited_listeners;
 mod limits;
 mod link_local;

@@ -2,6 +2,7 @@
 //! no CPU.
 
 use std::net::TcpStream;
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -237,14 +238,18 @@ fn a_full_queue_of_a_consumers_own_name_loses_nothing() {
     crowd.expect_served();
 }
 
-/// A script run by a user without other descriptors in flight. The kernel counts them per user, except
-/// for root.
-fn start_as_a_new_user(text: &str) -> Acceptor {
+/// A user without descriptors in flight. The kernel counts them per user, except for root.
+fn new_user() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let uid = 1_000_000 + 16 * std::process::id() + number;
+    1_000_000 + 16 * std::process::id() + number
+}
+
+/// A script run by a user, whose the directory is.
+fn start_as(uid: u32, text: &str) -> Acceptor {
     let fdaccept = Fdaccept::sh(text).open().run_by(uid);
     let programs = fdaccept.names.text("");
+    chown(&programs, Some(uid), None).unwrap();
     for name in ["fdaccept", "fdpool", "fdrecv"] {
         copy_of(name, Path::new(&programs));
     }
@@ -256,7 +261,7 @@ fn start_as_a_new_user(text: &str) -> Acceptor {
 fn too_many_descriptors_on_their_way_are_waited_for() {
     needs!(root());
     let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {STOPPED_POOL}");
-    let mut acceptor = start_as_a_new_user(&text);
+    let mut acceptor = start_as(new_user(), &text);
     let pid = acceptor.pid();
     let pool = acceptor.stopped_child();
     let idle = settled(pid).len();
@@ -276,7 +281,7 @@ fn a_consumer_gets_the_queue_while_too_many_are_on_their_way() {
     for consumers in ["exec fdpool 4 -- cat", LOOP_OF_FDRECV] {
         let stopped = format!("sh -c 'kill -STOP $$; {consumers}'");
         let text = format!("ulimit -n 20; fdaccept 127.0.0.1:0 | {stopped}");
-        let acceptor = start_as_a_new_user(&text);
+        let acceptor = start_as(new_user(), &text);
         let both = eventually("both programs", || {
             Some(acceptor.children()).filter(|both| both.len() == 2)
         });
@@ -291,13 +296,29 @@ fn a_consumer_gets_the_queue_while_too_many_are_on_their_way() {
     }
 }
 
+/// The queue is full, and all descriptors are leases.
+#[test]
+fn a_consumer_finds_its_way_when_both_limits_on_descriptors_are_reached_at_once() {
+    needs!(root());
+    // With some of these limits a connection in hand, which cannot be passed, takes the last one.
+    for limit in 34..42 {
+        let text = format!("ulimit -n {limit}; exec fdaccept --max 1000 --bind ./q 127.0.0.1:0");
+        let acceptor = start_as(new_user(), &text);
+        let crowd = Crowd::connect(acceptor.port, 60);
+        settled(acceptor.pid());
+        let queue = acceptor.names.text("q");
+        let _pool = Pool::on(&queue).slots(4, ["cat"]).start();
+        crowd.expect_served();
+    }
+}
+
 /// fdaccept holds a connection that it cannot pass on, and has no consumer any more.
 #[test]
 fn the_end_of_the_queue_while_too_many_are_on_their_way_is_waited_out() {
     needs!(root());
     let command = "sh -c 'kill -STOP $$; exec sleep 1000 </dev/null'";
     let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {command}");
-    let mut acceptor = start_as_a_new_user(&text);
+    let mut acceptor = start_as(new_user(), &text);
     let pid = acceptor.pid();
     let command = acceptor.stopped_child();
     let idle = settled(pid);
@@ -314,6 +335,82 @@ fn the_end_of_the_queue_while_too_many_are_on_their_way_is_waited_out() {
     let log = acceptor.expect_end(128 + 15);
     let left = "fdaccept: connections were accepted and not taken";
     assert_eq!(log.lines().last(), Some(left), "{log}");
+}
+
+/// Another service of the user `uid`, with as many descriptors in flight as the kernel allows. Returns
+/// what lets it take them.
+fn crowded_service(uid: u32) -> (Acceptor, impl FnOnce()) {
+    let text = format!("ulimit -n 20; exec fdaccept 127.0.0.1:0 -- {STOPPED_POOL}");
+    let acceptor = start_as(uid, &text);
+    let pool = acceptor.stopped_child();
+    let idle = settled(acceptor.pid()).len();
+    let crowd = Crowd::connect(acceptor.port, crowd_size(200));
+    until_full(acceptor.pid(), idle);
+    let end = move || {
+        thaw(pool);
+        crowd.expect_served();
+    };
+    (acceptor, end)
+}
+
+/// The end of a line about descriptors in flight, without their number.
+const OTHERS: &str = " or more descriptors in flight";
+
+#[test]
+fn descriptors_that_another_service_has_on_their_way_are_told_of_and_waited_for() {
+    needs!(root());
+    let uid = new_user();
+    let text = "ulimit -n 20; exec fdaccept 127.0.0.1:0 -- fdpool 4 -- cat";
+    let mut acceptor = start_as(uid, text);
+    acceptor.expect_echo();
+    let (_other, end) = crowded_service(uid);
+    let crowd = Crowd::connect(acceptor.port, 10);
+    let line = acceptor.line("cannot pass a connection");
+    let problem = "fdaccept: cannot pass a connection: Too many references: cannot splice; \
+                   other processes of this user have 21 or more descriptors in flight; \
+                   connections wait";
+    assert_eq!(line, problem);
+    are_idle(&[acceptor.pid()]);
+    crowd.expect_waiting();
+    end();
+    acceptor.line("fdaccept: connections are passed again");
+    crowd.expect_served();
+    let log = acceptor.stop();
+    assert_eq!(log.matches(OTHERS).count(), 1, "{log}");
+}
+
+#[test]
+fn a_consumer_that_cannot_get_the_queue_because_of_another_service_is_told_of() {
+    needs!(root());
+    let uid = new_user();
+    let (_other, end) = crowded_service(uid);
+    let mut acceptor = start_as(uid, "ulimit -n 20; exec fdaccept --bind ./q 127.0.0.1:0");
+    let queue = acceptor.names.text("q");
+    let _pool = Pool::on(&queue).slots(1, ["cat"]).start();
+    let line = acceptor.line("cannot hand out the queue");
+    assert!(
+        line.contains(OTHERS) && line.ends_with("; consumers wait"),
+        "{line}"
+    );
+    let client = acceptor.client();
+    end();
+    acceptor.line("fdaccept: the queue is handed out again");
+    client.expect_echo("hello");
+    let log = acceptor.stop();
+    assert_eq!(log.matches("cannot hand out").count(), 1, "{log}");
+}
+
+#[test]
+fn a_consumer_with_a_ticket_waits_while_another_service_has_too_many_on_their_way() {
+    needs!(root());
+    let uid = new_user();
+    let (_other, end) = crowded_service(uid);
+    let text = "ulimit -n 20; fdaccept 127.0.0.1:0 | fdpool 1 -- cat";
+    let mut acceptor = start_as(uid, text);
+    acceptor.line("cannot hand out the queue");
+    end();
+    acceptor.line("fdaccept: the queue is handed out again");
+    acceptor.expect_echo();
 }
 
 const LIMITS: &str = "sh -c 'ulimit -Sn; ulimit -Hn'";

@@ -75,16 +75,20 @@ fn who_reads_tickets_without_end_does_not_keep_fdaccept_busy() {
 }
 
 #[test]
-fn a_connection_without_payload_behind_an_empty_message_is_served_at_the_end_of_a_queue() {
-    let mut queue = Queue::new();
-    let (client, connection) = unix_pair();
-    send(queue.write_end(), b"", &[]).unwrap();
-    send(queue.write_end(), b"", &[connection.as_fd()]).unwrap();
-    queue.close();
-    drop(connection);
-    let mut pool = Pool::on(&queue).slots(1, ["echo", "served"]).start();
-    assert_eq!(client.rest(), "served\n");
-    pool.expect_exit(0);
+fn a_connection_without_payload_behind_empty_messages_is_served_at_the_end_of_a_queue() {
+    for empties in [1, 2, 100] {
+        let mut queue = Queue::new();
+        let (client, connection) = unix_pair();
+        for _ in 0..empties {
+            send(queue.write_end(), b"", &[]).unwrap();
+        }
+        send(queue.write_end(), b"", &[connection.as_fd()]).unwrap();
+        queue.close();
+        drop(connection);
+        let mut pool = Pool::on(&queue).slots(1, ["echo", "served"]).start();
+        assert_eq!(client.rest(), "served\n");
+        pool.expect_exit(0);
+    }
 }
 
 #[test]

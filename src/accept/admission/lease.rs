@@ -12,16 +12,12 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use rustix::event::{Timespec, epoll};
-use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::accept::client::ClientKey;
 use crate::error::{Error, Result, to_nix};
 
 /// How many events to get with 1 call.
 const BATCH: usize = 64;
-
-/// How many descriptors to keep in reserve.
-const RESERVE: usize = 4;
 
 /// A lease that is not granted yet.
 #[derive(Debug)]
@@ -45,8 +41,6 @@ pub(crate) struct Leases {
     held: BTreeMap<RawFd, Held>,
     by_key: BTreeMap<ClientKey, u32>,
     spare: Option<Spare>,
-    /// Given up when descriptors are short, so that consumers can come and end the shortage.
-    reserve: Vec<OwnedFd>,
 }
 
 impl Leases {
@@ -62,7 +56,6 @@ impl Leases {
             held: BTreeMap::new(),
             by_key: BTreeMap::new(),
             spare: None,
-            reserve: Vec::new(),
         })
     }
 
@@ -72,23 +65,6 @@ impl Leases {
     /// # Errors
     /// The errno: `EMFILE`, `ENFILE`, `ENOMEM`.
     pub fn prepare(&mut self) -> Result<(), Errno> {
-        let prepared = self.try_to_prepare();
-        if prepared.is_err() {
-            self.give_up_reserve();
-        }
-        prepared
-    }
-
-    /// Descriptors are short: leaves the reserve to consumers.
-    pub fn give_up_reserve(&mut self) {
-        self.reserve.clear();
-    }
-
-    fn try_to_prepare(&mut self) -> Result<(), Errno> {
-        while self.reserve.len() < RESERVE {
-            let copy = fcntl_dupfd_cloexec(&self.epoll, 0).map_err(to_nix)?;
-            self.reserve.push(copy);
-        }
         if self.spare.is_some() {
             return Ok(());
         }
@@ -119,8 +95,14 @@ impl Leases {
         Some(spare.write_end)
     }
 
-    /// Takes back the leases whose last copy is closed.
-    pub fn attend(&mut self) {
+    /// Takes back the leases whose last copy is closed. Returns whether there were any.
+    pub fn attend(&mut self) -> bool {
+        let before = self.held.len();
+        self.take_back();
+        self.held.len() < before
+    }
+
+    fn take_back(&mut self) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
         let now = Timespec::default();
         loop {
@@ -184,12 +166,12 @@ mod tests {
         let (first, second) = (grant(), grant());
         let copy = first.try_clone().unwrap();
         drop(first);
-        leases.attend();
+        assert!(!leases.attend());
         assert_eq!((leases.count(), leases.count_of(&key)), (2, 2));
         assert!(ready(leases.as_fd(), PollFlags::IN).is_empty());
         drop(copy);
         assert!(!ready(leases.as_fd(), PollFlags::IN).is_empty());
-        leases.attend();
+        assert!(leases.attend());
         assert_eq!((leases.count(), leases.count_of(&key)), (1, 1));
         drop(second);
         leases.attend();

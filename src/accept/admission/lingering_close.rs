@@ -46,11 +46,13 @@ impl LingeringCloses {
             .push_back((connection, Instant::now() + END_PATIENCE));
     }
 
-    /// Reads on. Drops clients that have closed or take too long.
-    pub fn attend(&mut self) {
+    /// Reads on. Drops clients that have closed or take too long. Returns whether there were any.
+    pub fn attend(&mut self) -> bool {
         let now = Instant::now();
+        let before = self.leaving.len();
         self.leaving
             .retain(|(connection, until)| now < *until && !has_ended(connection.as_fd()));
+        self.leaving.len() < before
     }
 }
 

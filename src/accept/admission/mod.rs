@@ -112,18 +112,6 @@ impl Admission {
         self.leases.as_mut().map_or(Ok(()), Leases::prepare)
     }
 
-    /// Descriptors are short: leaves the reserve to consumers.
-    pub fn is_short(&mut self) {
-        if let Some(leases) = &mut self.leases {
-            leases.give_up_reserve();
-        }
-    }
-
-    /// Whether connections in service are counted, which costs a descriptor each.
-    pub fn counts(&self) -> bool {
-        self.leases.is_some()
-    }
-
     /// Whether all clients wait until the service of a connection ends.
     pub fn is_full(&self) -> bool {
         let waits = matches!(self.options.when_full, None | Some(WhenFull::Wait));
@@ -204,12 +192,10 @@ impl Admission {
         }
     }
 
-    /// Takes back leases, and goes on with lingering closes.
-    pub fn attend(&mut self) {
-        if let Some(leases) = &mut self.leases {
-            leases.attend();
-        }
-        self.lingering.attend();
+    /// Takes back leases, and goes on with lingering closes. Returns whether any has ended.
+    pub fn attend(&mut self) -> bool {
+        let has_ended = self.leases.as_mut().is_some_and(Leases::attend);
+        self.lingering.attend() || has_ended
     }
 
     /// Reads the file of rules again.

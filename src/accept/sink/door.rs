@@ -8,6 +8,7 @@ use nix::sys::socket::{Backlog, SockType, listen};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
+use crate::accept::sink::reserve::Reserve;
 use crate::error::{Error, Result};
 use crate::system::pause::{Pause, SHORTAGE};
 use crate::system::poll::{PollFlags, Watched};
@@ -26,6 +27,9 @@ pub(super) enum Event {
 pub(super) struct Door {
     listener: OwnedFd,
     pause: Pause,
+    /// For a consumer that comes while clients have all other descriptors: without it the clients
+    /// and the consumer would wait for each other.
+    reserve: Reserve<1>,
 }
 
 impl Door {
@@ -40,13 +44,27 @@ impl Door {
         let listener = unix_socket::new_nonblocking(SockType::SeqPacket)?;
         let bound = bind(listener.as_fd())?;
         listen(&listener, Backlog::MAXCONN).map_err(|errno| Error::system(action, errno))?;
-        let pause = Pause::default();
-        Ok((Self { listener, pause }, bound))
+        let mut door = Self {
+            listener,
+            pause: Pause::default(),
+            reserve: Reserve::default(),
+        };
+        door.fill_reserve();
+        Ok((door, bound))
     }
 
     /// Accepts consumers and gives each to `react`. If descriptors are short and `react` cannot
     /// free any (returns false), the door is shut for a while.
-    pub fn attend(&mut self, mut react: impl FnMut(Event) -> bool) {
+    pub fn attend(&mut self, react: impl FnMut(Event) -> bool) {
+        self.admit(react);
+        self.fill_reserve();
+    }
+
+    fn fill_reserve(&mut self) {
+        self.reserve.fill(|| self.listener.try_clone());
+    }
+
+    fn admit(&mut self, mut react: impl FnMut(Event) -> bool) {
         // A crowd of consumers must not keep the loop from other work.
         for _ in 0..TURN {
             if self.pause.is_on() {
@@ -56,9 +74,9 @@ impl Door {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match accept_with(&self.listener, flags) {
                 Ok(consumer) => drop(react(Event::Consumer(consumer.into()))),
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                Err(_) if react(Event::Short) => {}
+                Err(_) if self.reserve.give_up() || react(Event::Short) => {}
                 Err(_) => self.pause.begin(SHORTAGE),
             }
         }

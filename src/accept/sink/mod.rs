@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::resource::rlim_t;
+use nix::sys::socket::{Shutdown, SockType, shutdown};
 use nix::sys::stat::SFlag;
 
 use crate::accept::sink::named_door::NamedDoor;
 use crate::accept::sink::read_end::ReadEnd;
+use crate::accept::sink::reserve::Reserve;
+use crate::accept::sink::stuck::{InFlightLimit, Stuck, Words, is_shortage};
 use crate::accept::sink::ticket_door::{IN_VAIN, TicketDoor};
 use crate::accept::sink::unread::{Receipts, Unread, is_told_of, waiting};
 use crate::error::{Error, Result};
@@ -26,10 +29,13 @@ use crate::system::file_owner::FileOwner;
 use crate::system::inherited;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched, ready};
+use crate::system::unix_socket;
 
 mod door;
 mod named_door;
 mod read_end;
+mod reserve;
+mod stuck;
 mod ticket_door;
 mod unread;
 
@@ -69,6 +75,11 @@ pub(crate) struct Sink {
     /// A consumer is gone, and connections that it has not received may be lost.
     left_unread: bool,
     limit: Option<QueueLimit>,
+    in_flight_limit: InFlightLimit,
+    /// How many descriptors a message of ours carries.
+    carried: usize,
+    passing: Stuck,
+    handing_out: Stuck,
     way: Way,
 }
 
@@ -102,6 +113,9 @@ enum Way {
         name: Name,
         trust: Trust,
         problem: Said,
+        /// For a connect while clients have all other descriptors: the socket itself, and one to
+        /// ask whose an abstract name is.
+        reserve: Reserve<2>,
     },
 }
 
@@ -121,6 +135,18 @@ impl Sink {
             unread: unread.unwrap_or_default(),
             left_unread: false,
             limit: None,
+            in_flight_limit: InFlightLimit::get(),
+            carried: 1,
+            passing: Stuck::new(Words {
+                action: "pass a connection",
+                waiting: "connections wait",
+                again: "connections are passed again",
+            }),
+            handing_out: Stuck::new(Words {
+                action: "hand out the queue",
+                waiting: "consumers wait",
+                again: "the queue is handed out again",
+            }),
             way,
         }
     }
@@ -148,10 +174,13 @@ impl Sink {
         }
         if let Some(name) = &options.connect {
             let name = Name::parse(name)?;
+            let mut reserve = Reserve::default();
+            reserve.fill(another_socket);
             let way = Way::Remote {
                 name,
                 trust,
                 problem: Said::default(),
+                reserve,
             };
             let sink = Self::new(None, way);
             sink.check()?;
@@ -257,22 +286,31 @@ impl Sink {
         let Some(sender) = &self.sender else {
             return Ok(Delivery::Gone);
         };
-        if let Way::Tickets { read_end, .. } | Way::Named { read_end, .. } = &mut self.way
-            && read_end.fill_reserve() == Err(Errno::ETOOMANYREFS)
-        {
+        self.carried = 1 + usize::from(lease.is_some());
+        let reserved = match &mut self.way {
+            Way::Tickets { read_end, .. } | Way::Named { read_end, .. } => read_end.fill_reserve(),
+            _ => Ok(()),
+        };
+        let sent = match reserved {
             // Waits, or else the next consumer could not get the read end.
-            return Ok(Delivery::Later);
-        }
-        match sender.pass(connection, lease, payload) {
+            Err(errno) if is_shortage(errno) => Err(errno),
+            _ => sender.pass(connection, lease, payload),
+        };
+        match sent {
             Ok(()) => {
                 self.unread.remember(payload.len(), sender.as_fd());
+                self.passing.works(log);
                 if let Way::Remote { problem, .. } = &mut self.way {
                     problem.forget();
                 }
                 Ok(Delivery::Done)
             }
             Err(Errno::EAGAIN) => Ok(Delivery::Full),
-            Err(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => Ok(Delivery::Later),
+            Err(errno) if is_shortage(errno) => {
+                let others = self.others_in_flight();
+                self.passing.fails(errno, others, log);
+                Ok(Delivery::Later)
+            }
             Err(errno) if is_gone(errno) => match self.way {
                 // Another consumer may bind the name later.
                 Way::Remote { .. } => {
@@ -292,8 +330,17 @@ impl Sink {
     }
 
     fn connect(&mut self) -> Result<()> {
-        if let Way::Remote { name, trust, .. } = &self.way {
-            let sender = Sender::connect(name, trust)?;
+        if let Way::Remote {
+            name,
+            trust,
+            reserve,
+            ..
+        } = &mut self.way
+        {
+            reserve.give_up();
+            let connected = Sender::connect(name, trust);
+            reserve.fill(another_socket);
+            let sender = connected?;
             if let Some(limit) = &self.limit {
                 limit.receipts.watch(&sender)?;
             }
@@ -359,7 +406,7 @@ impl Sink {
             .sender
             .as_ref()
             .is_some_and(|sender| hung_up(sender.as_fd()));
-        match &mut self.way {
+        let is_there = match &mut self.way {
             // We hold the read end ourselves, so only a consumer's shutdown(2) can hang up.
             Way::Tickets { .. } | Way::Named { .. } if is_hung_up => Err(shut_down()),
             Way::Tickets {
@@ -383,7 +430,39 @@ impl Sink {
             }
             Way::Remote { .. } => Ok(true),
             Way::Chain { .. } | Way::Straight { .. } => Ok(!is_hung_up),
+        };
+        self.tell_handing_out(log);
+        is_there
+    }
+
+    /// Logs it if consumers cannot get the read end.
+    fn tell_handing_out(&mut self, log: &Log) {
+        let Some(read_end) = self.read_end() else {
+            return;
+        };
+        match read_end.shortage() {
+            Some(errno) => {
+                let others = self.others_in_flight();
+                self.handing_out.fails(errno, others, log);
+            }
+            None => self.handing_out.works(log),
         }
+    }
+
+    /// The read end that we hand out.
+    fn read_end(&self) -> Option<&ReadEnd> {
+        match &self.way {
+            Way::Tickets { read_end, .. } | Way::Named { read_end, .. } => Some(read_end),
+            _ => None,
+        }
+    }
+
+    /// After `ETOOMANYREFS`: how many descriptors other processes of this user have in flight, at
+    /// least.
+    fn others_in_flight(&mut self) -> rlim_t {
+        let reserved = self.read_end().map_or(0, ReadEnd::in_flight);
+        let own = self.untaken() * self.carried + reserved;
+        self.in_flight_limit.others(own)
     }
 
     /// Whether the loss of all consumers is a failure: yes for `--queue-fd`, no for standard
@@ -472,6 +551,11 @@ impl Sink {
             Way::Straight { .. } | Way::Named { .. } | Way::Remote { .. } => false,
         }
     }
+}
+
+/// A socket for the reserve.
+fn another_socket() -> Result<OwnedFd> {
+    unix_socket::new(SockType::Datagram)
 }
 
 /// Polls for room if `wanted`, else only for the end.

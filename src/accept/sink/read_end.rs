@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use nix::errno::Errno;
 use sendfd::SendWithFd;
 
+use crate::accept::sink::stuck::is_shortage;
 use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{try_receive, try_send};
@@ -21,6 +22,8 @@ const RESERVED: usize = 4;
 pub(super) struct ReadEnd {
     read_end: OwnedFd,
     reserve: InFlightReserve,
+    /// Why consumers do not get it at the moment.
+    shortage: Option<Errno>,
 }
 
 impl ReadEnd {
@@ -30,7 +33,11 @@ impl ReadEnd {
     /// [`Error::System`] (`EMFILE` and the like).
     pub fn new(read_end: OwnedFd) -> Result<Self> {
         let reserve = InFlightReserve::new()?;
-        Ok(Self { read_end, reserve })
+        Ok(Self {
+            read_end,
+            reserve,
+            shortage: None,
+        })
     }
 
     /// Hands the read end to a consumer, even if nothing else can be sent (`ETOOMANYREFS`).
@@ -38,6 +45,17 @@ impl ReadEnd {
     /// # Errors
     /// The errno of sendmsg(2).
     pub fn hand_over(&mut self, consumer: &UnixStream) -> Result<(), Errno> {
+        let handed = self.try_to_hand_over(consumer);
+        match handed {
+            Ok(()) => self.shortage = None,
+            Err(errno) if is_shortage(errno) => self.shortage = Some(errno),
+            // The consumer is gone.
+            Err(_) => {}
+        }
+        handed
+    }
+
+    fn try_to_hand_over(&mut self, consumer: &UnixStream) -> Result<(), Errno> {
         loop {
             let sent = consumer.send_with_fd(VERSION_LINE, &[self.read_end.as_raw_fd()]);
             let Err(error) = sent else {
@@ -48,6 +66,16 @@ impl ReadEnd {
                 return Err(errno);
             }
         }
+    }
+
+    /// Why consumers do not get the read end at the moment, if something is short.
+    pub fn shortage(&self) -> Option<Errno> {
+        self.shortage
+    }
+
+    /// How many descriptors the reserve has in flight.
+    pub fn in_flight(&self) -> usize {
+        self.reserve.count
     }
 
     /// Makes sure that the read end can be handed out later, too.

@@ -1,7 +1,7 @@
 //! What limits cost: descriptors, time, and what happens when descriptors are short.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -129,4 +129,23 @@ fn a_consumer_finds_its_way_by_ticket_when_leases_have_used_up_the_descriptors()
     let (acceptor, crowd) = short(text);
     std::fs::write(acceptor.names.file("go"), "").unwrap();
     crowd.expect_served();
+}
+
+/// How long fdaccept with so many descriptors, and 4 slots, take to serve 200 clients.
+#[track_caller]
+fn time_with_descriptors(most: usize) -> Duration {
+    let text = format!("ulimit -n {most}; fdaccept --max 100 127.0.0.1:0 | fdpool 4 -- cat");
+    let acceptor = Fdaccept::sh(&text).start();
+    let start = Instant::now();
+    Crowd::connect(acceptor.port, 200).expect_served();
+    start.elapsed()
+}
+
+#[test]
+fn the_end_of_a_service_ends_a_shortage_at_once() {
+    time_with_descriptors(20);
+    let (short, enough) = (time_with_descriptors(22), time_with_descriptors(200));
+    // A pause for each shortage would take 15 seconds.
+    let allowed = enough * 3 + Duration::from_secs(5);
+    assert!(short < allowed, "{short:?} instead of {enough:?}");
 }

@@ -125,3 +125,12 @@ fn a_stop_does_not_wait_for_room_longer_than_its_grace() {
     acceptor.wait();
     other.expect_reset();
 }
+
+#[test]
+fn a_stop_does_not_wait_for_the_end_of_a_service_when_nobody_waits() {
+    let mut acceptor = limited(&["--max", "1", "--grace", "3600"]);
+    let _pool = acceptor.pool(2);
+    let session = acceptor.session();
+    acceptor.stop();
+    session.finish();
+}

@@ -72,3 +72,26 @@ fn a_stop_lets_the_backlog_in_as_the_rate_allows() {
     }
     acceptor.expect_exit(0);
 }
+
+#[test]
+fn a_stop_does_not_wait_for_the_rate_when_nobody_waits() {
+    let fdaccept = Fdaccept::bound().options("--rate 1/1000 --grace 3600");
+    let mut acceptor = fdaccept.listen(ADDRESS).listen("./s").start();
+    let _pool = acceptor.pool_of(1, "cat");
+    acceptor.served_client().finish();
+    acceptor.stop();
+}
+
+#[test]
+fn a_stop_closes_the_listeners_where_nobody_waits_while_the_rate_is_reached() {
+    let fdaccept = Fdaccept::bound().options("--rate 1/1000 --grace 3600");
+    let mut acceptor = fdaccept.listen(ADDRESS).listen("./s").start();
+    let _pool = acceptor.pool_of(1, "cat");
+    acceptor.served_client().finish();
+    let waiting = acceptor.client();
+    acceptor.term();
+    let path = acceptor.names.file("s");
+    until("the end of the other listener", || !path.exists());
+    is_left_waiting(&waiting);
+    acceptor.stop();
+}

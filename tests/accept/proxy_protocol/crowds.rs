@@ -162,6 +162,27 @@ fn a_consumer_finds_its_way_by_ticket_when_those_who_stall_have_used_up_the_desc
 }
 
 #[test]
+fn the_name_of_a_consumer_is_found_when_clients_with_headers_have_used_up_the_descriptors() {
+    let mut acceptor = script_with(&format!(
+        "ulimit -n 24; {{ {UNTIL_GO}; exec fdpool --bind ./queue 1 -- cat; }} & \
+         exec fdaccept --connect ./queue OPTIONS"
+    ));
+    let mut clients: Vec<_> = (0..60).map(|_| acceptor.says(BEGUN)).collect();
+    until("a shortage", || clients[0].is_answered());
+    settled(acceptor.pid());
+    clients.retain(|client| !client.is_answered());
+    for client in &clients {
+        complete(client, b"data");
+        client.end();
+    }
+    acceptor.line("cannot connect to ./queue");
+    std::fs::write(acceptor.names.file("go"), "").unwrap();
+    for client in clients {
+        assert_eq!(client.rest(), "data");
+    }
+}
+
+#[test]
 fn the_descriptors_of_fdaccept_are_those_of_before_whatever_clients_did() {
     // With limits a lease for the next client may be there already, or not.
     let limits = &["--max", "50", "--max-per-source", "40"][..];
