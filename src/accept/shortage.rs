@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::error::words;
 use crate::system::free_fds::FreeFds;
 use crate::system::log::Log;
 use crate::system::pause::{Pause, SHORTAGE};
@@ -26,7 +27,7 @@ impl Shortage {
         let now = Instant::now();
         self.pause.begin(SHORTAGE);
         if self.last.is_none_or(|last| now - last > SAME) {
-            let cause = errno.desc();
+            let cause = words(errno);
             log.error(format_args!(
                 "cannot accept: {cause}; connections wait until it can"
             ));
