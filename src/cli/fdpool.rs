@@ -16,7 +16,7 @@ use crate::serve::pool::{Pool, PoolOptions};
 use crate::serve::scoreboard::MAX_SLOTS;
 use crate::serve::slots::Slots;
 use crate::serve::source::Source;
-use crate::serve::worker::WorkerCommand;
+use crate::serve::worker::{Ready, WorkerCommand};
 use crate::serve::workers::Workers;
 use crate::system::text::{parse_descriptor, parse_seconds, parse_timeout};
 use crate::system::{inherited, signals};
@@ -49,6 +49,10 @@ struct PoolArguments {
     /// A worker has started when it writes a newline to descriptor FD
     #[arg(long, value_name = "FD", requires = "worker", value_parser = parse_ready_fd)]
     ready_fd: Option<RawFd>,
+
+    /// End a worker that takes longer to say that it is ready
+    #[arg(long, value_name = "SECONDS", default_value = "30", requires = "ready_fd", value_parser = parse_timeout)]
+    ready_timeout: Duration,
 
     /// End when fdaccept does, instead of waiting until it is back (with --connect)
     #[arg(long, requires = "connect")]
@@ -96,7 +100,11 @@ fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
     // A HUP that comes before the pool can reload waits for the pool.
     signals::block(&[Signal::SIGHUP])?;
     let log = arguments.log.log(PROGRAM);
-    let command = WorkerCommand::find(&arguments.command, arguments.ready_fd)?;
+    let ready = arguments.ready_fd.map(|fd| Ready {
+        fd,
+        timeout: arguments.ready_timeout,
+    });
+    let command = WorkerCommand::find(&arguments.command, ready)?;
     let rendezvous = arguments.queue.rendezvous();
     check_name_of_workers(&rendezvous)?;
     let source = Source::open(&rendezvous)?;
@@ -151,7 +159,7 @@ mod tests {
         let rest = &["4", "cat"];
         refuses_what_all_refuse::<PoolArguments>(rest);
         let expected = "not a number of seconds";
-        for option in ["--grace", "--timeout"] {
+        for option in ["--grace", "--timeout", "--ready-timeout"] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
         for size in ["0", "65537", "x", "", "4.5", "99999999999999999999"] {
