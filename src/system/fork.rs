@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use crate::error::{Error, Result};
+use crate::system::command::START;
 
 /// Forks a child that runs only `work` and exits with its result. The kernel sends `on_our_death`
 /// to the child when this process dies.
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 pub(crate) fn start(on_our_death: Signal, work: impl FnOnce() -> u8) -> Result<Pid> {
     let parent = getpid();
     // SAFETY: the programs have one thread, so the child may do whatever the parent may.
-    let child = unsafe { fork() }.map_err(|errno| Error::system("start a process", errno))?;
+    let child = unsafe { fork() }.map_err(|errno| Error::system(START, errno))?;
     match child {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {

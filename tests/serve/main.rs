@@ -7,4 +7,5 @@ mod handler;
 mod idle;
 mod pool;
 mod replacement;
+mod shortage;
 mod workers;
