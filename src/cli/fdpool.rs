@@ -58,7 +58,7 @@ struct PoolArguments {
     #[arg(long, requires = "connect")]
     once: bool,
 
-    /// End a handler that runs longer: TERM to its process group, KILL after 5 seconds
+    /// End a handler that runs longer, with all that it has started: TERM, KILL after 5 seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
     timeout: Option<Duration>,
 

@@ -1,11 +1,12 @@
 //! Whether processes are active, seen from outside by their processor time.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+
+use crate::system::descendants::children;
 
 /// The processor time of some processes and of their descendants.
 #[derive(Debug)]
@@ -44,22 +45,6 @@ fn processor_time(pid: Pid) -> Duration {
     let clock = ClockId::pid_cpu_clock_id(pid);
     let time = clock.and_then(clock_gettime);
     time.map_or(Duration::ZERO, Duration::from)
-}
-
-/// The children of all threads of a process (proc_pid_task(5)); none if the kernel does not tell.
-pub(crate) fn children(pid: Pid) -> Vec<Pid> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Vec::new();
-    };
-    let lists = threads
-        .flatten()
-        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let mut children = Vec::new();
-    for list in lists {
-        let numbers = list.split_ascii_whitespace();
-        children.extend(numbers.filter_map(|number| number.parse().ok().map(Pid::from_raw)));
-    }
-    children
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::system::alarm::Alarm;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::termination::{KILL_AFTER, Target, Termination};
 use crate::system::vfork::Launcher;
-use crate::system::{exit, interrupt, signals};
+use crate::system::{exit, fork, interrupt, signals};
 
 /// The pause before another try to start a handler.
 const START_AGAIN: Duration = Duration::from_millis(250);
@@ -89,14 +89,19 @@ impl Slot<'_> {
         ])?;
         interrupt::on(&[Signal::SIGTERM])?;
         let _watch = queue.as_ref().map(|queue| interrupt::watch(queue.as_fd()));
+        fork::adopt()?;
         // The pool blocks TERM, so a TERM that came meanwhile comes now.
-        signals::set_mask(&(clock.signals | ignored))?;
+        let mut blocked = clock.signals | ignored;
+        blocked.remove(Signal::SIGCHLD);
+        signals::set_mask(&blocked)?;
         let mut launcher = Launcher::new();
         loop {
             match self.next(queue.as_ref())? {
                 Received::Connection(connection) => {
                     self.scoreboard.set(self.index, Activity::Busy);
+                    fork::set_serving(true);
                     let is_over = self.serve(connection, &mut launcher, &mut clock);
+                    fork::set_serving(false);
                     self.scoreboard.set(self.index, Activity::Idle);
                     self.scoreboard.log_status(&self.log);
                     if !is_over || self.scoreboard.makes_room() {
@@ -195,15 +200,24 @@ impl Slot<'_> {
     /// status of the handler, as tcpserver logs it.
     fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
-        let mut end = Termination::new(Target::Group(pid), until);
+        let mut end = Termination::new(Target::Handler(pid), until);
+        let mut has_others = false;
         loop {
             self.go_on(&mut end);
-            clock.wait(end.countdown().deadline());
-            if let Some(status) = reap(pid) {
-                // After a TERM, the group keeps its time even if the handler itself has ended.
+            let woken = clock.wait(end.countdown().deadline());
+            let is_other = |(signal, child)| signal == Signal::SIGCHLD && child != pid;
+            has_others |= woken.is_some_and(is_other) || fork::has_ended();
+            let ended = if has_others { reap_all(pid) } else { reap(pid) };
+            if let Some(status) = ended {
+                end.leader_ended();
+                if !end.countdown().is_running() {
+                    fork::reap();
+                }
+                // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
                     self.go_on(&mut end);
                     clock.wait(Some(end.next_look()));
+                    fork::reap();
                 }
                 return status;
             }
@@ -249,6 +263,22 @@ fn reap(pid: Pid) -> Option<i32> {
     }
 }
 
+/// The same, and reaps adopted children.
+fn reap_all(pid: Pid) -> Option<i32> {
+    let mut found = None;
+    loop {
+        match process::wait(WaitOptions::NOHANG) {
+            Ok(Some((child, status))) if child.as_raw_nonzero().get() == pid.as_raw() => {
+                found = Some(status.as_raw());
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return found,
+            // No child is left.
+            Err(_) => return found.or(Some(0)),
+        }
+    }
+}
+
 /// Wakes a slot that waits for its handler: at the handler's end, by the pool, or by the time.
 struct Clock {
     signals: SigSet,
@@ -270,16 +300,18 @@ impl Clock {
     /// left a signal, which must not make the time shorter.
     fn pause(&mut self, time: Duration) {
         let until = Instant::now() + time;
-        while self.wait(Some(until)) != Some(URGENT) && Instant::now() < until {}
+        let is_news = |(signal, _)| signal == URGENT;
+        while !self.wait(Some(until)).is_some_and(is_news) && Instant::now() < until {}
     }
 
-    /// Waits for a signal, or for `until`. The signals are blocked, so none is missed that came
-    /// before. A left-over signal wakes the slot for nothing, which does no harm.
-    fn wait(&mut self, until: Option<Instant>) -> Option<Signal> {
+    /// Waits for a signal, or for `until`. Returns the signal, and the process that it came from. The
+    /// signals are blocked, so none is missed that came before; of SIGCHLD, which is not,
+    /// [`fork::has_ended`] tells. A left-over signal wakes the slot for nothing, which does no harm.
+    fn wait(&mut self, until: Option<Instant>) -> Option<(Signal, Pid)> {
         if let Some(until) = until {
             self.alarm
                 .after(until.saturating_duration_since(Instant::now()));
         }
-        self.signals.wait().ok()
+        signals::wait(&self.signals)
     }
 }

@@ -231,7 +231,7 @@ impl Worker {
             readiness,
             stale: false,
             patience: Duration::ZERO,
-            end: Termination::new(Target::Leader(pid), None),
+            end: Termination::new(Target::Worker(pid), None),
         }
     }
 
@@ -274,7 +274,7 @@ impl Worker {
         }
     }
 
-    /// Kills the worker's process group now.
+    /// Kills the worker, its process group and its descendants now.
     pub fn kill(&mut self) {
         self.end.kill(Some(Instant::now() + GIVE_UP_AFTER));
     }

@@ -11,10 +11,11 @@ use rustix::process::WaitStatus;
 
 use crate::error::{Error, Result};
 use crate::queue::Receiver;
-use crate::serve::cpu_activity::{self, CpuActivity};
+use crate::serve::cpu_activity::CpuActivity;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
+use crate::system::descendants;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
@@ -369,7 +370,7 @@ impl Crew for Workers {
         let raw = status.as_raw();
         self.log.detail(format_args!("end {pid} status {raw}"));
         let now = Instant::now();
-        let mut remains = Termination::new(Target::Group(pid), Some(now + self.grace));
+        let mut remains = Termination::new(Target::Rest(pid), Some(now + self.grace));
         if remains.is_there() {
             if worker.is_leaving() {
                 remains.ask(worker.killed_at().unwrap_or(now));
@@ -439,7 +440,7 @@ impl Crew for Workers {
     /// Workers do not tell what they serve; only their activity can be seen.
     fn last_service(&mut self) -> Instant {
         // The orphans of workers are our children.
-        let orphans = cpu_activity::children(getpid());
+        let orphans = descendants::children(getpid());
         let workers = self.workers.keys().copied();
         self.activity.look(workers.chain(orphans))
     }

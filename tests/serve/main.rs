@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod descendants;
 mod handler;
 mod idle;
 mod pool;
