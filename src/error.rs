@@ -100,12 +100,20 @@ impl Error {
     }
 }
 
-/// `io::Error` itself appends the number of the errno.
+/// The words of strerror(3), which people search for. `io::Error` appends the number of the errno.
 fn describe(cause: &io::Error) -> String {
+    let text = cause.to_string();
     match cause.raw_os_error() {
-        Some(errno) => Errno::from_raw(errno).desc().to_owned(),
-        None => cause.to_string(),
+        Some(errno) => text
+            .trim_end_matches(&format!(" (os error {errno})"))
+            .to_owned(),
+        None => text,
     }
+}
+
+/// The words of strerror(3).
+pub(crate) fn words(errno: Errno) -> String {
+    describe(&errno.into())
 }
 
 pub(crate) fn to_nix(errno: rustix::io::Errno) -> Errno {

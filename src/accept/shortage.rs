@@ -5,6 +5,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 use crate::accept::failures::Causes;
+use crate::error::words;
 use crate::system::log::Log;
 use crate::system::pause::{Pause, SHORTAGE};
 
@@ -19,7 +20,7 @@ impl Shortage {
     pub fn begin(&mut self, errno: Errno, log: &Log) {
         self.pause.begin(SHORTAGE);
         if self.causes.is_news(errno) {
-            let cause = errno.desc();
+            let cause = words(errno);
             log.error(format_args!(
                 "cannot accept: {cause}; connections wait until it can"
             ));

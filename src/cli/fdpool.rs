@@ -16,7 +16,7 @@ use crate::serve::pool::{Pool, PoolOptions};
 use crate::serve::scoreboard::MAX_SLOTS;
 use crate::serve::slots::Slots;
 use crate::serve::source::Source;
-use crate::serve::worker::WorkerCommand;
+use crate::serve::worker::{Ready, WorkerCommand};
 use crate::serve::workers::Workers;
 use crate::system::text::{digits, parse_descriptor, parse_seconds, parse_timeout};
 use crate::system::{inherited, signals};
@@ -50,11 +50,15 @@ struct PoolArguments {
     #[arg(long, value_name = "FD", requires = "worker", value_parser = parse_ready_fd)]
     ready_fd: Option<RawFd>,
 
+    /// End a worker that takes longer to say that it is ready
+    #[arg(long, value_name = "SECONDS", default_value = "30", requires = "ready_fd", value_parser = parse_timeout)]
+    ready_timeout: Duration,
+
     /// End when fdaccept does, instead of waiting until it is back (with --connect)
     #[arg(long, requires = "connect")]
     once: bool,
 
-    /// End a handler that runs longer: TERM to its process group, KILL after 5 seconds
+    /// End a handler that runs longer, with all that it has started: TERM, KILL after 5 seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
     timeout: Option<Duration>,
 
@@ -96,7 +100,11 @@ fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
     // A HUP that comes before the pool can reload waits for the pool.
     signals::block(&[Signal::SIGHUP])?;
     let log = arguments.log.log(PROGRAM);
-    let command = WorkerCommand::find(&arguments.command, arguments.ready_fd)?;
+    let ready = arguments.ready_fd.map(|fd| Ready {
+        fd,
+        timeout: arguments.ready_timeout,
+    });
+    let command = WorkerCommand::find(&arguments.command, ready)?;
     let rendezvous = arguments.queue.rendezvous();
     check_name_of_workers(&rendezvous)?;
     let source = Source::open(&rendezvous)?;
@@ -156,7 +164,7 @@ mod tests {
         let rest = &["4", "cat"];
         refuses_what_all_refuse::<PoolArguments>(rest);
         let expected = "not a number of seconds";
-        for option in ["--grace", "--timeout"] {
+        for option in ["--grace", "--timeout", "--ready-timeout"] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
         for size in [

@@ -101,12 +101,7 @@ fn placement(arguments: &RecvArguments) -> Result<Placement> {
 fn watch_signals(timeout: Option<Duration>) -> Result<Option<Alarm>> {
     let fatal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     let fatal = signals::not_ignored(&fatal);
-    interrupt::on_signals(
-        &fatal
-            .iter()
-            .map(|signal| *signal as i32)
-            .collect::<Vec<_>>(),
-    )?;
+    interrupt::on(&fatal)?;
     signals::set_mask(&SigSet::empty())?;
     let alarm = timeout.map(|timeout| {
         let mut alarm = Alarm::interrupting()?;

@@ -95,12 +95,7 @@ impl<C: Crew> Pool<C> {
         signals::ignore(&[URGENT])?;
         // While there is no queue yet, a stop interrupts the wait for it; other signals stay
         // pending.
-        interrupt::on_signals(
-            &stopping
-                .iter()
-                .map(|signal| *signal as i32)
-                .collect::<Vec<_>>(),
-        )?;
+        interrupt::on(&stopping)?;
         let later = [&RESIZING, C::RELOADING].concat();
         signals::block(&later)?;
         let mut link = Link::open(source, options.once)?;

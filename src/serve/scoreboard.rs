@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 
@@ -17,7 +18,7 @@ use crate::system::log::Log;
 /// The most slots that a pool can have.
 pub(crate) const MAX_SLOTS: usize = 65536;
 
-/// Tells a slot that the urgency of the pool's stop has changed.
+/// Tells a slot that the scoreboard has news: a stop is more urgent, or a stuck slot may have room.
 pub(crate) const URGENT: Signal = Signal::SIGUSR2;
 
 /// What a slot does with its handler while the pool stops.
@@ -31,15 +32,53 @@ pub(crate) enum Urgency {
     Now,
 }
 
-/// 5 words for the pool, then 1 for each slot.
+/// What a slot does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// It waits for a connection, or ends.
+    Idle,
+    /// It serves a connection.
+    Busy,
+    /// It has a connection and cannot start the handler, because processes or memory are short.
+    Stuck(Errno),
+    /// The pool told a stuck slot to give its connection back and to end.
+    GivingBack,
+}
+
+impl Activity {
+    /// The low byte is the kind, and the rest the errno.
+    fn word(self) -> u64 {
+        match self {
+            Activity::Idle => 0,
+            Activity::Busy => 1,
+            Activity::Stuck(errno) => 2 | (errno as u64) << 8,
+            Activity::GivingBack => 3,
+        }
+    }
+
+    fn of(word: u64) -> Self {
+        match word & 0xff {
+            0 => Activity::Idle,
+            1 => Activity::Busy,
+            2 => Activity::Stuck(Errno::from_raw((word >> 8) as i32)),
+            _ => Activity::GivingBack,
+        }
+    }
+}
+
+/// 7 words for the pool, then 1 for each slot.
 const URGENCY: usize = 0;
 const SIZE: usize = 1;
 const PLACES: usize = 2;
 /// Microseconds from `start` to the end of the last service.
 const SERVED: usize = 3;
+/// How many slots are to end instead of taking another connection.
+const ROOM: usize = 4;
+/// Whether a connection may have been given back.
+const RETURNED: usize = 5;
 /// How many clients had gone before they were served.
-const GONE: usize = 4;
-const SLOTS: usize = 5;
+const GONE: usize = 6;
+const SLOTS: usize = 7;
 /// Room for slots that still finish while their successors run.
 const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
 
@@ -76,9 +115,9 @@ impl Scoreboard {
         })
     }
 
-    pub fn set_busy(&self, index: usize, busy: bool) {
-        let before = self.words[SLOTS + index].swap(busy.into(), Ordering::AcqRel);
-        if before != 0 && !busy {
+    pub fn set(&self, index: usize, activity: Activity) {
+        let before = self.words[SLOTS + index].swap(activity.word(), Ordering::AcqRel);
+        if before != Activity::Idle.word() && activity == Activity::Idle {
             let now = self.start.elapsed().as_micros() as u64;
             self.words[SERVED].fetch_max(now, Ordering::AcqRel);
         }
@@ -94,8 +133,46 @@ impl Scoreboard {
         self.start + Duration::from_micros(served)
     }
 
+    pub fn activity(&self, index: usize) -> Activity {
+        Activity::of(self.words[SLOTS + index].load(Ordering::Acquire))
+    }
+
+    /// Whether the slot has a connection.
     pub fn is_busy(&self, index: usize) -> bool {
-        self.words[SLOTS + index].load(Ordering::Acquire) != 0
+        self.activity(index) != Activity::Idle
+    }
+
+    /// Tells a stuck slot to give its connection back. Returns whether it still was stuck.
+    pub fn tell_to_give_back(&self, index: usize) -> bool {
+        let word = &self.words[SLOTS + index];
+        let stuck = word.load(Ordering::Acquire);
+        let back = Activity::GivingBack.word();
+        matches!(Activity::of(stuck), Activity::Stuck(_))
+            && word
+                .compare_exchange(stuck, back, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+    }
+
+    /// From now on `slots` slots end instead of taking another connection.
+    pub fn ask_for_room(&self, slots: usize) {
+        self.words[ROOM].store(slots as u64, Ordering::Release);
+    }
+
+    /// Whether the asking slot is to end, to make room.
+    pub fn makes_room(&self) -> bool {
+        let one_less = |wanted: u64| wanted.checked_sub(1);
+        self.words[ROOM]
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
+            .is_ok()
+    }
+
+    pub fn set_returned(&self, may_be: bool) {
+        self.words[RETURNED].store(may_be.into(), Ordering::Release);
+    }
+
+    /// Whether a connection may have been given back.
+    pub fn may_be_returned(&self) -> bool {
+        self.words[RETURNED].load(Ordering::Acquire) != 0
     }
 
     pub fn count_busy(&self) -> usize {
@@ -153,13 +230,34 @@ mod tests {
         assert_eq!(board.urgency(), Urgency::None);
         assert_eq!(board.count_busy(), 0);
         board.set_places(MAX_SLOTS);
-        board.set_busy(1, true);
-        board.set_busy(MAX_SLOTS - 1, true);
+        board.set(1, Activity::Busy);
+        board.set(MAX_SLOTS - 1, Activity::Stuck(Errno::ENOMEM));
         board.set_urgency(Urgency::Now);
         board.set_size(7);
         assert!(board.is_busy(1) && !board.is_busy(0));
+        let last = board.activity(MAX_SLOTS - 1);
+        assert_eq!(last, Activity::Stuck(Errno::ENOMEM));
         assert_eq!(board.count_busy(), 2);
         assert_eq!((board.urgency(), board.size()), (Urgency::Now, 7));
+    }
+
+    #[test]
+    fn only_a_stuck_slot_gives_back() {
+        let board = Scoreboard::new().unwrap();
+        board.set(0, Activity::Busy);
+        assert!(!board.tell_to_give_back(0));
+        board.set(0, Activity::Stuck(Errno::EAGAIN));
+        assert!(board.tell_to_give_back(0));
+        assert_eq!(board.activity(0), Activity::GivingBack);
+        assert!(!board.tell_to_give_back(0));
+    }
+
+    #[test]
+    fn as_many_slots_make_room_as_were_asked_for() {
+        let board = Scoreboard::new().unwrap();
+        assert!(!board.makes_room());
+        board.ask_for_room(2);
+        assert_eq!([(); 3].map(|()| board.makes_room()), [true, true, false]);
     }
 
     #[test]
@@ -167,13 +265,13 @@ mod tests {
         let board = Scoreboard::new().unwrap();
         board.set_places(1);
         let start = board.last_service();
-        board.set_busy(0, false);
+        board.set(0, Activity::Idle);
         assert_eq!(board.last_service(), start);
-        board.set_busy(0, true);
+        board.set(0, Activity::Busy);
         let before = Instant::now();
         assert!(board.last_service() >= before);
         std::thread::sleep(Duration::from_millis(2));
-        board.set_busy(0, false);
+        board.set(0, Activity::Idle);
         let end = board.last_service();
         assert!(end > start && end <= Instant::now());
         assert_eq!(board.last_service(), end);

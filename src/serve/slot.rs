@@ -7,7 +7,8 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, getppid, setpgid};
 use rustix::process::{self, WaitOptions};
 
@@ -15,12 +16,13 @@ use crate::error::Result;
 use crate::queue::connection::Connection;
 use crate::queue::{Received, Receiver};
 use crate::serve::handler::Handler;
-use crate::serve::scoreboard::{Scoreboard, URGENT, Urgency};
+use crate::serve::returned::Returned;
+use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::system::alarm::Alarm;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::termination::{KILL_AFTER, Target, Termination};
 use crate::system::vfork::Launcher;
-use crate::system::{exit, interrupt, signals};
+use crate::system::{exit, fork, interrupt, signals};
 
 /// The pause before another try to start a handler.
 const START_AGAIN: Duration = Duration::from_millis(250);
@@ -45,28 +47,31 @@ impl End {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Slot<'a> {
     pub handler: &'a Handler,
     /// How long a handler may run.
     pub timeout: Option<Duration>,
     pub scoreboard: Scoreboard,
+    /// Connections that other slots gave back.
+    pub returned: &'a Returned,
     /// The slot's place on the scoreboard.
     pub index: usize,
     pub log: Log,
 }
 
 impl Slot<'_> {
-    /// Serves connections from `queue` until there is a reason to end. Needs a process of its own.
-    pub fn run(&self, queue: Receiver) -> End {
+    /// Serves connections until there is a reason to end: returned ones, then those of `queue`. Needs
+    /// a process of its own.
+    pub fn run(&self, queue: Option<Receiver>) -> End {
         self.serve_all(queue).unwrap_or_else(|error| {
             self.log.error(error);
             End::Failed
         })
     }
 
-    fn serve_all(&self, mut queue: Receiver) -> Result<End> {
-        queue.leave_name();
+    fn serve_all(&self, mut queue: Option<Receiver>) -> Result<End> {
+        queue.iter_mut().for_each(Receiver::leave_name);
         let mut clock = Clock::new()?;
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an
@@ -82,13 +87,16 @@ impl Slot<'_> {
             // A closed log is no reason to drop a connection.
             Signal::SIGPIPE,
         ])?;
-        interrupt::on_signals(&[Signal::SIGTERM as i32])?;
-        let _watch = interrupt::watch(queue.as_fd());
+        interrupt::on(&[Signal::SIGTERM])?;
+        let _watch = queue.as_ref().map(|queue| interrupt::watch(queue.as_fd()));
+        fork::adopt()?;
         // The pool blocks TERM, so a TERM that came meanwhile comes now.
-        signals::set_mask(&(clock.signals | ignored))?;
+        let mut blocked = clock.signals | ignored;
+        blocked.remove(Signal::SIGCHLD);
+        signals::set_mask(&blocked)?;
         let mut launcher = Launcher::new();
         loop {
-            match queue.receive()? {
+            match self.next(queue.as_ref())? {
                 Received::Connection(connection) if connection.is_gone() => {
                     self.scoreboard.count_gone();
                     let client = connection.info().client();
@@ -96,10 +104,15 @@ impl Slot<'_> {
                     self.scoreboard.log_status(&self.log);
                 }
                 Received::Connection(connection) => {
-                    self.scoreboard.set_busy(self.index, true);
-                    self.serve(connection, &mut launcher, &mut clock);
-                    self.scoreboard.set_busy(self.index, false);
+                    self.scoreboard.set(self.index, Activity::Busy);
+                    fork::set_serving(true);
+                    let is_over = self.serve(connection, &mut launcher, &mut clock);
+                    fork::set_serving(false);
+                    self.scoreboard.set(self.index, Activity::Idle);
                     self.scoreboard.log_status(&self.log);
+                    if !is_over || self.scoreboard.makes_room() {
+                        return Ok(End::Told);
+                    }
                 }
                 Received::Rejected(why) => self.log.error(why),
                 Received::End => return Ok(End::Queue),
@@ -108,9 +121,25 @@ impl Slot<'_> {
         }
     }
 
-    fn serve(&self, connection: Connection, launcher: &mut Launcher, clock: &mut Clock) {
-        let Some(pid) = self.start(&connection, launcher, clock) else {
-            return;
+    /// The next connection: a returned one, or one of the queue.
+    fn next(&self, queue: Option<&Receiver>) -> Result<Received> {
+        let returned = match self.scoreboard.urgency() {
+            Urgency::None => self.returned.take()?,
+            Urgency::End | Urgency::Now => None,
+        };
+        match (returned, queue) {
+            (Some(connection), _) => Ok(Received::Connection(connection)),
+            (None, Some(queue)) => queue.receive(),
+            (None, None) => Ok(Received::Interrupted),
+        }
+    }
+
+    /// Returns whether the service is over; `false` if the connection was given back.
+    fn serve(&self, connection: Connection, launcher: &mut Launcher, clock: &mut Clock) -> bool {
+        let pid = match self.start(&connection, launcher, clock) {
+            Start::Started(pid) => pid,
+            Start::Dropped => return true,
+            Start::GivenBack => return false,
         };
         self.scoreboard.log_status(&self.log);
         if self.log.is_verbose() {
@@ -123,32 +152,53 @@ impl Slot<'_> {
         let status = self.wait_for(pid, clock);
         drop(lease);
         self.log.detail(format_args!("end {pid} status {status}"));
+        true
     }
 
     /// Starts the handler. If that fails, because processes are short or the command is being
-    /// replaced, keeps the connection and tries again; `None` if the pool stops first.
-    fn start(
-        &self,
-        connection: &Connection,
-        launcher: &mut Launcher,
-        clock: &mut Clock,
-    ) -> Option<Pid> {
+    /// replaced, keeps the connection and tries again.
+    fn start(&self, connection: &Connection, launcher: &mut Launcher, clock: &mut Clock) -> Start {
         let mut said = Said::default();
         loop {
-            let problem = match self.handler.spawn(connection, launcher) {
-                Ok(pid) => return Some(pid),
-                Err(error) => error.to_string(),
+            let error = match self.handler.spawn(connection, launcher) {
+                Ok(pid) => {
+                    self.set_stuck(None);
+                    return Start::Started(pid);
+                }
+                Err(error) => error,
             };
-            let client = connection.info().client();
-            let what = format!("{problem}; the connection from {client} waits");
-            self.log.once(&mut said, Verbosity::Quiet, what);
+            match error.errno() {
+                Some(errno @ (Errno::EAGAIN | Errno::ENOMEM)) => {
+                    if self.scoreboard.activity(self.index) != Activity::GivingBack {
+                        // The pool logs it, once for all slots, and makes room.
+                        self.set_stuck(Some(errno));
+                    } else if self.returned.give(connection).is_ok() {
+                        return Start::GivenBack;
+                    }
+                }
+                _ => {
+                    self.set_stuck(None);
+                    let client = connection.info().client();
+                    let what = format!("{error}; the connection from {client} waits");
+                    self.log.once(&mut said, Verbosity::Quiet, what);
+                }
+            }
             // Without its pool, nothing would tell the slot to stop.
             if self.scoreboard.urgency() != Urgency::None || getppid() != clock.pool {
-                self.log
-                    .error(format_args!("the connection from {client} is dropped"));
-                return None;
+                self.log.error(dropped(connection));
+                return Start::Dropped;
             }
-            clock.wait(Some(Instant::now() + START_AGAIN));
+            clock.pause(START_AGAIN);
+        }
+    }
+
+    /// Tells the pool whether this slot waits for room.
+    fn set_stuck(&self, cause: Option<Errno>) {
+        let now = cause.map_or(Activity::Busy, Activity::Stuck);
+        if self.scoreboard.activity(self.index) != now {
+            self.scoreboard.set(self.index, now);
+            // The pool looks at its slots after each signal; another parent ignores this one.
+            let _ = kill(getppid(), Signal::SIGCHLD);
         }
     }
 
@@ -156,15 +206,24 @@ impl Slot<'_> {
     /// status of the handler, as tcpserver logs it.
     fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
-        let mut end = Termination::new(Target::Group(pid), until);
+        let mut end = Termination::new(Target::Handler(pid), until);
+        let mut has_others = false;
         loop {
             self.go_on(&mut end);
-            clock.wait(end.countdown().deadline());
-            if let Some(status) = reap(pid) {
-                // After a TERM, the group keeps its time even if the handler itself has ended.
+            let woken = clock.wait(end.countdown().deadline());
+            let is_other = |(signal, child)| signal == Signal::SIGCHLD && child != pid;
+            has_others |= woken.is_some_and(is_other) || fork::has_ended();
+            let ended = if has_others { reap_all(pid) } else { reap(pid) };
+            if let Some(status) = ended {
+                end.leader_ended();
+                if !end.countdown().is_running() {
+                    fork::reap();
+                }
+                // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
                     self.go_on(&mut end);
                     clock.wait(Some(end.next_look()));
+                    fork::reap();
                 }
                 return status;
             }
@@ -182,6 +241,21 @@ impl Slot<'_> {
     }
 }
 
+/// What became of the start of a handler.
+enum Start {
+    Started(Pid),
+    /// The pool stops.
+    Dropped,
+    /// Another slot serves the connection.
+    GivenBack,
+}
+
+/// The message about a connection that nobody serves.
+pub(super) fn dropped(connection: &Connection) -> String {
+    let client = connection.info().client();
+    format!("the connection from {client} is dropped")
+}
+
 /// The raw status of a child; `None` while the child runs.
 fn reap(pid: Pid) -> Option<i32> {
     let pid = process::Pid::from_raw(pid.as_raw())?;
@@ -191,6 +265,22 @@ fn reap(pid: Pid) -> Option<i32> {
             Err(rustix::io::Errno::INTR) => {}
             // The child is gone, and nobody knows its status.
             Err(_) => return Some(0),
+        }
+    }
+}
+
+/// The same, and reaps adopted children.
+fn reap_all(pid: Pid) -> Option<i32> {
+    let mut found = None;
+    loop {
+        match process::wait(WaitOptions::NOHANG) {
+            Ok(Some((child, status))) if child.as_raw_nonzero().get() == pid.as_raw() => {
+                found = Some(status.as_raw());
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return found,
+            // No child is left.
+            Err(_) => return found.or(Some(0)),
         }
     }
 }
@@ -212,13 +302,22 @@ impl Clock {
         })
     }
 
-    /// Waits for a signal, or for `until`. The signals are blocked, so none is missed that came
-    /// before. A left-over signal wakes the slot for nothing, which does no harm.
-    fn wait(&mut self, until: Option<Instant>) {
+    /// Waits for `time`, or until the pool has news. A child that could not execute its program has
+    /// left a signal, which must not make the time shorter.
+    fn pause(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        let is_news = |(signal, _)| signal == URGENT;
+        while !self.wait(Some(until)).is_some_and(is_news) && Instant::now() < until {}
+    }
+
+    /// Waits for a signal, or for `until`. Returns the signal, and the process that it came from. The
+    /// signals are blocked, so none is missed that came before; of SIGCHLD, which is not,
+    /// [`fork::has_ended`] tells. A left-over signal wakes the slot for nothing, which does no harm.
+    fn wait(&mut self, until: Option<Instant>) -> Option<(Signal, Pid)> {
         if let Some(until) = until {
             self.alarm
                 .after(until.saturating_duration_since(Instant::now()));
         }
-        let _ = self.signals.wait();
+        signals::wait(&self.signals)
     }
 }

@@ -4,25 +4,28 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::WaitStatus;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::serve::handler::Handler;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;
-use crate::serve::scoreboard::{Scoreboard, URGENT, Urgency};
-use crate::serve::slot::Slot;
+use crate::serve::returned::Returned;
+use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
+use crate::serve::shortage::Shortage;
+use crate::serve::slot::{Slot, dropped};
+use crate::system::command::START;
 use crate::system::exit::CLOSED;
 use crate::system::fork;
 use crate::system::log::Log;
-use crate::system::pause::Pause;
 use crate::system::poll::{PollFlags, Watched, earliest};
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
 
-/// The pause after a slot has failed or could not be started.
-const FAILED: Duration = Duration::from_secs(1);
+/// A slot that is alone, and stuck for this long, has no room for its handler.
+const ALONE: Duration = Duration::from_millis(500);
 /// How much longer than its handler a slot may take to end.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -44,10 +47,16 @@ pub(crate) struct Slots {
     scoreboard: Scoreboard,
     children: BTreeMap<Pid, SlotProcess>,
     places: Places,
+    /// Connections that slots gave back.
+    returned: Returned,
+    /// Slots with a connection wait for room, or for slots that are about to make room.
+    crowded: bool,
+    /// When it is told that the only slot is stuck.
+    alone: Option<Instant>,
     /// `Running` until handlers are asked to end; then slots have time to end.
     stop: Countdown,
-    /// No slot is started during this pause.
-    pause: Pause,
+    /// No slot is started while slots fail or processes are short.
+    shortage: Shortage,
     log: Log,
 }
 
@@ -56,7 +65,7 @@ impl Slots {
     /// [`Pool`](crate::serve::pool::Pool) starts the slots.
     ///
     /// # Errors
-    /// [`crate::Error::System`] (`ENOMEM`).
+    /// [`crate::Error::System`] (`ENOMEM`, `EMFILE` and the like).
     pub fn new(handler: Handler, size: usize, timeout: Option<Duration>, log: Log) -> Result<Self> {
         let scoreboard = Scoreboard::new()?;
         scoreboard.set_size(size);
@@ -67,22 +76,108 @@ impl Slots {
             scoreboard,
             children: BTreeMap::new(),
             places: Places::default(),
+            returned: Returned::new(scoreboard)?,
+            crowded: false,
+            alone: None,
             stop: Countdown::Running(None),
-            pause: Pause::default(),
+            shortage: Shortage::default(),
             log,
         })
     }
 
     fn fill(&mut self, link: &mut Link) {
         let staying = self.children.values().filter(|child| !child.leaving);
-        for _ in staying.count()..self.scoreboard.size() {
-            if self.pause.is_on() || link.queue().is_none() {
+        let missing = self.scoreboard.size().saturating_sub(staying.count());
+        for _ in 0..self.may_start(missing, link) {
+            if let Err(error) = self.start_slot(link) {
+                self.shortage.begin();
+                self.shortage.say(error, &self.log);
                 return;
             }
-            if let Err(error) = self.start_slot(link) {
-                self.log.error(error);
-                self.pause.begin(FAILED);
+        }
+    }
+
+    /// How many of the missing slots may be started now.
+    fn may_start(&self, missing: usize, link: &Link) -> usize {
+        // Slots that have a connection come first.
+        if self.crowded || self.scoreboard.urgency() != Urgency::None {
+            return 0;
+        }
+        // A returned connection waits neither for a queue nor for the end of the pause.
+        let returned = usize::from(self.returned.is_there());
+        match (link.queue(), self.shortage.is_on()) {
+            (None, _) if self.children.is_empty() => returned,
+            (None, _) => 0,
+            (Some(_), true) => missing.min(returned),
+            (Some(_), false) => missing,
+        }
+    }
+
+    /// Makes room for slots that have a connection and cannot start its handler. Idle slots end at
+    /// once, and slots that finish their connection end then. Where that is not enough, one of two
+    /// stuck slots gives its connection back, and ends to make room for the other one.
+    fn make_room(&mut self) {
+        let (mut idle, mut stuck, mut coming) = (Vec::new(), Vec::new(), 0);
+        let mut cause = None;
+        for (pid, child) in &mut self.children {
+            match self.scoreboard.activity(child.index) {
+                Activity::Idle if child.leaving => coming += 1,
+                Activity::Idle => idle.push((*pid, child)),
+                Activity::GivingBack => coming += 1,
+                Activity::Stuck(errno) => {
+                    cause = Some(errno);
+                    stuck.push((*pid, child.index));
+                }
+                Activity::Busy => {}
             }
+        }
+        // A returned connection waits for a new slot: an idle slot does not look for it.
+        let returned = usize::from(self.returned.is_there());
+        let wanted = (stuck.len() + returned).saturating_sub(coming);
+        for (pid, child) in idle.into_iter().take(wanted) {
+            child.leaving = true;
+            coming += 1;
+            let _ = kill(pid, Signal::SIGTERM);
+            // A stopped slot would not end.
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+        let mut lacking = stuck.len().saturating_sub(coming);
+        let pairs = lacking.div_ceil(2).min(stuck.len().saturating_sub(1));
+        for (pid, index) in &stuck[..pairs] {
+            if self.scoreboard.tell_to_give_back(*index) {
+                let _ = kill(*pid, URGENT);
+            }
+        }
+        lacking = lacking.saturating_sub(2 * pairs);
+        self.scoreboard.ask_for_room(lacking);
+        self.crowded = !stuck.is_empty();
+        self.tell_of_shortage(cause);
+    }
+
+    /// Logs why slots are stuck, if they are.
+    fn tell_of_shortage(&mut self, cause: Option<Errno>) {
+        let since = self.alone.take();
+        let Some(errno) = cause else { return };
+        let problem = Error::system(START, errno);
+        self.shortage.begin();
+        let now = Instant::now();
+        if self.children.len() > 1 {
+            self.shortage.say(problem, &self.log);
+            return;
+        }
+        let at = since.unwrap_or(now + ALONE);
+        self.alone = Some(at);
+        if at <= now {
+            self.shortage.say_of_last_slot(problem, &self.log);
+        }
+    }
+
+    /// The time for handlers is over, so nobody is left for returned connections.
+    fn drop_returned(&self) {
+        while self.scoreboard.urgency() != Urgency::None
+            && let Ok(Some(connection)) = self.returned.take()
+        {
+            self.log.error(dropped(&connection));
         }
     }
 
@@ -109,13 +204,12 @@ impl Slots {
 
     /// Runs in a forked child, which keeps the queue and closes the rest of the parent's link.
     fn be_slot(&self, index: usize, link: &mut Link) -> u8 {
-        let Some(queue) = link.take_queue() else {
-            return CLOSED;
-        };
+        let queue = link.take_queue();
         let slot = Slot {
             handler: &self.handler,
             timeout: self.timeout,
             scoreboard: self.scoreboard,
+            returned: &self.returned,
             index,
             log: self.log,
         };
@@ -139,6 +233,15 @@ impl Slots {
         }
     }
 
+    /// A process has ended, so that a stuck slot may have room.
+    fn tell_stuck(&self) {
+        for (pid, child) in &self.children {
+            if let Activity::Stuck(_) = self.scoreboard.activity(child.index) {
+                let _ = kill(*pid, URGENT);
+            }
+        }
+    }
+
     /// Sends a signal to every slot. A stopped slot is continued, so that it sees the signal.
     fn tell(&self, signal: Signal) {
         for pid in self.children.keys() {
@@ -154,7 +257,9 @@ impl Watched for Slots {
     fn descriptors<'fd>(&'fd self, _poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {}
 
     fn deadline(&self) -> Option<Instant> {
-        earliest([self.stop.deadline(), self.pause.deadline()])
+        // Once it is told, there is nothing to wait for.
+        let alone = self.alone.filter(|at| *at > Instant::now());
+        earliest([self.stop.deadline(), self.shortage.deadline(), alone])
     }
 }
 
@@ -181,16 +286,22 @@ impl Crew for Slots {
     }
 
     fn attend(&mut self, link: &mut Link) {
-        self.fill(link);
         self.attend_stop();
+        self.drop_returned();
+        self.make_room();
+        self.fill(link);
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link) {
         let Some(child) = self.children.remove(&pid) else {
             return;
         };
-        self.scoreboard.set_busy(child.index, false);
+        self.scoreboard.set(child.index, Activity::Idle);
         self.places.give_back(child.index);
+        if self.crowded || self.shortage.is_short() {
+            self.returned.look();
+            self.tell_stuck();
+        }
         match (status.exit_status(), status.terminating_signal()) {
             (Some(0), _) => {}
             (Some(status), _) if status == i32::from(CLOSED) => {
@@ -201,12 +312,12 @@ impl Crew for Slots {
                     .notice(format_args!("slot {pid} was ended by signal {signal}"));
             }
             // The slot has logged the reason.
-            _ => self.pause.begin(FAILED),
+            _ => self.shortage.begin(),
         }
     }
 
     fn is_gone(&self) -> bool {
-        self.children.is_empty()
+        self.children.is_empty() && !self.returned.is_there()
     }
 
     fn stop(&mut self, grace: Duration) {

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, execve, pipe2, setpgid};
+use rustix::process::WaitStatus;
 
 use crate::error::{Error, Result};
 use crate::queue::Receiver;
@@ -37,29 +38,40 @@ const QUEUE: RawFd = 0;
 pub(crate) struct WorkerCommand {
     command: Command,
     environment: Vec<CString>,
-    /// A worker writes a newline to this descriptor when it is ready.
-    ready_fd: Option<RawFd>,
+    ready: Option<Ready>,
+}
+
+/// How a worker reports that it is ready.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    /// The worker writes a newline to this descriptor.
+    pub fd: RawFd,
+    /// A worker that takes longer is ended.
+    pub timeout: Duration,
 }
 
 impl WorkerCommand {
-    /// Finds the command. With `ready_fd` a worker writes a newline to that descriptor when it is
-    /// ready, like a service of s6.
+    /// Finds the command. With `ready` a worker reports that it is ready, like a service of s6.
     ///
     /// # Errors
-    /// Those of [`Command::find`]; [`Error::Invalid`] if `ready_fd` is beyond the limit on
-    /// descriptors.
-    pub fn find(words: &[OsString], ready_fd: Option<RawFd>) -> Result<Self> {
-        ready_fd.map_or(Ok(()), inherited::check_number)?;
+    /// Those of [`Command::find`]; [`Error::Invalid`] if the ready descriptor is beyond the limit
+    /// on descriptors.
+    pub fn find(words: &[OsString], ready: Option<Ready>) -> Result<Self> {
+        ready.map_or(Ok(()), |ready| inherited::check_number(ready.fd))?;
         Ok(Self {
             command: Command::find(words)?,
             environment: clean_environment(),
-            ready_fd,
+            ready,
         })
     }
 
     /// The command as the user wrote it, without its arguments.
     pub fn name(&self) -> String {
         self.command.name()
+    }
+
+    pub fn ready_timeout(&self) -> Duration {
+        self.ready.map_or(Duration::MAX, |ready| ready.timeout)
     }
 
     /// Starts a worker that serves `queue`, in a process group of its own. Returns once the worker
@@ -70,19 +82,19 @@ impl WorkerCommand {
     /// [`Error::CommandNotExecutable`] if the command has gone meanwhile.
     pub fn start(&self, queue: &Receiver) -> Result<(Pid, Readiness)> {
         let (failure, mut report) = pipe()?;
-        let ready = match self.ready_fd {
-            Some(number) => Some((number, pipe()?)),
+        let ready = match self.ready {
+            Some(ready) => Some((ready, pipe()?)),
             None => None,
         };
         // The report needs another number if the ready descriptor takes this one.
-        if self.ready_fd == Some(report.as_raw_fd()) {
+        if self.ready.map(|ready| ready.fd) == Some(report.as_raw_fd()) {
             report = report
                 .try_clone()
                 .map_err(|error| Error::io(START, error))?;
         }
         let pid = fork::start(Signal::SIGTERM, || {
             let ready = ready.as_ref();
-            let ready = ready.map(|(number, (_, end))| (*number, end.as_fd()));
+            let ready = ready.map(|(ready, (_, end))| (ready.fd, end.as_fd()));
             let Err(errno) = self.become_worker(queue, ready);
             let _ = rustix::io::write(&report, &(errno as i32).to_ne_bytes());
             // The pool has the errno and ignores this status.
@@ -93,7 +105,10 @@ impl WorkerCommand {
             return Err(self.command.error_of_start(errno));
         }
         let readiness = match ready {
-            Some((_, (end, _))) => Readiness::Awaited(end),
+            Some((ready, (end, _))) => Readiness::Awaited {
+                pipe: end,
+                until: Instant::now() + ready.timeout,
+            },
             None => Readiness::Lives(Instant::now() + STARTED_AFTER),
         };
         Ok((pid, readiness))
@@ -138,21 +153,24 @@ fn errno_of_exec(failure: OwnedFd) -> Option<Errno> {
 pub(crate) enum Readiness {
     /// The worker counts as started if it still lives at this time.
     Lives(Instant),
-    /// The worker will write a newline to the other end of this pipe.
-    Awaited(OwnedFd),
+    /// The worker will write a newline to the other end of this pipe, or be late.
+    Awaited { pipe: OwnedFd, until: Instant },
     /// The worker wrote the newline.
     Said,
     /// The worker closed the pipe without a newline. If it lives at this time, it is never ready.
     Closed(Instant),
     /// The worker lives, and is never ready.
     Never,
+    /// The worker did not report in time.
+    Late,
 }
 
 impl Readiness {
     /// Reads from the worker's pipe without blocking. Returns whether the readiness changed.
     pub fn hear(&mut self) -> bool {
         let heard = match self {
-            Readiness::Awaited(pipe) => read_readiness(pipe),
+            Readiness::Awaited { pipe, until } => read_readiness(pipe)
+                .or_else(|| (*until <= Instant::now()).then_some(Readiness::Late)),
             Readiness::Closed(at) if *at <= Instant::now() => Some(Readiness::Never),
             _ => None,
         };
@@ -163,15 +181,20 @@ impl Readiness {
         match self {
             Readiness::Lives(from) => *from <= Instant::now(),
             Readiness::Said => true,
-            Readiness::Awaited(_) | Readiness::Closed(_) | Readiness::Never => false,
+            Readiness::Awaited { .. }
+            | Readiness::Closed(_)
+            | Readiness::Never
+            | Readiness::Late => false,
         }
     }
 
     /// When the clock changes the readiness, or has changed it.
     pub fn deadline(&self) -> Option<Instant> {
         match self {
-            Readiness::Lives(at) | Readiness::Closed(at) => Some(*at),
-            Readiness::Awaited(_) | Readiness::Said | Readiness::Never => None,
+            Readiness::Lives(at) | Readiness::Closed(at) | Readiness::Awaited { until: at, .. } => {
+                Some(*at)
+            }
+            Readiness::Said | Readiness::Never | Readiness::Late => None,
         }
     }
 }
@@ -199,6 +222,8 @@ pub(crate) struct Worker {
     pub readiness: Readiness,
     /// A newer worker is to replace this one.
     pub stale: bool,
+    /// From TERM to KILL, once the worker was asked to end.
+    pub patience: Duration,
     end: Termination,
 }
 
@@ -210,7 +235,8 @@ impl Worker {
             failures,
             readiness,
             stale: false,
-            end: Termination::new(Target::Leader(pid), None),
+            patience: Duration::ZERO,
+            end: Termination::new(Target::Worker(pid), None),
         }
     }
 
@@ -237,12 +263,23 @@ impl Worker {
         self.end.countdown().due(Instant::now())
     }
 
-    /// Sends TERM, and KILL at `at`. While the worker lives, its children are its own affair.
-    pub fn ask_to_go(&mut self, at: Instant) {
-        self.end.ask(at);
+    /// Whether an end with status 0 is no failure: the worker has served as much as it wanted.
+    pub fn ends_well(&mut self, status: WaitStatus) -> bool {
+        self.readiness.hear();
+        let is_ready = matches!(self.readiness, Readiness::Lives(_) | Readiness::Said);
+        status.exit_status() == Some(0) && is_ready
     }
 
-    /// Kills the worker's process group now.
+    /// Sends TERM, and KILL after `patience`, but only once. While the worker lives, its children
+    /// are its own affair.
+    pub fn ask_to_go(&mut self, patience: Duration) {
+        if !self.is_leaving() {
+            self.patience = patience;
+            self.end.ask(Instant::now() + patience);
+        }
+    }
+
+    /// Kills the worker, its process group and its descendants now.
     pub fn kill(&mut self) {
         self.end.kill(Some(Instant::now() + GIVE_UP_AFTER));
     }

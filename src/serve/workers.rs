@@ -15,15 +15,18 @@ use crate::serve::cpu_activity::CpuActivity;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
-use crate::system::log::Log;
+use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::processes::{SocketLink, children};
-use crate::system::termination::{Step, Target, Termination};
+use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
 
 /// How long a place stays empty after its worker ended too soon. The delay doubles with each
 /// further failure.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(30);
+/// Workers that end with status 0 within [`STARTED_AFTER`] are replaced this far apart, so that
+/// workers which end at once do not fill the processor.
+const SOON: Duration = Duration::from_millis(10);
 /// A reload starts no worker while this many per place are still leaving.
 const MOST_LEAVING: usize = 4;
 
@@ -56,6 +59,9 @@ pub(crate) struct Workers {
     reloading: bool,
     /// The new worker of a reload. Once it has started, an older one goes.
     candidate: Option<Pid>,
+    pace: Pace,
+    /// The last message about workers that end at once.
+    said: Said,
     /// Groups whose worker has ended, and which still have processes.
     remains: Vec<Termination>,
     activity: CpuActivity,
@@ -80,6 +86,8 @@ impl Workers {
             has_queue: false,
             reloading: false,
             candidate: None,
+            pace: Pace(Instant::now()),
+            said: Said::default(),
             remains: Vec::new(),
             activity: CpuActivity::new(),
             is_examined: false,
@@ -118,7 +126,7 @@ impl Workers {
 
     fn ask_to_go(&mut self, pid: Pid) {
         if let Some(worker) = self.workers.get_mut(&pid) {
-            worker.ask_to_go(Instant::now() + self.grace);
+            worker.ask_to_go(self.grace);
         }
     }
 
@@ -188,18 +196,22 @@ impl Workers {
 
     /// Looks whether new workers report that they are ready.
     fn hear(&mut self) {
+        let mut late = Vec::new();
         for (pid, worker) in &mut self.workers {
             if !worker.readiness.hear() {
                 continue;
             }
             match worker.readiness {
                 Readiness::Closed(_) => {}
+                Readiness::Late if worker.is_leaving() => {}
+                Readiness::Late => late.push(*pid),
                 Readiness::Never => self.log.error(format_args!(
                     "worker {pid} closed its ready descriptor without a newline"
                 )),
                 _ => self.log.detail(format_args!("worker {pid} is ready")),
             }
         }
+        late.into_iter().for_each(|pid| self.end_late(pid));
         let Some((pid, candidate)) = self
             .candidate
             .and_then(|pid| self.workers.get_key_value(&pid))
@@ -243,12 +255,34 @@ impl Workers {
         oldest.map(|since| since + STARTED_AFTER)
     }
 
+    /// Ends a worker that did not report in time that it is ready.
+    fn end_late(&mut self, pid: Pid) {
+        let Some(worker) = self.workers.get_mut(&pid) else {
+            return;
+        };
+        // It serves nobody, so it needs no more time to end than a handler.
+        worker.ask_to_go(KILL_AFTER.min(self.grace));
+        let within = seconds(self.command.ready_timeout());
+        let problem = format!("worker {pid} was not ready within {within}");
+        if self.candidate == Some(pid) {
+            self.give_up_reload(problem);
+            return;
+        }
+        let failures = worker.failures + 1;
+        let delay = seconds(delay(failures));
+        self.log.error(format_args!(
+            "{problem}, and is ended; the next one is started in {delay}"
+        ));
+        self.vacancies.push(Vacancy::now(failures));
+    }
+
     /// Kills workers whose time to end by themselves is over.
     fn attend_leaving(&mut self) {
-        let (log, grace) = (self.log, seconds(self.grace));
+        let log = self.log;
         self.workers.retain(|pid, worker| {
             match worker.due() {
                 Some(Step::Kill) => {
+                    let grace = seconds(worker.patience);
                     log.notice(format_args!(
                         "worker {pid} did not end within {grace}, and is killed"
                     ));
@@ -273,8 +307,25 @@ impl Workers {
     }
 
     /// Makes a place for the successor of a worker that ended without being told to.
-    fn replace(&mut self, pid: Pid, worker: &Worker, status: WaitStatus) {
+    fn replace(&mut self, pid: Pid, mut worker: Worker, status: WaitStatus) {
         let lived = worker.since.elapsed() >= STARTED_AFTER;
+        if worker.ends_well(status) {
+            let now = Instant::now();
+            let at = if lived {
+                now
+            } else {
+                self.pace.next(self.size)
+            };
+            if at > now {
+                let rate = Duration::from_secs(1).as_millis() / SOON.as_millis();
+                let what = format!(
+                    "workers end with status 0 within a second; at most {rate} a second are started"
+                );
+                self.log.once(&mut self.said, Verbosity::Normal, what);
+            }
+            self.vacancies.push(Vacancy { at, failures: 0 });
+            return;
+        }
         let failures = if lived { 0 } else { worker.failures + 1 };
         let when = match delay(failures) {
             Duration::ZERO => "at once".to_owned(),
@@ -292,7 +343,7 @@ impl Watched for Workers {
     /// The pipes of the workers that have not reported their readiness.
     fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
         for worker in self.workers.values() {
-            if let Readiness::Awaited(pipe) = &worker.readiness {
+            if let Readiness::Awaited { pipe, .. } = &worker.readiness {
                 poll(pipe.as_fd(), PollFlags::IN);
             }
         }
@@ -304,7 +355,7 @@ impl Watched for Workers {
         let readiness = self.workers.iter().filter_map(|(pid, worker)| {
             // When other workers have started does not matter.
             let matters =
-                Some(*pid) == self.candidate || matches!(worker.readiness, Readiness::Closed(_));
+                Some(*pid) == self.candidate || !matches!(worker.readiness, Readiness::Lives(_));
             worker.readiness.deadline().filter(|_| matters)
         });
         let leaving = self.workers.values().filter_map(Worker::deadline);
@@ -350,7 +401,7 @@ impl Crew for Workers {
         let raw = status.as_raw();
         self.log.detail(format_args!("end {pid} status {raw}"));
         let now = Instant::now();
-        let mut remains = Termination::new(Target::Group(pid), Some(now + self.grace));
+        let mut remains = Termination::new(Target::Rest(pid), Some(now + self.grace));
         if remains.is_there() {
             if worker.is_leaving() {
                 remains.ask(worker.killed_at().unwrap_or(now));
@@ -374,7 +425,7 @@ impl Crew for Workers {
                 let how = how(status);
                 self.give_up_reload(format_args!("worker {pid} {how} before it had started"));
             }
-            (false, true) => self.replace(pid, &worker, status),
+            (false, true) => self.replace(pid, worker, status),
             // balance() makes a place for the next worker, on the next queue.
             (_, false) => {}
         }
@@ -404,11 +455,9 @@ impl Crew for Workers {
     fn stop(&mut self, grace: Duration) {
         self.candidate = None;
         let at = Instant::now() + grace;
-        for worker in self.workers.values_mut() {
-            if !worker.is_leaving() {
-                worker.ask_to_go(at);
-            }
-        }
+        self.workers
+            .values_mut()
+            .for_each(|worker| worker.ask_to_go(grace));
         self.remains.iter_mut().for_each(|remains| remains.ask(at));
     }
 
@@ -425,6 +474,21 @@ impl Crew for Workers {
         let orphans = children(getpid());
         let workers = self.workers.keys().copied();
         self.activity.look(workers.chain(orphans))
+    }
+}
+
+/// The earliest start of the next worker that replaces a short-lived one.
+#[derive(Debug)]
+struct Pace(Instant);
+
+impl Pace {
+    /// At once for the first `burst` workers after a pause, then [`SOON`] apart.
+    fn next(&mut self, burst: usize) -> Instant {
+        let now = Instant::now();
+        let credit = SOON.saturating_mul(u32::try_from(burst).unwrap_or(u32::MAX));
+        let paused = now.checked_sub(credit).unwrap_or(now);
+        self.0 = self.0.max(paused) + SOON;
+        self.0.max(now)
     }
 }
 
@@ -461,5 +525,19 @@ mod tests {
         let expected = [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000];
         assert_eq!(delays.collect::<Vec<_>>(), expected);
         assert_eq!(delay(u32::MAX), LAST_DELAY);
+    }
+
+    #[test]
+    fn short_lived_workers_are_replaced_at_once_and_then_apart() {
+        let start = Instant::now();
+        let mut pace = Pace(start);
+        std::thread::sleep(SOON * 3);
+        let starts: Vec<_> = (0..5).map(|_| pace.next(2)).collect();
+        let now = Instant::now();
+        assert!(starts[..2].iter().all(|at| *at <= now));
+        let apart = starts.windows(2).skip(1).map(|pair| pair[1] - pair[0]);
+        assert!(apart.into_iter().all(|apart| apart <= SOON));
+        assert_eq!(starts[4] - starts[3], SOON);
+        assert!(starts[4] >= start + SOON * 4);
     }
 }

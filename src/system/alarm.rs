@@ -34,7 +34,7 @@ impl Alarm {
     /// # Errors
     /// [`Error::System`] if no timer is available.
     pub fn interrupting() -> Result<Self> {
-        interrupt::on_signals(&[Signal::SIGALRM as i32])?;
+        interrupt::on(&[Signal::SIGALRM])?;
         SigSet::from_iter([Signal::SIGALRM])
             .thread_unblock()
             .map_err(|errno| Error::system("unblock SIGALRM", errno))?;

@@ -11,12 +11,15 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, Pid, faccessat};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, words};
 
 /// The search path if `PATH` is not set, as in execvp(3) of glibc.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// Runs a script without a `#!` line (POSIX execvp).
 const SHELL: &CStr = c"/bin/sh";
+
+/// What fails while processes or memory are short.
+pub(crate) const START: &str = "start a process";
 
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
@@ -85,7 +88,7 @@ impl Command {
 
     pub fn error_of_start(&self, errno: Errno) -> Error {
         match errno {
-            Errno::EAGAIN | Errno::ENOMEM => Error::system("start a process", errno),
+            Errno::EAGAIN | Errno::ENOMEM => Error::system(START, errno),
             errno => self.error(errno),
         }
     }
@@ -112,7 +115,7 @@ fn failed(name: &OsStr, errno: Errno) -> Error {
     } else {
         name.to_string_lossy().into_owned()
     };
-    let cause = errno.desc().to_owned();
+    let cause = words(errno);
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => Error::CommandNotFound { command, cause },
         _ => Error::CommandNotExecutable { command, cause },
@@ -168,7 +171,7 @@ fn check_interpreter(name: &OsStr, file: &Path) -> Result<()> {
         cause: format!(
             "its interpreter {}: {}",
             interpreter.display(),
-            errno.desc()
+            words(errno)
         ),
     })
 }

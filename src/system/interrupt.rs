@@ -48,6 +48,15 @@ pub fn on_signals(signals: &[i32]) -> Result<()> {
     Ok(())
 }
 
+/// [`on_signals`], with the signals of this crate.
+///
+/// # Errors
+/// Those of [`on_signals`].
+pub(crate) fn on(signals: &[Signal]) -> Result<()> {
+    let numbers: Vec<i32> = signals.iter().map(|signal| *signal as i32).collect();
+    on_signals(&numbers)
+}
+
 /// The number of the last caught signal; `None` if none has come.
 pub fn raised() -> Option<i32> {
     Some(RAISED.load(Ordering::SeqCst)).filter(|signal| *signal != NONE)

@@ -1,4 +1,4 @@
-//! Ends a process or a process group: by `TERM`, then by `KILL`.
+//! Ends a process with its group and its descendants: by `TERM`, then by `KILL`.
 //!
 //! [`Countdown`] is the state machine, without signals; [`Termination`] adds the target.
 
@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
+use crate::system::descendants::Descendants;
 use crate::system::poll::earliest;
 
 /// From TERM to KILL by default.
@@ -63,34 +64,51 @@ impl Countdown {
     }
 }
 
-/// The target of the signals. Its number is not reused while the group has a process or zombie.
+/// The target of the signals, by the number of a child that was made the leader of a group. The
+/// number is not reused while the child is not reaped, or the group has a process or zombie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    Group(Pid),
-    /// TERM goes to the first process of a group, KILL to the whole group.
-    Leader(Pid),
+    /// A child that serves one connection: TERM and KILL go to the child, its group and its
+    /// descendants, also those that this process has adopted.
+    Handler(Pid),
+    /// A child that serves many connections: TERM goes to the child alone, KILL also to its group
+    /// and its descendants.
+    Worker(Pid),
+    /// The group of a child that was reaped.
+    Rest(Pid),
 }
 
 impl Target {
+    fn pid(self) -> Pid {
+        let (Self::Handler(pid) | Self::Worker(pid) | Self::Rest(pid)) = self;
+        pid
+    }
+
     fn ask(self) {
-        let (Self::Group(pid) | Self::Leader(pid)) = self;
-        let _ = match self {
-            Self::Group(group) => killpg(group, Signal::SIGTERM),
-            Self::Leader(leader) => kill(leader, Signal::SIGTERM),
-        };
+        match self {
+            Self::Handler(_) | Self::Rest(_) => self.signal(Signal::SIGTERM),
+            Self::Worker(pid) => drop(kill(pid, Signal::SIGTERM)),
+        }
         // A stopped process would see neither the TERM nor the end of a stopped child.
-        let _ = killpg(pid, Signal::SIGCONT);
+        self.signal(Signal::SIGCONT);
     }
 
-    fn kill(self) {
-        let (Self::Group(pid) | Self::Leader(pid)) = self;
-        let _ = killpg(pid, Signal::SIGKILL);
+    /// Signals the group, and the child itself if it has left the group.
+    fn signal(self, signal: Signal) {
+        let pid = self.pid();
+        let is_rest = matches!(self, Self::Rest(_));
+        if !is_rest && getpgid(Some(pid)) != Ok(pid) {
+            let _ = kill(pid, signal);
+        }
+        let _ = killpg(pid, signal);
     }
 
-    /// Whether the group has a process, be it a zombie.
-    fn is_there(self) -> bool {
-        let (Self::Group(pid) | Self::Leader(pid)) = self;
-        killpg(pid, None) != Err(Errno::ESRCH)
+    fn descendants(self) -> Option<Descendants> {
+        match self {
+            Self::Handler(pid) => Some(Descendants::with_adopted(pid)),
+            Self::Worker(pid) => Some(Descendants::of(pid)),
+            Self::Rest(_) => None,
+        }
     }
 }
 
@@ -98,6 +116,8 @@ impl Target {
 pub(crate) struct Termination {
     target: Target,
     countdown: Countdown,
+    /// Known since the first signal that goes to them.
+    descendants: Option<Descendants>,
 }
 
 impl Termination {
@@ -106,6 +126,7 @@ impl Termination {
         Self {
             target,
             countdown: Countdown::Running(until),
+            descendants: None,
         }
     }
 
@@ -116,6 +137,12 @@ impl Termination {
     /// Sends TERM, but only once. KILL is due at `until`.
     pub fn ask(&mut self, until: Instant) {
         if self.countdown.is_running() {
+            if matches!(self.target, Target::Handler(_)) {
+                self.descendants = self.target.descendants();
+            }
+            if let Some(descendants) = &self.descendants {
+                descendants.ask();
+            }
             self.target.ask();
             self.countdown = Countdown::Asked(Some(until));
         }
@@ -124,8 +151,27 @@ impl Termination {
     /// Sends KILL, but only once. Giving up is due at `until`.
     pub fn kill(&mut self, until: Option<Instant>) {
         if !self.countdown.is_killed() {
-            self.target.kill();
+            let target = self.target;
+            self.descendants = self.descendants.take().or_else(|| target.descendants());
+            // Before the parents end, and once more for children that were just being made.
+            self.kill_descendants();
+            target.signal(Signal::SIGKILL);
+            self.kill_descendants();
             self.countdown = Countdown::Killed(until);
+        }
+    }
+
+    fn kill_descendants(&self) {
+        if let Some(descendants) = &self.descendants {
+            descendants.kill();
+        }
+    }
+
+    /// The child was reaped, so its number is that of its group only.
+    pub fn leader_ended(&mut self) {
+        self.target = Target::Rest(self.target.pid());
+        if let Some(descendants) = &mut self.descendants {
+            descendants.leader_ended();
         }
     }
 
@@ -139,10 +185,11 @@ impl Termination {
         }
     }
 
-    /// Whether the group has a process, be it a zombie. Its number may be reused after that, so do
-    /// not look again once the group was gone.
+    /// Whether the group has a process, be it a zombie, or a descendant that was signalled lives.
+    /// The group's number may be reused after that, so do not look again once the group was gone.
     pub fn is_there(&self) -> bool {
-        self.target.is_there()
+        killpg(self.target.pid(), None) != Err(Errno::ESRCH)
+            || self.descendants.as_ref().is_some_and(Descendants::is_there)
     }
 
     /// When to look again at a group without its first process.
@@ -181,7 +228,7 @@ mod tests {
     #[test]
     fn nobody_is_asked_twice_nor_after_a_kill() {
         // The number is beyond every process id, so this group has no process.
-        let mut end = Termination::new(Target::Group(Pid::from_raw(i32::MAX)), None);
+        let mut end = Termination::new(Target::Rest(Pid::from_raw(i32::MAX)), None);
         let (soon, later) = (Instant::now(), Instant::now() + KILL_AFTER);
         end.ask(soon);
         end.ask(later);

@@ -48,9 +48,12 @@ struct Plan {
 impl Launcher {
     /// From now on this process must not change the action of a signal.
     pub fn new() -> Self {
+        let mut signals = signals::not_default();
+        // Our handler for SIGCHLD does no harm in a child, and exec resets it.
+        signals.retain(|number| *number != Signal::SIGCHLD as c_int);
         Self {
             stack: Vec::with_capacity(STACK),
-            signals: signals::not_default(),
+            signals,
         }
     }
 

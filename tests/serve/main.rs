@@ -3,10 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod descendants;
 mod gone_clients;
 mod handler;
 mod identity;
 mod idle;
 mod pool;
 mod replacement;
+mod shortage;
 mod workers;

@@ -618,6 +618,19 @@ fn a_connection_waits_for_a_command_that_vanished_while_the_pool_ran() {
 }
 
 #[test]
+fn a_slot_that_waits_for_its_command_uses_no_processor_time() {
+    let acceptor = Fdaccept::bound().start();
+    let handler = acceptor.names.file("handler");
+    executable(&handler, "#!/bin/sh\nexec cat\n");
+    let mut pool = pool_on(&acceptor, &["--grace", "0"], 1, [&handler]);
+    std::fs::remove_file(&handler).unwrap();
+    let _client = acceptor.client();
+    pool.line("waits");
+    are_idle(&pool.members(), Duration::from_millis(80));
+    pool.stop();
+}
+
+#[test]
 fn a_stop_with_grace_drops_a_connection_whose_command_is_gone_and_says_so() {
     let acceptor = Fdaccept::bound().start();
     let handler = acceptor.names.file("handler");

@@ -159,9 +159,15 @@ fn quiet_tells_of_no_restart_and_no_reload() {
 
 #[test]
 fn what_makes_no_sense_with_workers_is_a_wrong_usage() {
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["--worker", "--timeout", "1", "1"], "--timeout"),
         (&["--ready-fd", "3", "1"], "--worker"),
+        (&["--worker", "--ready-timeout", "5", "1"], "--ready-fd"),
+        (&["--ready-timeout", "5", "1"], "--ready-fd"),
+        (
+            &["--worker", "--ready-fd", "3", "--ready-timeout", "0", "1"],
+            "must be more than 0",
+        ),
         (&["--worker", "--ready-fd", "0", "1"], "must be 3 or more"),
         (&["--worker", "--ready-fd", "1", "1"], "must be 3 or more"),
         (&["--worker", "--ready-fd", "2", "1"], "must be 3 or more"),

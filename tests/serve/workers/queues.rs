@@ -121,8 +121,8 @@ fn workers_serve_what_waits_though_who_accepted_it_is_gone_and_they_end_again_an
         .into_iter()
         .for_each(|client| client.expect_served());
     let log = pool.expect_end(0);
-    // After the last one there is nothing to start another one for.
-    assert_eq!(log.matches("the next one is started").count(), 3, "{log}");
+    // An end with status 0 is no failure.
+    assert_eq!(log.matches("the next one is started").count(), 2, "{log}");
 }
 
 #[test]

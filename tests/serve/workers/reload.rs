@@ -159,6 +159,83 @@ fn a_new_worker_that_never_is_ready_leaves_the_old_ones_until_the_next_reload() 
     pool.stop();
 }
 
+/// A worker that does `how` instead of becoming ready if there is a file `broken`.
+fn ready_unless_broken(how: &str) -> String {
+    ready_after(&format!("if [ -e \"$DIR/broken\" ]; then {how}; fi"))
+}
+
+/// The options of a pool whose workers have half a second to become ready.
+const HALF: [&str; 6] = [
+    "--ready-fd",
+    "3",
+    "--ready-timeout",
+    "0.5",
+    "--grace",
+    "0.2",
+];
+
+/// Expects that a new worker that does `how`, and never says that it is ready, is ended by `signal`.
+#[track_caller]
+fn assert_late_one_is_ended(how: &str, signal: Signal) {
+    let options = [&HALF[..], &["-v"]].concat();
+    let mut pool = Workers::start(&options, 2, &ready_unless_broken(how));
+    let old = pool.until_noted("ready", 2);
+    pool.touch("broken");
+    let start = Instant::now();
+    pool.signal(Signal::SIGHUP);
+    let line = pool.line("stay");
+    assert!(start.elapsed() >= Duration::from_millis(500));
+    let late = line.split(' ').nth(3).unwrap();
+    let expected =
+        format!("fdpool: reload: worker {late} was not ready within 0.5 s; the old workers stay");
+    assert_eq!(line, expected);
+    pool.line(&format!("end {late} status {}", signal as i32));
+    until("the old ones alone", || pool.workers() == old);
+    assert_eq!(pool.noted("term"), []);
+    pool.remove("broken");
+    pool.reload();
+    pool.until_replaced(&old, 2);
+    pool.stop();
+}
+
+cases! {
+    assert_late_one_is_ended;
+    a_new_worker_that_is_not_ready_in_time_is_ended_and_the_old_ones_stay:
+        "trap - TERM; exec sleep 100", Signal::SIGTERM;
+    a_new_worker_that_is_not_ready_in_time_and_ignores_term_is_killed:
+        "trap '' TERM; exec sleep 100", Signal::SIGKILL;
+}
+
+#[test]
+fn the_successor_of_a_dead_worker_that_is_not_ready_in_time_is_ended_and_tried_again() {
+    let text = ready_unless_broken("trap - TERM; exec sleep 100");
+    let mut pool = Workers::start(&HALF, 2, &text);
+    let old = pool.until_noted("ready", 2);
+    pool.touch("broken");
+    kill(*old.first().unwrap(), Signal::SIGKILL).unwrap();
+    pool.line("was ended by signal 9");
+    // The dead one may have lived for a second, or not.
+    let line = pool.line("was not ready within 0.5 s, and is ended; the next one is started in ");
+    let first = line.rsplit(' ').nth(1).unwrap().parse::<f64>().unwrap();
+    let next = format!("and is ended; the next one is started in {} s", first * 2.0);
+    pool.line(&next);
+    assert!(is_alive(*old.last().unwrap()));
+    pool.remove("broken");
+    pool.until_noted("ready", 3);
+    pool.until_workers(2);
+    pool.stop();
+}
+
+#[test]
+fn a_worker_that_said_in_time_that_it_is_ready_stays() {
+    let mut pool = Workers::start(&HALF, 1, &ready_after(":"));
+    let old = pool.until_noted("ready", 1);
+    // The time that passes is what this is about.
+    std::thread::sleep(Duration::from_millis(800));
+    assert_eq!(pool.workers(), old);
+    assert_eq!(pool.stop(), "");
+}
+
 #[test]
 fn a_reload_in_a_reload_starts_it_over() {
     let (mut pool, _) = gated_workers(2);

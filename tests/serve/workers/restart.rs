@@ -144,6 +144,63 @@ fn a_child_that_a_worker_left_behind_gets_term_after_the_grace_and_kill_5_second
     pool.stop();
 }
 
+// Workers that end well.
+
+#[test]
+fn a_worker_that_ends_with_status_0_is_replaced_at_once_however_soon() {
+    // With the delays of failures, the last one would wait for minutes.
+    let mut pool = Workers::start(&[], 1, "exec fdrecv -- cat");
+    for _ in 0..15 {
+        pool.client().expect_echo("hello");
+    }
+    let log = pool.stop();
+    assert!(!log.contains("the next one"), "{log}");
+}
+
+#[test]
+fn a_worker_that_serves_some_connections_and_leaves_is_no_failure() {
+    let text = "for i in 1 2 3; do fdrecv -- cat || exit 0; done";
+    let mut pool = Workers::start(&[], 2, text);
+    for _ in 0..30 {
+        pool.client().expect_echo("hello");
+    }
+    let log = pool.stop();
+    assert!(!log.contains("the next one"), "{log}");
+}
+
+#[test]
+fn workers_that_end_at_once_with_status_0_are_started_at_a_limited_rate() {
+    let mut pool = Workers::of_command(&["-v"], 4, ["true"]);
+    let limited = "workers end with status 0 within a second; at most 100 a second are started";
+    pool.line(limited);
+    let before = pool.log().matches("was started").count();
+    // The rate is what this is about.
+    std::thread::sleep(Duration::from_secs(1));
+    let log = pool.log();
+    let started = log.matches("was started").count() - before;
+    // 4 may have been due.
+    assert!((1..=110).contains(&started), "{started}");
+    assert_eq!(log.matches(limited).count(), 1, "{log}");
+    pool.stop();
+}
+
+#[test]
+fn a_worker_that_ends_with_status_0_before_it_is_ready_is_a_failure() {
+    let mut pool = Workers::start(&["--ready-fd", "3"], 1, "exit 0");
+    for delay in ["0.1", "0.2", "0.4"] {
+        let line = pool.line("the next one");
+        let expected = format!("ended with status 0; the next one is started in {delay} s");
+        assert!(line.ends_with(&expected), "{line}");
+    }
+    pool.stop();
+    let text = "echo >&3; exec 3>&-; exec fdrecv -- cat";
+    let mut pool = Workers::start(&["--ready-fd", "3"], 1, text);
+    for _ in 0..15 {
+        pool.client().expect_echo("hello");
+    }
+    pool.stop();
+}
+
 // A command that vanishes.
 
 #[test]
