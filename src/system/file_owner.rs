@@ -1,6 +1,6 @@
-//! Files that belong to another user from the first instant.
+//! The owners of files: whose they are to be, and whose can be trusted.
 //!
-//! A file that is made first and given away later can be met in between, by a process that may not
+//! A file for another user belongs to that user from the first instant. One that is made first and given away later can be met in between, by a process that may not
 //! use it yet. It can also be replaced in between, and then another file is given away.
 
 use nix::errno::Errno;
@@ -43,6 +43,11 @@ impl FileOwner {
         set_capabilities(None, before)?;
         made
     }
+}
+
+/// Whether what this user has put somewhere can be meant for us: it is root, or us.
+pub(crate) fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
 }
 
 #[cfg(test)]
