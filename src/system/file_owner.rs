@@ -1,7 +1,8 @@
 //! The owners of files: whose they are to be, and whose can be trusted.
 //!
-//! A file for another user belongs to that user from the first instant. One that is made first and given away later can be met in between, by a process that may not
-//! use it yet. It can also be replaced in between, and then another file is given away.
+//! A file for another user belongs to that user from the first instant. One that is made first and
+//! given away later can be met in between, by a process that may not use it yet. It can also be
+//! replaced in between, and then another file is given away.
 
 use nix::errno::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
