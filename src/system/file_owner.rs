@@ -18,8 +18,8 @@ pub(crate) struct FileOwner {
 }
 
 impl FileOwner {
-    /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory the
-    /// group is the directory's. What `action` may do is as before.
+    /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory
+    /// the group is the directory's. What `action` may do is as before.
     ///
     /// The effective ids are changed, and not those of the file system (setfsuid(2)): who becomes a
     /// user needs the same calls again, and a filter of system calls that lets them through.

@@ -50,8 +50,8 @@ pub(crate) fn read(path: &Path, most: usize, patience: Duration) -> io::Result<V
     }
 }
 
-/// Opens a file behind links of root's and ours alone. The link of a user with fewer rights may lead
-/// to a file that only we can read.
+/// Opens a file behind links of root's and ours alone. The link of a user with fewer rights may
+/// lead to a file that only we can read.
 fn open_trusted(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let mut path = path.to_owned();

@@ -1,7 +1,7 @@
 //! A file that tells the bound ports to a program that asked for any free port.
 //!
-//! Its directory may belong to a user with fewer rights than ours: what we do not know to be safe is
-//! neither followed nor written to, and nothing waits for ever.
+//! Its directory may belong to a user with fewer rights than ours: what we do not know to be safe
+//! is neither followed nor written to, and nothing waits for ever.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
