@@ -446,6 +446,9 @@ mod tests {
                 socket::bind(stale.as_raw_fd(), &name.address().unwrap()).unwrap();
                 abandon(stale, &name);
             }
+            if round % 3 == 0 {
+                std::fs::write(dir.path().join("s.lock"), "").unwrap();
+            }
             let winners = AtomicUsize::new(0);
             let (start, end) = (Barrier::new(THREADS), Barrier::new(THREADS));
             std::thread::scope(|scope| {

@@ -1,7 +1,8 @@
-//! Files that belong to another user from the first instant.
+//! The owners of files: whose they are to be, and whose can be trusted.
 //!
-//! A file that is made first and given away later can be met in between, by a process that may not
-//! use it yet. It can also be replaced in between, and then another file is given away.
+//! A file for another user belongs to that user from the first instant. One that is made first and
+//! given away later can be met in between, by a process that may not use it yet. It can also be
+//! replaced in between, and then another file is given away.
 
 use nix::errno::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
@@ -17,8 +18,8 @@ pub(crate) struct FileOwner {
 }
 
 impl FileOwner {
-    /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory the
-    /// group is the directory's. What `action` may do is as before.
+    /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory
+    /// the group is the directory's. What `action` may do is as before.
     ///
     /// The effective ids are changed, and not those of the file system (setfsuid(2)): who becomes a
     /// user needs the same calls again, and a filter of system calls that lets them through.
@@ -43,6 +44,11 @@ impl FileOwner {
         set_capabilities(None, before)?;
         made
     }
+}
+
+/// Whether what this user has put somewhere can be meant for us: it is root, or us.
+pub(crate) fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::Mutex;
 
 use nix::errno::Errno;
@@ -60,6 +61,22 @@ pub(crate) fn copy(number: RawFd) -> Result<OwnedFd> {
     let claimed = CLAIMED.lock().unwrap_or_else(|poison| poison.into_inner());
     let copy = unclaimed(number, &claimed)?.try_clone_to_owned();
     copy.map_err(|error| Error::io(format!("use descriptor {number}"), error))
+}
+
+/// The number in the path of a descriptor. Such paths are links to links, which the kernel follows
+/// to what is open.
+pub(crate) fn number_of(path: &Path) -> Option<RawFd> {
+    match path.to_str()? {
+        "/dev/stdin" => Some(0),
+        "/dev/stdout" => Some(1),
+        "/dev/stderr" => Some(2),
+        path => {
+            let number = path
+                .strip_prefix("/dev/fd/")
+                .or_else(|| path.strip_prefix("/proc/self/fd/"))?;
+            number.parse().ok()
+        }
+    }
 }
 
 fn unclaimed(number: RawFd, claimed: &BTreeSet<RawFd>) -> Result<BorrowedFd<'static>> {
@@ -163,4 +180,27 @@ pub(crate) fn leave_open(descriptor: BorrowedFd<'_>, taken: RawFd) -> Result<()>
     fcntl(descriptor, action)
         .map(drop)
         .map_err(|errno| Error::system("keep a descriptor open", errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_descriptors_are_known() {
+        for (path, number) in [
+            ("/dev/stdin", Some(0)),
+            ("/dev/stdout", Some(1)),
+            ("/dev/stderr", Some(2)),
+            ("/dev/fd/3", Some(3)),
+            ("/proc/self/fd/10", Some(10)),
+            ("/dev/fd/", None),
+            ("/dev/fd/x", None),
+            ("dev/fd/3", None),
+            ("/dev/null", None),
+            ("ports", None),
+        ] {
+            assert_eq!(number_of(Path::new(path)), number, "{path}");
+        }
+    }
 }

@@ -3,15 +3,21 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, SFlag};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::system::descriptor::file_type;
+use crate::system::file_owner::is_trusted;
+use crate::system::inherited;
 use crate::system::poll::{PollFlags, wait_for};
+
+/// How many links to follow, as the kernel does.
+const MAX_LINKS: usize = 40;
 
 /// How long a FIFO may take while no client waits.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,8 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// writer is not an empty file.
 pub(crate) fn read(path: &Path, most: usize, patience: Duration) -> io::Result<Vec<u8>> {
     let until = Instant::now() + patience;
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = File::from(open(path, flags, Mode::empty())?);
+    let file = File::from(open_trusted(path)?);
     let is_pipe = file_type(file.as_fd()) == Some(SFlag::S_IFIFO);
     let mut text = Vec::new();
     let mut has_ended = false;
@@ -45,11 +50,40 @@ pub(crate) fn read(path: &Path, most: usize, patience: Duration) -> io::Result<V
     }
 }
 
+/// Opens a file behind links of root's and ours alone. The link of a user with fewer rights may
+/// lead to a file that only we can read.
+fn open_trusted(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let follows = match inherited::number_of(&path) {
+            Some(_) => OFlag::empty(),
+            None => OFlag::O_NOFOLLOW,
+        };
+        match open(&path, flags | follows, Mode::empty()) {
+            Err(Errno::ELOOP) => {}
+            opened => return Ok(opened?),
+        }
+        let as_link = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let link = open(&path, as_link, Mode::empty())?;
+        let owner = fstat(&link)?.st_uid;
+        if !is_trusted(owner) {
+            let problem = format!("it is a symbolic link of uid {owner}");
+            return Err(io::Error::other(problem));
+        }
+        // Not by the path again, where another link may be by now.
+        let target = readlinkat(&link, "")?;
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(Errno::ELOOP.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::unistd::mkfifo;
     use std::io::Write;
+    use std::os::unix::fs::symlink;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -66,6 +100,26 @@ mod tests {
         assert_eq!(read(Path::new("/dev/zero"), 9, LONG).unwrap(), [0; 9]);
         assert!(read(&dir.path().join("none"), 9, LONG).is_err());
         assert!(read(dir.path(), 9, LONG).is_err());
+    }
+
+    #[test]
+    fn links_are_followed_as_the_kernel_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let [sub, file] = ["sub", "file"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&sub).unwrap();
+        std::fs::write(&file, "text").unwrap();
+        symlink("../file", sub.join("up")).unwrap();
+        symlink("sub/up", dir.path().join("down")).unwrap();
+        symlink(&sub, dir.path().join("other")).unwrap();
+        symlink("loop", dir.path().join("loop")).unwrap();
+        symlink("/dev/null", dir.path().join("null")).unwrap();
+        let read = |name: &str| read(&dir.path().join(name), 9, Duration::ZERO);
+        for name in ["down", "sub/up", "other/up"] {
+            assert_eq!(read(name).unwrap(), b"text", "{name}");
+        }
+        assert_eq!(read("null").unwrap(), b"");
+        let error = read("loop").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ELOOP as i32));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{lchown, symlink};
 use std::process::{Command, Stdio};
 
 use crate::support::*;
@@ -546,6 +547,24 @@ fn a_fifo_that_nobody_writes_to_is_an_error() {
             });
         }
     });
+}
+
+/// It may lead to a file that only root can read, and clients would be told what is there.
+#[test]
+fn a_link_of_a_user_with_fewer_rights_is_not_followed() {
+    needs!(root());
+    for options in ["--rules ./link", "--max 1 --when-full ./link"] {
+        let fdaccept = || {
+            let fdaccept = Fdaccept::bound().file("file", "# secret");
+            symlink("file", fdaccept.names.text("link")).unwrap();
+            fdaccept
+        };
+        fdaccept().options(options).start();
+        let theirs = fdaccept();
+        lchown(theirs.names.text("link"), Some(NOBODY), None).unwrap();
+        let expected = format!("./link: it is a symbolic link of uid {NOBODY}");
+        ends(theirs, options, 1, &expected);
+    }
 }
 
 #[test]

@@ -460,9 +460,11 @@ fn a_path_need_not_be_utf8() {
         let names = Names::new();
         let path = names.directory.path().join(OsStr::from_bytes(odd));
         let mut acceptor = start("fdaccept", &path, &[]);
+        // Before, the path may not be listened on yet.
+        let port = acceptor.port();
         let mut fdrecv = program("fdrecv");
         let mut consumer = fdrecv.arg("--connect").arg(&path).arg("cat").start();
-        assert_eq!(exchange(acceptor.port(), b"odd"), b"odd");
+        assert_eq!(exchange(port, b"odd"), b"odd");
         consumer.expect_exit(0);
         acceptor.end_by(Signal::SIGTERM);
         assert!(names.is_empty());

@@ -1,22 +1,22 @@
 //! A file that tells the bound ports to a program that asked for any free port.
 //!
-//! Its directory may belong to a user with fewer rights than ours: what we do not know to be safe is
-//! neither followed nor written to, and nothing waits for ever.
+//! Its directory may belong to a user with fewer rights than ours: what we do not know to be safe
+//! is neither followed nor written to, and nothing waits for ever.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
-use nix::unistd::geteuid;
 
 use crate::error::{Error, Result};
 use crate::system::alarm::Alarm;
 use crate::system::descriptor::type_of;
+use crate::system::file_owner::is_trusted;
 use crate::system::inherited;
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
@@ -46,7 +46,7 @@ pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()>
     }
     let lines: String = once.iter().map(|port| format!("{port}\n")).collect();
     let text = lines.as_bytes();
-    let written = match descriptor_of(path) {
+    let written = match inherited::number_of(path) {
         Some(number) => write_in_time(&inherited::copy(number)?.into(), text),
         None => write_at(path, text),
     };
@@ -61,6 +61,7 @@ fn write_at(path: &Path, text: &[u8]) -> io::Result<()> {
     let refused = |why: &str| Err(io::Error::other(why));
     match type_of(&found) {
         SFlag::S_IFREG => replace(path, text),
+        // Anybody else could make us wait.
         SFlag::S_IFIFO if !is_trusted(found.st_uid) => {
             refused(&format!("it belongs to uid {}", found.st_uid))
         }
@@ -73,21 +74,6 @@ fn write_at(path: &Path, text: &[u8]) -> io::Result<()> {
 
 fn is_unread() -> io::Error {
     io::Error::other("nobody reads it")
-}
-
-/// The number in the path of a descriptor. Such paths are links to links, which the kernel follows
-/// to what is open.
-fn descriptor_of(path: &Path) -> Option<RawFd> {
-    match path.to_str()? {
-        "/dev/stdout" => Some(1),
-        "/dev/stderr" => Some(2),
-        path => {
-            let number = path
-                .strip_prefix("/dev/fd/")
-                .or_else(|| path.strip_prefix("/proc/self/fd/"))?;
-            number.parse().ok()
-        }
-    }
 }
 
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
@@ -115,11 +101,6 @@ fn make_beside(path: &Path) -> io::Result<(PathBuf, File)> {
             made => return made.map(|file| (name, file)),
         }
     }
-}
-
-/// Whether a FIFO of this user will be read: anybody else could make us wait.
-fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == geteuid().as_raw()
 }
 
 /// Writes to the FIFO or device that was `found`. The open of a FIFO waits for a reader.
@@ -163,23 +144,6 @@ fn write_in_time(mut file: &File, text: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_of_descriptors_are_known() {
-        for (path, number) in [
-            ("/dev/stdout", Some(1)),
-            ("/dev/stderr", Some(2)),
-            ("/dev/fd/3", Some(3)),
-            ("/proc/self/fd/10", Some(10)),
-            ("/dev/fd/", None),
-            ("/dev/fd/x", None),
-            ("dev/fd/3", None),
-            ("/dev/null", None),
-            ("ports", None),
-        ] {
-            assert_eq!(descriptor_of(Path::new(path)), number, "{path}");
-        }
-    }
 
     #[test]
     fn what_a_killed_process_left_is_in_nobodys_way() {
