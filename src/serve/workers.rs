@@ -361,7 +361,8 @@ impl Watched for Workers {
         let leaving = self.workers.values().filter_map(Worker::deadline);
         let remains = self.remains.iter().map(Termination::next_look);
         let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
-        deadlines.chain(self.examined_at()).min()
+        let examined = self.examined_at().filter(|_| self.has_queue);
+        deadlines.chain(examined).min()
     }
 }
 

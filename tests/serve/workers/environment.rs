@@ -143,6 +143,17 @@ fn workers_of_any_kind_are_not_told_what_they_know() {
 }
 
 #[test]
+fn a_queue_that_ends_before_its_workers_are_a_second_old_leaves_the_pool_idle() {
+    let text = "if mkdir \"$DIR/first\" 2>/dev/null; then exec sleep 100; fi; exec fdrecv -- cat";
+    let mut pool = Workers::start(&[], 2, text);
+    pool.until_workers(2);
+    pool.queue.close();
+    pool.until_workers(1);
+    // The first second is not over yet when the first look begins.
+    (0..2).for_each(|_| is_idle(pool.pid()));
+}
+
+#[test]
 fn quiet_tells_of_no_restart_and_no_reload() {
     let mut pool = Workers::start(&["-q", "--ready-fd", "3"], 1, &ready_after(":"));
     pool.until_noted("ready", 1);
