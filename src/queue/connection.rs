@@ -252,6 +252,16 @@ mod tests {
         assert_eq!(Some(connection.info()), told(proxied).as_ref());
     }
 
+    #[test]
+    fn the_ids_fit_into_a_message_or_are_left_out() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let start = "FDTOOLS=1\nPROTO=IPC\nIPCLOCALPATH=";
+        let path = "x".repeat(message::MAX_PAYLOAD - start.len() - "\n".len());
+        let told = Info::decode(format!("{start}{path}\n").as_bytes()).unwrap();
+        let connection = Connection::new(one.into(), None, Some(told.clone()));
+        assert_eq!(connection.info(), &told);
+    }
+
     fn is_gone(descriptor: impl Into<OwnedFd>) -> bool {
         Connection::new(descriptor.into(), None, None).is_gone()
     }

@@ -110,7 +110,7 @@ impl Info {
         fits
     }
 
-    /// Replaces the ids of a Unix client.
+    /// Replaces the ids of a Unix client, as far as a message has room for them.
     pub(crate) fn set_credentials(&mut self, peer: &UnixPeer<'_>) {
         let ids = [
             (IPC_REMOTE_EUID, peer.uid),
@@ -120,7 +120,7 @@ impl Info {
         for (variable, id) in ids {
             self.unset(variable);
             if let Some(id) = id {
-                self.add(variable, id);
+                self.add_if_valid(variable, id.to_string().as_bytes());
             }
         }
     }

@@ -75,7 +75,7 @@ fn is_zone(zone: &str) -> bool {
 
 /// Whether a message may name an interface so. The kernel lets a name hold control bytes, `$` and
 /// the like; and digits alone would be a number.
-pub(crate) fn is_interface_name(name: &str) -> bool {
+pub(super) fn is_interface_name(name: &str) -> bool {
     /// `IFNAMSIZ` of linux/if.h, without the NUL.
     const MOST: usize = 15;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);

@@ -6,14 +6,17 @@ use crate::support::*;
 
 const HANDLER: &str = "echo $TCPREMOTEIP $TCPLOCALIP $REMOTE_ADDR";
 
+/// Gives a network namespace an interface with the address fe80::1, and runs the rest of the command
+/// line.
+const WITH_INTERFACE: &str = "name=$1; shift; ip link set lo up
+    ip link add \"$name\" type veth peer name peer && ip link set peer up &&
+    ip link set \"$name\" up && ip address add fe80::1/64 dev \"$name\" nodad && exec \"$@\"";
+
 /// An fdaccept with this listener in a network namespace of its own, which has an interface with the
 /// address fe80::1.
 #[track_caller]
 fn on_interface(name: &str, address: &str, options: &[&str]) -> Acceptor {
-    let script = "name=$1; shift; ip link set lo up; ip link add \"$name\" type veth peer name peer && \
-        ip link set peer up && ip link set \"$name\" up && \
-        ip address add fe80::1/64 dev \"$name\" nodad && exec \"$@\"";
-    let wrapper = ["unshare", "--net", "sh", "-c", script, "sh", name];
+    let wrapper = ["unshare", "--net", "sh", "-c", WITH_INTERFACE, "sh", name];
     let fdaccept = Fdaccept::behind(&wrapper).args(options);
     let pool = fdaccept.words("fdpool -v 1 -- sh -c").word(HANDLER);
     pool.listen(address).start()
@@ -27,17 +30,20 @@ fn beside(process: &Process, program: &str) -> Command {
     command
 }
 
-/// Starts a client on this interface, whose output is what it is told.
+/// A client on an interface. It tells the number of that, and what it is told itself.
+const CLIENT: &str = "import socket, sys
+interface = socket.if_nametoindex(sys.argv[1])
+client = socket.socket(socket.AF_INET6)
+client.connect((\"fe80::1\", int(sys.argv[2]), 0, interface))
+print(interface, flush=True)
+print(client.makefile().read().strip())";
+
 fn client(acceptor: &Acceptor, interface: &str) -> Command {
     let mut client = beside(acceptor, python().unwrap().to_str().unwrap());
-    client.arg("-c").arg(
-        "import socket, sys; i = socket.if_nametoindex(sys.argv[1]); s = socket.socket(socket.AF_INET6); \
-         s.connect((\"fe80::1\", int(sys.argv[2]), 0, i)); print(i, flush=True); \
-         print(s.makefile().read().strip())",
-    );
     // Where it listens may end in the interface.
     let (_, port) = acceptor.addresses[0].rsplit_once(':').unwrap();
-    client.args([interface, port.split('%').next().unwrap()]);
+    let port = port.split('%').next().unwrap();
+    client.args(["-c", CLIENT, interface, port]);
     client
 }
 
@@ -131,4 +137,35 @@ fn rules_and_limits_look_at_the_address_alone() {
             "fe80::1%eth0 fe80::1%eth0 fe80::1%eth0"
         );
     }
+}
+
+/// A listener of another network namespace, with a client there, as descriptor 9 of the rest of the
+/// command line.
+const LISTENER: &str = "import os, socket, sys
+listener = socket.socket(socket.AF_INET6)
+listener.bind((\"::\", 0))
+listener.listen()
+if os.fork() == 0:
+    client = socket.socket(socket.AF_INET6)
+    client.settimeout(30)
+    interface = socket.if_nametoindex(\"there\")
+    client.connect((\"fe80::1\", listener.getsockname()[1], 0, interface))
+    print(client.makefile().read().strip(), flush=True)
+    os._exit(0)
+os.dup2(listener.fileno(), 9)
+os.execvp(sys.argv[1], sys.argv[1:])";
+
+#[test]
+fn the_interface_has_the_name_of_the_listeners_namespace() {
+    needs!(can_run());
+    let python = needs!(python());
+    let here = format!("--net=/proc/{}/ns/net", std::process::id());
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", WITH_INTERFACE, "sh", "there"]);
+    command.arg(python).args(["-c", LISTENER, "nsenter", &here]);
+    command.arg(bin_dir().join("fdaccept")).env("PATH", path());
+    command.args(["fd:9", "--", "fdrecv", "sh", "-c", HANDLER]);
+    let (status, output, log) = run(&mut command);
+    assert_eq!(status, Some(0), "{log}");
+    assert_eq!(output, "fe80::1%there fe80::1%there fe80::1%there\n");
 }
