@@ -202,23 +202,16 @@ impl Slot<'_> {
         }
     }
 
-    /// Waits for a handler, and ends its process group when there is a reason to. Returns the raw
+    /// Waits for a handler, and ends it with all that it has started when there is a reason to. Returns the raw
     /// status of the handler, as tcpserver logs it.
     fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);
-        let mut has_others = false;
         loop {
             self.go_on(&mut end);
-            let woken = clock.wait(end.countdown().deadline());
-            let is_other = |(signal, child)| signal == Signal::SIGCHLD && child != pid;
-            has_others |= woken.is_some_and(is_other) || fork::has_ended();
-            let ended = if has_others { reap_all(pid) } else { reap(pid) };
-            if let Some(status) = ended {
+            clock.wait(end.countdown().deadline());
+            if let Some(status) = reap(pid) {
                 end.leader_ended();
-                if !end.countdown().is_running() {
-                    fork::reap();
-                }
                 // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
                     self.go_on(&mut end);
@@ -256,21 +249,9 @@ pub(super) fn dropped(connection: &Connection) -> String {
     format!("the connection from {client} is dropped")
 }
 
-/// The raw status of a child; `None` while the child runs.
+/// The raw status of a child; `None` while the child runs. Reaps adopted children as well: the end of
+/// several is one signal.
 fn reap(pid: Pid) -> Option<i32> {
-    let pid = process::Pid::from_raw(pid.as_raw())?;
-    loop {
-        match process::waitpid(Some(pid), WaitOptions::NOHANG) {
-            Ok(ended) => return ended.map(|(_, status)| status.as_raw()),
-            Err(rustix::io::Errno::INTR) => {}
-            // The child is gone, and nobody knows its status.
-            Err(_) => return Some(0),
-        }
-    }
-}
-
-/// The same, and reaps adopted children.
-fn reap_all(pid: Pid) -> Option<i32> {
     let mut found = None;
     loop {
         match process::wait(WaitOptions::NOHANG) {
@@ -279,7 +260,7 @@ fn reap_all(pid: Pid) -> Option<i32> {
             }
             Ok(Some(_)) => {}
             Ok(None) => return found,
-            // No child is left.
+            // No child is left. If this one is gone, nobody knows its status.
             Err(_) => return found.or(Some(0)),
         }
     }
@@ -302,22 +283,23 @@ impl Clock {
         })
     }
 
-    /// Waits for `time`, or until the pool has news. A child that could not execute its program has
+    /// Waits without a handler for `time`, or until the pool has news. A child that could not execute its program has
     /// left a signal, which must not make the time shorter.
     fn pause(&mut self, time: Duration) {
         let until = Instant::now() + time;
-        let is_news = |(signal, _)| signal == URGENT;
-        while !self.wait(Some(until)).is_some_and(is_news) && Instant::now() < until {}
+        while self.wait(Some(until)) != Some(URGENT) && Instant::now() < until {}
+        // There is no handler, and the wait has taken the signals of adopted children.
+        fork::reap();
     }
 
-    /// Waits for a signal, or for `until`. Returns the signal, and the process that it came from. The
-    /// signals are blocked, so none is missed that came before; of SIGCHLD, which is not,
-    /// [`fork::has_ended`] tells. A left-over signal wakes the slot for nothing, which does no harm.
-    fn wait(&mut self, until: Option<Instant>) -> Option<(Signal, Pid)> {
+    /// Waits for a signal, or for `until`. None is missed that came before: the signals are blocked,
+    /// and of SIGCHLD, which is not, SIGALRM tells ([`fork::set_serving`]). A left-over signal wakes
+    /// the slot for nothing, which does no harm.
+    fn wait(&mut self, until: Option<Instant>) -> Option<Signal> {
         if let Some(until) = until {
             self.alarm
                 .after(until.saturating_duration_since(Instant::now()));
         }
-        signals::wait(&self.signals)
+        self.signals.wait().ok()
     }
 }

@@ -16,7 +16,7 @@ use crate::system::command::START;
 
 /// While this process serves, it waits for its own child, and the handler reaps nobody.
 static SERVES: AtomicBool = AtomicBool::new(false);
-/// A child ended that nobody has looked for yet.
+/// A child ended outside of a wait for signals.
 static ENDED: AtomicBool = AtomicBool::new(false);
 /// The process that [`adopt`] was called in.
 static ADOPTER: AtomicI32 = AtomicI32::new(0);
@@ -41,18 +41,13 @@ pub(crate) fn adopt() -> Result<()> {
     Ok(())
 }
 
-/// While this process serves, the end of a child is only noted ([`has_ended`]), and `SIGALRM` wakes a
-/// wait for signals: the child's own signal may be lost to the wait.
+/// While this process serves, it waits for SIGCHLD and SIGALRM by itself, and reaps all children then.
+/// A SIGCHLD that comes outside of such a wait is noted, and becomes a SIGALRM.
 pub(crate) fn set_serving(serves: bool) {
     SERVES.store(serves, Ordering::SeqCst);
-    if !serves && has_ended() {
+    if !serves && ENDED.swap(false, Ordering::SeqCst) {
         reap();
     }
-}
-
-/// Whether a child has ended outside of a wait for signals. Tells it once.
-pub(crate) fn has_ended() -> bool {
-    ENDED.swap(false, Ordering::SeqCst)
 }
 
 extern "C" fn child_ended(_: libc::c_int) {

@@ -1,13 +1,11 @@
-//! Signals as a descriptor, the actions of signals, and waiting for a signal.
-#![allow(unsafe_code)] // sigaction with SIG_DFL and SIG_IGN, so no handler can be unsafe; sigwaitinfo
+//! Signals as a descriptor, and the actions of signals.
+#![allow(unsafe_code)] // sigaction with SIG_DFL and SIG_IGN only, so no handler can be unsafe
 
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 
@@ -153,18 +151,6 @@ pub(crate) fn ignore(signals: &[Signal]) -> Result<()> {
             .map_err(|errno| Error::system(format!("ignore {number}"), errno))?;
     }
     Ok(())
-}
-
-/// Waits for one of `signals`. Returns the signal and the process that it came from; for SIGCHLD that
-/// is the child. `None` if another signal was caught.
-pub(crate) fn wait(signals: &SigSet) -> Option<(Signal, Pid)> {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    // SAFETY: both pointers are valid, and the kernel fills `info`, for which zeros are valid.
-    let number = unsafe { libc::sigwaitinfo(signals.as_ref(), info.as_mut_ptr()) };
-    let signal = Signal::try_from(number).ok()?;
-    // SAFETY: every field of `info` is initialized, and any bytes are a valid pid.
-    let pid = unsafe { info.assume_init().si_pid() };
-    Some((signal, Pid::from_raw(pid)))
 }
 
 /// Sets the mask of blocked signals to exactly `mask`.

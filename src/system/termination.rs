@@ -76,18 +76,15 @@ pub(crate) enum Target {
     Worker(Pid),
     /// The group of a child that was reaped.
     Rest(Pid),
+    /// That group, once it has no process: its number may be another group's.
+    Gone,
 }
 
 impl Target {
-    fn pid(self) -> Pid {
-        let (Self::Handler(pid) | Self::Worker(pid) | Self::Rest(pid)) = self;
-        pid
-    }
-
     fn ask(self) {
         match self {
-            Self::Handler(_) | Self::Rest(_) => self.signal(Signal::SIGTERM),
             Self::Worker(pid) => drop(kill(pid, Signal::SIGTERM)),
+            _ => self.signal(Signal::SIGTERM),
         }
         // A stopped process would see neither the TERM nor the end of a stopped child.
         self.signal(Signal::SIGCONT);
@@ -95,19 +92,32 @@ impl Target {
 
     /// Signals the group, and the child itself if it has left the group.
     fn signal(self, signal: Signal) {
-        let pid = self.pid();
-        let is_rest = matches!(self, Self::Rest(_));
-        if !is_rest && getpgid(Some(pid)) != Ok(pid) {
-            let _ = kill(pid, signal);
+        let group = match self {
+            Self::Handler(pid) | Self::Worker(pid) => {
+                if getpgid(Some(pid)) != Ok(pid) {
+                    let _ = kill(pid, signal);
+                }
+                pid
+            }
+            Self::Rest(group) => group,
+            Self::Gone => return,
+        };
+        let _ = killpg(group, signal);
+    }
+
+    /// The child was reaped.
+    fn without_child(self) -> Self {
+        match self {
+            Self::Handler(pid) | Self::Worker(pid) | Self::Rest(pid) => Self::Rest(pid),
+            Self::Gone => Self::Gone,
         }
-        let _ = killpg(pid, signal);
     }
 
     fn descendants(self) -> Option<Descendants> {
         match self {
             Self::Handler(pid) => Some(Descendants::with_adopted(pid)),
             Self::Worker(pid) => Some(Descendants::of(pid)),
-            Self::Rest(_) => None,
+            Self::Rest(_) | Self::Gone => None,
         }
     }
 }
@@ -169,7 +179,7 @@ impl Termination {
 
     /// The child was reaped, so its number is that of its group only.
     pub fn leader_ended(&mut self) {
-        self.target = Target::Rest(self.target.pid());
+        self.target = self.target.without_child();
         if let Some(descendants) = &mut self.descendants {
             descendants.leader_ended();
         }
@@ -185,10 +195,15 @@ impl Termination {
         }
     }
 
-    /// Whether the group has a process, be it a zombie, or a descendant that was signalled lives.
-    /// The group's number may be reused after that, so do not look again once the group was gone.
-    pub fn is_there(&self) -> bool {
-        killpg(self.target.pid(), None) != Err(Errno::ESRCH)
+    /// Whether the child is not reaped, its group has a process, be it a zombie, or a descendant
+    /// that was signalled lives.
+    pub fn is_there(&mut self) -> bool {
+        if let Target::Rest(group) = self.target
+            && killpg(group, None) == Err(Errno::ESRCH)
+        {
+            self.target = Target::Gone;
+        }
+        !matches!(self.target, Target::Gone)
             || self.descendants.as_ref().is_some_and(Descendants::is_there)
     }
 

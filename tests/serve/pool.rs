@@ -291,14 +291,20 @@ fn a_second_signal_ends_handlers_at_once() {
     }
 }
 
+/// Waits until TERM stops a pool, and does not end it at once.
+#[track_caller]
+fn until_stoppable(pool: &Pool) {
+    until("its signals to be taken over", || {
+        has_signal(pool.pid(), "SigBlk", Signal::SIGTERM)
+    });
+}
+
 #[test]
 fn a_stop_without_connections_ends_at_once() {
     let acceptor = Fdaccept::bound().start();
     for signal in STOPS {
         let mut pool = Pool::on(&acceptor).slots(2, ECHO).start();
-        until("its signals to be taken over", || {
-            has_signal(pool.pid(), "SigBlk", Signal::SIGTERM)
-        });
+        until_stoppable(&pool);
         pool.signal(signal);
         pool.expect_exit(0);
     }
@@ -315,6 +321,7 @@ fn no_connection_is_taken_and_dropped_by_a_stop() {
             tally.wait();
             random.pause(20_000);
             let next = Pool::on(&acceptor).slots(3, ["cat"]).start();
+            until_stoppable(&pool);
             pool.stop();
             pool = next;
         }
