@@ -84,6 +84,7 @@ pub(crate) struct Acceptor {
     admission: Admission,
     outbox: Outbox,
     is_bare: bool,
+    sink: Sink,
     shutdown: Shutdown,
     supervisor: Supervisor,
     signals: Signals,
@@ -129,8 +130,9 @@ impl Acceptor {
             shortage: Shortage::default(),
             proxy: parts.proxy,
             admission: parts.admission,
-            outbox: Outbox::new(parts.sink),
+            outbox: Outbox::new(),
             is_bare: parts.is_bare,
+            sink: parts.sink,
             shutdown: Shutdown::new(parts.child, parts.grace),
             supervisor: parts.supervisor,
             signals: parts.signals,
@@ -172,7 +174,7 @@ impl Acceptor {
         // Consumers may wait already, and the first ticket is due.
         self.attend_sink()?;
         loop {
-            if self.shutdown.is_done(&self.outbox.sink) {
+            if self.shutdown.is_done(&self.sink) {
                 return Ok(None);
             }
             let ready = self.wait()?;
@@ -209,13 +211,15 @@ impl Acceptor {
         let shortage_ends = self.shortage.deadline();
         let is_listening = self.is_accepting(now);
         let status_due = self.status_due();
-        let must_look = self.shutdown.is_emptying() || self.outbox.sink.must_look_for_room();
+        let must_look = self.shutdown.is_emptying() || self.sink.must_look_for_room();
         let mut set = PollSet::new();
         set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
         // After the last consumer the sink would report nothing but its end, forever.
         if self.shutdown.stage() != Stage::Gone {
             set.until(Cause::Other, self.outbox.retry_at());
-            set.watch(Cause::Consumers, &self.outbox);
+            set.until(Cause::Consumers, self.sink.deadline());
+            let mut poll = |descriptor, events| set.add(Cause::Consumers, descriptor, events);
+            self.sink.descriptors(self.outbox.wants_room(), &mut poll);
         }
         set.watch(Cause::Other, &self.admission);
         if let Some(proxy) = &self.proxy {
@@ -250,7 +254,7 @@ impl Acceptor {
 
     /// Whether an accepted connection could go to the queue now.
     fn may_let_in(&mut self) -> bool {
-        self.outbox.is_free() && !self.admission.is_full() && self.outbox.sink.has_room()
+        self.outbox.is_free() && !self.admission.is_full() && self.sink.has_room()
     }
 
     fn complete_headers(&self) -> usize {
@@ -417,7 +421,7 @@ impl Acceptor {
         if self.shutdown.stage() == Stage::Gone {
             return Ok(());
         }
-        match self.outbox.pass(&self.log)? {
+        match self.outbox.pass(&mut self.sink, &self.log)? {
             Some(Delivery::Done) => self.admission.counters.passed += 1,
             Some(Delivery::Gone) => self.nobody_is_left(),
             Some(Delivery::Full | Delivery::Later) | None => {}
@@ -430,7 +434,7 @@ impl Acceptor {
             return Ok(());
         }
         // A stranger's message may hold sockets, and closing these may block (SO_LINGER).
-        let (sink, log) = (&mut self.outbox.sink, &self.log);
+        let (sink, log) = (&mut self.sink, &self.log);
         if !self.alarm.limit(CLOSING, || sink.attend(log))? {
             self.nobody_is_left();
         }
@@ -459,7 +463,7 @@ impl Acceptor {
     }
 
     fn say_counters(&mut self) {
-        let taken = self.outbox.sink.taken();
+        let taken = self.sink.taken();
         self.log.notice(self.admission.counters.line(taken));
     }
 
@@ -472,13 +476,13 @@ impl Acceptor {
     fn status_due(&mut self) -> Option<Instant> {
         // Only a service manager gets this number, so it is not counted for anyone else.
         let is_managed = self.supervisor.is_managed();
-        let taken = is_managed.then(|| self.outbox.sink.taken()).flatten();
+        let taken = is_managed.then(|| self.sink.taken()).flatten();
         self.supervisor.status_due(&self.admission.counters, taken)
     }
 
     fn tell_status(&mut self) {
         if self.supervisor.is_managed() {
-            let taken = self.outbox.sink.taken();
+            let taken = self.sink.taken();
             self.supervisor.status(self.admission.counters, taken);
         }
     }
@@ -520,14 +524,14 @@ impl Acceptor {
             self.turn_away(incoming, why);
         }
         if self.shutdown.stage() != Stage::Gone {
-            self.outbox.sink.end_chain();
+            self.sink.end_chain();
         }
     }
 
     /// The command's status, but not success if connections were accepted in vain.
     fn end_with_child(mut self, status: u8) -> u8 {
         self.turns.close();
-        let taken = self.outbox.sink.taken();
+        let taken = self.sink.taken();
         self.shutdown.say_if_idle(status, taken, &self.log);
         match (status, self.say_untaken()) {
             (0, true) => 1,
@@ -537,7 +541,7 @@ impl Acceptor {
 
     fn end(self) -> Result<u8> {
         let is_gone = self.shutdown.stage() == Stage::Gone;
-        let is_failure = is_gone && self.outbox.sink.needs_consumers();
+        let is_failure = is_gone && self.sink.needs_consumers();
         let is_untaken = self.say_untaken();
         if is_failure {
             let gone = "nobody takes connections from the queue any more";
@@ -550,7 +554,7 @@ impl Acceptor {
     /// was accepted in vain.
     fn say_untaken(self) -> bool {
         let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
-        let (untaken, taken) = self.outbox.sink.give_up();
+        let (untaken, taken) = self.sink.give_up();
         self.log.notice(self.admission.counters.line(taken));
         match untaken {
             Untaken::Some => self.log.error("connections were accepted and not taken"),

@@ -1,6 +1,6 @@
-//! The connection in hand, and the sink that it goes to.
+//! The connection in hand, and when to try to pass it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::accept::sink::{Delivery, Sink};
@@ -8,7 +8,6 @@ use crate::error::Result;
 use crate::queue::RETRY;
 use crate::system::log::Log;
 use crate::system::pause::Pause;
-use crate::system::poll::{PollFlags, Watched};
 
 /// The longest time between 2 tries to pass a connection.
 const LONGEST_RETRY: Duration = Duration::from_millis(250);
@@ -20,9 +19,8 @@ pub(super) struct InHand {
     pub payload: Vec<u8>,
 }
 
-/// The sink, and at most 1 connection for it.
+/// At most 1 connection for the sink.
 pub(super) struct Outbox {
-    pub sink: Sink,
     in_hand: Option<InHand>,
     /// No new attempt to pass the connection during this pause.
     retry: Pause,
@@ -30,9 +28,8 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub fn new(sink: Sink) -> Self {
+    pub fn new() -> Self {
         Self {
-            sink,
             in_hand: None,
             retry: Pause::default(),
             retry_after: RETRY,
@@ -48,11 +45,16 @@ impl Outbox {
         self.in_hand = Some(in_hand);
     }
 
-    /// Passes the connection in hand to the queue, if there is room. `None` without an attempt.
+    /// Whether to wait for room in the sink.
+    pub fn wants_room(&self) -> bool {
+        self.in_hand.is_some() && !self.retry.is_on()
+    }
+
+    /// Passes the connection in hand to the sink, if there is room. `None` without an attempt.
     ///
     /// # Errors
     /// See [`Sink::pass`].
-    pub fn pass(&mut self, log: &Log) -> Result<Option<Delivery>> {
+    pub fn pass(&mut self, sink: &mut Sink, log: &Log) -> Result<Option<Delivery>> {
         let Some(hand) = &self.in_hand else {
             return Ok(None);
         };
@@ -61,7 +63,7 @@ impl Outbox {
         }
         let lease = hand.lease.as_ref().map(AsFd::as_fd);
         let connection = hand.connection.as_fd();
-        let delivery = self.sink.pass(connection, lease, &hand.payload, log)?;
+        let delivery = sink.pass(connection, lease, &hand.payload, log)?;
         match delivery {
             // Closes our copy, so that the client sees the end when the handler closes its own.
             Delivery::Done => {
@@ -80,16 +82,5 @@ impl Outbox {
     /// When to try the connection in hand again.
     pub fn retry_at(&self) -> Option<Instant> {
         self.retry.deadline()
-    }
-}
-
-impl Watched for Outbox {
-    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
-        let for_room = self.in_hand.is_some() && !self.retry.is_on();
-        self.sink.descriptors(for_room, poll);
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.sink.deadline()
     }
 }

@@ -233,7 +233,8 @@ impl Receiver {
         }
     }
 
-    /// Whether the other side is gone and the queue is empty. Takes no message, and does not block.
+    /// Whether the other side is gone and the queue is empty, or the next message is: for a worker
+    /// that reads the queue, both are the end. Takes no message, and does not block.
     pub fn is_at_end(&self) -> bool {
         self.other_side_is_gone() && is_drained(self.socket.as_fd())
     }

@@ -148,7 +148,8 @@ fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Err
     Ok(message)
 }
 
-/// Whether `socket` is empty, provided that its other side is gone.
+/// Whether `socket` is empty, provided that its other side is gone. An empty message looks like the
+/// end, so a connection without payload behind one is not seen.
 pub(crate) fn is_drained(socket: BorrowedFd<'_>) -> bool {
     // No byte waits, and no message without bytes either, which may carry a connection.
     ioctl_fionread(socket) == Ok(0) && is_next_the_end(socket)

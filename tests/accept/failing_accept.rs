@@ -1,5 +1,9 @@
 //! accept(2) fails, as where a filter of the system forbids it: once, for a while, or for good.
 
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{SockType, UnixAddr, connect as connect_to};
+
 use crate::support::*;
 
 /// `fdpool 2 -- cat` behind an fdaccept whose calls of accept(2) with the numbers `which` fail with
@@ -73,4 +77,28 @@ fn failures_that_successes_part_are_no_lasting_failure() {
     Crowd::connect(acceptor.port, 20).expect_served();
     assert!(acceptor.counted("failed") >= 20);
     assert!(!acceptor.log().contains("cannot accept"));
+}
+
+/// Checks that fdaccept rests while its door lets no consumer in.
+#[track_caller]
+fn assert_a_shut_door_keeps_nobody_busy(error: &str) {
+    needs!(peer("strace"));
+    let inject = format!("inject=accept4:error={error}");
+    let fdaccept = Fdaccept::behind(&["strace", "-D", "-qq", "-o", "/dev/null", "-e", &inject]);
+    let acceptor = fdaccept.args(["--bind", "./queue"]).start();
+    let consumer = unix_socket(SockType::SeqPacket);
+    let door = UnixAddr::new(acceptor.names.path().as_str()).unwrap();
+    connect_to(consumer.as_raw_fd(), &door).unwrap();
+    let mut looks = 0;
+    until("a rest", || {
+        let is_asleep = state(acceptor.pid()) == Some('S');
+        looks = if is_asleep { looks + 1 } else { 0 };
+        looks == 10
+    });
+}
+
+cases! {
+    assert_a_shut_door_keeps_nobody_busy;
+    a_consumer_that_is_gone_each_time_keeps_nobody_busy: "ECONNABORTED";
+    a_consumer_that_seems_to_be_there_and_never_is_keeps_nobody_busy: "EAGAIN";
 }

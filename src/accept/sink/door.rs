@@ -11,11 +11,14 @@ use rustix::net::{SocketFlags, accept_with};
 use crate::accept::sink::reserve::Reserve;
 use crate::error::{Error, Result};
 use crate::system::pause::{Pause, SHORTAGE};
-use crate::system::poll::{PollFlags, Watched};
+use crate::system::poll::{PollFlags, Watched, ready};
 use crate::system::unix_socket;
 
 /// How many consumers to serve before the rest of the loop has its turn.
 pub(super) const TURN: usize = 16;
+
+/// After so many looks without a consumer, see whether one waits all the same.
+const LOOKS_IN_VAIN: u32 = 64;
 
 pub(super) enum Event {
     Consumer(UnixStream),
@@ -30,6 +33,7 @@ pub(super) struct Door {
     /// For a consumer that comes while clients have all other descriptors: without it the clients
     /// and the consumer would wait for each other.
     reserve: Reserve<1>,
+    looks_in_vain: u32,
 }
 
 impl Door {
@@ -48,6 +52,7 @@ impl Door {
             listener,
             pause: Pause::default(),
             reserve: Reserve::default(),
+            looks_in_vain: 0,
         };
         door.fill_reserve();
         Ok((door, bound))
@@ -64,6 +69,14 @@ impl Door {
         self.reserve.fill(|| self.listener.try_clone());
     }
 
+    fn nobody_came(&mut self) {
+        self.looks_in_vain = (self.looks_in_vain + 1) % LOOKS_IN_VAIN;
+        // Something hides the consumer from us, and poll(2) would report it for ever.
+        if self.looks_in_vain == 0 && !ready(self.listener.as_fd(), PollFlags::IN).is_empty() {
+            self.pause.begin(SHORTAGE);
+        }
+    }
+
     fn admit(&mut self, mut react: impl FnMut(Event) -> bool) {
         // A crowd of consumers must not keep the loop from other work.
         for _ in 0..TURN {
@@ -75,7 +88,7 @@ impl Door {
             match accept_with(&self.listener, flags) {
                 Ok(consumer) => drop(react(Event::Consumer(consumer.into()))),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
+                Err(Errno::AGAIN) => return self.nobody_came(),
                 Err(_) if self.reserve.give_up() || react(Event::Short) => {}
                 Err(_) => self.pause.begin(SHORTAGE),
             }
