@@ -58,8 +58,8 @@ impl Connection {
 
     /// The facts about the connection: from its message or, if the message says nothing, from the
     /// kernel. The ids of a Unix client ([`IPC_REMOTE_EUID`](message::IPC_REMOTE_EUID) and so on)
-    /// always come from the kernel, as the namespaces of this process number them. An id that has no
-    /// number here is left out.
+    /// always come from the kernel, as the namespaces of this process number them. A process without
+    /// a number here is left out.
     pub fn info(&self) -> &Info {
         &self.info
     }

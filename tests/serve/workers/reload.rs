@@ -228,10 +228,12 @@ fn the_successor_of_a_dead_worker_that_is_not_ready_in_time_is_ended_and_tried_a
 
 #[test]
 fn a_worker_that_said_in_time_that_it_is_ready_stays() {
-    let mut pool = Workers::start(&HALF, 1, &ready_after(":"));
+    // Time enough to become ready on a busy machine, too.
+    let options = ["--ready-fd", "3", "--ready-timeout", "3"];
+    let mut pool = Workers::start(&options, 1, &ready_after(":"));
     let old = pool.until_noted("ready", 1);
     // The time that passes is what this is about.
-    std::thread::sleep(Duration::from_millis(800));
+    std::thread::sleep(Duration::from_millis(3200));
     assert_eq!(pool.workers(), old);
     assert_eq!(pool.stop(), "");
 }
