@@ -248,13 +248,15 @@ impl Acceptor {
         !self.shutdown.is_closed()
             && !self.shortage.is_on()
             && self.complete_headers() == 0
-            && self.admission.shut_until(now).is_none()
-            && self.may_let_in()
+            && self.may_let_in(now)
     }
 
     /// Whether an accepted connection could go to the queue now.
-    fn may_let_in(&mut self) -> bool {
-        self.outbox.is_free() && !self.admission.is_full() && self.outbox.sink.has_room()
+    fn may_let_in(&mut self, now: Instant) -> bool {
+        self.outbox.is_free()
+            && !self.admission.is_full()
+            && self.admission.shut_until(now).is_none()
+            && self.outbox.sink.has_room()
     }
 
     fn complete_headers(&self) -> usize {
@@ -293,7 +295,7 @@ impl Acceptor {
         let prepared = self.admission.prepare();
         match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm)) {
             Ok(incoming) => {
-                self.admission.count();
+                self.admission.counters.accepted += 1;
                 return self.receive(incoming);
             }
             Err(errno) => match classify(errno) {
@@ -327,7 +329,10 @@ impl Acceptor {
 
     /// Lets in connections whose PROXY header is complete, as long as there is room.
     fn let_in_complete(&mut self) -> Result<()> {
-        while self.complete_headers() > 0 && !self.shortage.is_on() && self.may_let_in() {
+        while self.complete_headers() > 0
+            && !self.shortage.is_on()
+            && self.may_let_in(Instant::now())
+        {
             if let Err(errno) = self.admission.prepare() {
                 self.pause(errno);
                 break;
@@ -343,7 +348,7 @@ impl Acceptor {
     fn let_in_and_pass(&mut self, incoming: Incoming) -> Result<()> {
         self.let_in(incoming);
         self.pass()?;
-        if self.may_let_in() {
+        if self.may_let_in(Instant::now()) {
             // Prepares for the next connection. A failure is logged when that connection comes.
             let _ = self.admission.prepare();
             self.leave_room();
