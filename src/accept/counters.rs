@@ -33,6 +33,8 @@ pub(crate) struct Counters {
     pub bad_header: u64,
     /// accept(2) failed because the client was gone.
     pub failed: u64,
+    /// Refused at the door where consumers fetch the queue.
+    pub consumers: u64,
 }
 
 impl Counters {
@@ -71,7 +73,11 @@ impl fmt::Display for Line {
             counters.by_rate,
             counters.bad_header,
             counters.failed
-        )
+        )?;
+        match counters.consumers {
+            0 => Ok(()),
+            count => write!(f, ", consumers refused {count}"),
+        }
     }
 }
 
@@ -95,5 +101,8 @@ mod tests {
         assert_eq!(line, format!("accepted 9, passed 5, taken 3, {rest}"));
         let line = counters.line(None).to_string();
         assert_eq!(line, format!("accepted 9, passed 5, {rest}"));
+        counters.consumers = 4;
+        let line = counters.line(None).to_string();
+        assert!(line.ends_with(", failed 0, consumers refused 4"), "{line}");
     }
 }

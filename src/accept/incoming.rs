@@ -10,10 +10,12 @@ use crate::accept::client::Client;
 use crate::accept::listen::Listener;
 use crate::queue::connection;
 use crate::queue::message::Info;
+use crate::system::quick_close::QuickClose;
 
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    pub connection: OwnedFd,
+    /// A Unix client may have sent descriptors, which are closed with the connection.
+    pub connection: QuickClose<OwnedFd>,
     /// The peer, or the client that the peer's PROXY header names.
     pub client: Client,
     /// The TCP address that the client connected to, if the listener or a PROXY header tells.
@@ -27,7 +29,7 @@ impl Incoming {
     pub fn new(connection: OwnedFd, remote: Option<&SocketAddrAny>, listener: &Listener) -> Self {
         Self {
             client: Client::of(connection.as_fd(), remote),
-            connection,
+            connection: QuickClose::if_needed(connection, listener.transport().may_carry()),
             local: listener.local(),
             listener: listener.shown(),
         }

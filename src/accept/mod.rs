@@ -24,7 +24,7 @@ use crate::accept::sink::{Delivery, Sink, Untaken};
 use crate::accept::turns::{Class, Turns, classify};
 use crate::error::{Error, Result};
 use crate::queue::message;
-use crate::system::alarm::Alarm;
+use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet};
 use crate::system::signals::{Signals, not_ignored};
@@ -44,8 +44,6 @@ mod turns;
 
 /// How often to look whether the queue is empty or has room, where no event tells.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
-/// How long closing descriptors that a stranger sent may block.
-const CLOSING: Duration = Duration::from_millis(5);
 
 /// The signals that the loop handles: TERM and INT unless ignored, HUP only with rules to `reload`.
 pub(crate) fn signals(reload: bool) -> Vec<Signal> {
@@ -83,7 +81,6 @@ pub(crate) struct Acceptor {
     shutdown: Shutdown,
     supervisor: Supervisor,
     signals: Signals,
-    alarm: Alarm,
     log: Log,
 }
 
@@ -124,6 +121,8 @@ impl Acceptor {
     /// # Errors
     /// [`Error::System`] if the kernel has no timer left.
     pub fn new(parts: Parts) -> Result<Self> {
+        // The sandbox does not let this process make a timer later.
+        interrupt::have_timer()?;
         Ok(Self {
             turns: Turns::new(parts.listeners),
             shortage: Shortage::default(),
@@ -133,7 +132,6 @@ impl Acceptor {
             shutdown: Shutdown::new(parts.child, parts.grace),
             supervisor: parts.supervisor,
             signals: parts.signals,
-            alarm: Alarm::interrupting()?,
             log: parts.log,
         })
     }
@@ -293,7 +291,7 @@ impl Acceptor {
 
     fn accept_from(&mut self, index: usize) -> Result<()> {
         let prepared = self.admission.prepare();
-        match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm)) {
+        match prepared.and_then(|()| self.turns.accept(index)) {
             Ok(incoming) => {
                 self.admission.counters.accepted += 1;
                 return self.receive(incoming);
@@ -443,9 +441,9 @@ impl Acceptor {
         if self.shutdown.stage() == Stage::Gone {
             return Ok(());
         }
-        // A stranger's message may hold sockets, and closing these may block (SO_LINGER).
-        let (sink, log) = (&mut self.outbox.sink, &self.log);
-        if !self.alarm.limit(CLOSING, || sink.attend(log))? {
+        let is_anybody_left = self.outbox.sink.attend(&self.log)?;
+        self.admission.counters.consumers = self.outbox.sink.refused();
+        if !is_anybody_left {
             self.nobody_is_left();
         }
         Ok(())

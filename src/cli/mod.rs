@@ -16,7 +16,7 @@ use rustix::stdio;
 use crate::error::{Error, Result, to_nix};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
-use crate::system::{exit, signals};
+use crate::system::{exit, interrupt, signals};
 
 mod admission;
 mod common;
@@ -66,6 +66,7 @@ fn prepare() -> Result<()> {
             let _ = null.into_raw_fd();
         }
     }
+    interrupt::allow_limits();
     // A write without a reader fails like any other write, and does not kill the program.
     signals::ignore(&[Signal::SIGPIPE])
 }

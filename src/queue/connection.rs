@@ -10,6 +10,7 @@ use rustix::net::{getpeername, getsockname};
 
 use crate::queue::message::{self, Info, UnixPeer};
 use crate::system::descriptor::socket_facts;
+use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
 /// A connection from a queue. The connection is in service until this value is dropped. Dropping
@@ -35,7 +36,7 @@ use crate::system::unix_socket;
 /// ```
 #[derive(Debug)]
 pub struct Connection {
-    descriptor: File,
+    descriptor: QuickClose<File>,
     lease: Option<OwnedFd>,
     info: Info,
 }
@@ -45,9 +46,12 @@ impl Connection {
     /// asked.
     pub(crate) fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
         let info = told.filter(|info| info.get(message::PROTO).is_some());
+        // A connection of TCP carries no descriptors, and an acceptor's does not linger.
+        let proto = info.as_ref().and_then(|info| info.get(message::PROTO));
+        let is_plain = proto == Some(b"TCP");
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
         Self {
-            descriptor: descriptor.into(),
+            descriptor: QuickClose::if_needed(descriptor.into(), !is_plain),
             lease,
             info,
         }
@@ -78,13 +82,13 @@ impl AsFd for Connection {
 
 impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.descriptor).read(buffer)
+        (&*self.descriptor).read(buffer)
     }
 }
 
 impl Write for &Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (&self.descriptor).write(bytes)
+        (&*self.descriptor).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -67,6 +67,7 @@ impl Slot<'_> {
 
     fn serve_all(&self, mut queue: Receiver) -> Result<End> {
         queue.leave_name();
+        interrupt::make_timer()?;
         let mut clock = Clock::new()?;
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an

@@ -13,6 +13,7 @@ pub(crate) mod log;
 pub(crate) mod pause;
 pub(crate) mod peer_groups;
 pub(crate) mod poll;
+pub(crate) mod quick_close;
 pub(crate) mod signals;
 pub(crate) mod sock_diag;
 pub(crate) mod termination;

@@ -18,6 +18,7 @@ use crate::accept::counters::{Counters, Refusal};
 use crate::error::{Error, Result};
 use crate::system::peer_groups;
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::quick_close::QuickClose;
 
 mod lease;
 mod lingering_close;
@@ -200,7 +201,7 @@ impl Admission {
         }
     }
 
-    pub fn refuse(&mut self, connection: OwnedFd, why: Refusal) {
+    pub fn refuse(&mut self, connection: QuickClose<OwnedFd>, why: Refusal) {
         self.counters.refused(why);
         match (&self.options.when_full, why) {
             (Some(WhenFull::Say(words)), Refusal::Limit) => self.lingering.say(connection, words),

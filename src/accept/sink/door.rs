@@ -11,13 +11,17 @@ use rustix::net::{SocketFlags, accept_with};
 use crate::error::{Error, Result};
 use crate::system::pause::{Pause, SHORTAGE};
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
 /// How many consumers to serve before the rest of the loop has its turn.
 pub(super) const TURN: usize = 16;
 
+/// A visitor that wants the read end. Nothing is known of it yet, and it may have sent anything.
+pub(super) type Consumer = QuickClose<UnixStream>;
+
 pub(super) enum Event {
-    Consumer(UnixStream),
+    Consumer(Consumer),
     /// Descriptors are short, so no consumer can be accepted.
     Short,
 }
@@ -55,7 +59,10 @@ impl Door {
             // No other process has this socket, so non-blocking mode harms nobody.
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match accept_with(&self.listener, flags) {
-                Ok(consumer) => drop(react(Event::Consumer(consumer.into()))),
+                Ok(consumer) => {
+                    let consumer = QuickClose::new(consumer.into());
+                    react(Event::Consumer(consumer));
+                }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(_) if react(Event::Short) => {}

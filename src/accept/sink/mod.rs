@@ -28,6 +28,7 @@ use crate::system::poll::{PollFlags, Watched, ready};
 mod door;
 mod named_door;
 mod read_end;
+mod refusals;
 mod ticket_door;
 mod unread;
 
@@ -362,7 +363,7 @@ impl Sink {
                 door,
                 read_end,
             } => {
-                door.attend(read_end);
+                door.attend(read_end, log);
                 offer_ticket(pipe, door)
             }
             Way::Named { door, read_end } => {
@@ -371,6 +372,15 @@ impl Sink {
             }
             Way::Remote { .. } => Ok(true),
             Way::Chain | Way::Straight { .. } => Ok(!is_hung_up),
+        }
+    }
+
+    /// How many consumers were refused at our door.
+    pub fn refused(&self) -> u64 {
+        match &self.way {
+            Way::Tickets { door, .. } => door.refused(),
+            Way::Named { door, .. } => door.refused(),
+            _ => 0,
         }
     }
 

@@ -14,12 +14,14 @@ use sendfd::SendWithFd;
 use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{try_receive, try_send};
+use crate::system::quick_close::QuickClose;
 
 /// How many consumers can get the read end before one of them must take a connection.
 const RESERVED: usize = 4;
 
 pub(super) struct ReadEnd {
-    read_end: OwnedFd,
+    /// Connections may be left in it.
+    read_end: QuickClose<OwnedFd>,
     reserve: InFlightReserve,
 }
 
@@ -30,6 +32,7 @@ impl ReadEnd {
     /// [`Error::System`] (`EMFILE` and the like).
     pub fn new(read_end: OwnedFd) -> Result<Self> {
         let reserve = InFlightReserve::new()?;
+        let read_end = QuickClose::new(read_end);
         Ok(Self { read_end, reserve })
     }
 
