@@ -35,7 +35,7 @@ pub enum Received {
 }
 
 /// Why a message was rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
     /// The message carried no descriptor.

@@ -96,7 +96,7 @@ impl Slot<'_> {
                     self.scoreboard.set_busy(self.index, false);
                     self.scoreboard.log_status(&self.log);
                 }
-                Received::Rejected(why) => self.log.error(why),
+                Received::Rejected(why) => self.scoreboard.refuse(why, &self.log),
                 Received::End => return Ok(End::Queue),
                 Received::Interrupted => return Ok(End::Told),
             }
