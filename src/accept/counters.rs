@@ -36,6 +36,8 @@ pub(crate) struct Counters {
     pub bad_header: u64,
     /// accept(2) failed: the client was gone, or something does not let it in.
     pub failed: u64,
+    /// Refused at the door where consumers fetch the queue.
+    pub consumers: u64,
 }
 
 impl Counters {
@@ -76,7 +78,11 @@ impl fmt::Display for Line {
             counters.by_rate,
             counters.bad_header,
             counters.failed
-        )
+        )?;
+        match counters.consumers {
+            0 => Ok(()),
+            count => write!(f, ", consumers refused {count}"),
+        }
     }
 }
 
@@ -100,5 +106,8 @@ mod tests {
         assert_eq!(line, format!("accepted 9, passed 5, taken 3, {rest}"));
         let line = counters.line(None).to_string();
         assert_eq!(line, format!("accepted 9, passed 5, {rest}"));
+        counters.consumers = 4;
+        let line = counters.line(None).to_string();
+        assert!(line.ends_with(", failed 0, consumers refused 4"), "{line}");
     }
 }

@@ -11,10 +11,12 @@ use crate::accept::listen::Listener;
 use crate::queue::connection;
 use crate::queue::message::Info;
 use crate::system::peer_ids::PeerIds;
+use crate::system::quick_close::QuickClose;
 
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    pub connection: OwnedFd,
+    /// A Unix client may have sent descriptors, which are closed with the connection.
+    pub connection: QuickClose<OwnedFd>,
     /// The peer, or the client that the peer's PROXY header names.
     pub client: Client,
     /// The TCP address that the client connected to, if the listener or a PROXY header tells.
@@ -28,7 +30,7 @@ impl Incoming {
     pub fn new(connection: OwnedFd, remote: Option<&SocketAddrAny>, listener: &Listener) -> Self {
         Self {
             client: Client::of(connection.as_fd(), remote),
-            connection,
+            connection: QuickClose::if_needed(connection, listener.transport().may_carry()),
             local: listener.local(),
             listener: listener.shown(),
         }

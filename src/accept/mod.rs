@@ -24,7 +24,7 @@ use crate::accept::sink::{Delivery, Sink, Untaken};
 use crate::accept::turns::{Class, Turns, classify};
 use crate::error::{Error, Result};
 use crate::queue::message;
-use crate::system::alarm::Alarm;
+use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet};
 use crate::system::signals::{Signals, not_ignored};
@@ -45,8 +45,6 @@ mod turns;
 
 /// How often to look whether the queue is empty or has room, where no event tells.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
-/// How long closing descriptors that a stranger sent may block.
-const CLOSING: Duration = Duration::from_millis(5);
 
 /// The signals that the loop handles: TERM and INT unless ignored, HUP only with rules to `reload`.
 pub(crate) fn signals(reload: bool) -> Vec<Signal> {
@@ -88,7 +86,6 @@ pub(crate) struct Acceptor {
     shutdown: Shutdown,
     supervisor: Supervisor,
     signals: Signals,
-    alarm: Alarm,
     log: Log,
 }
 
@@ -125,6 +122,8 @@ impl Acceptor {
     /// # Errors
     /// [`Error::System`] if the kernel has no timer left.
     pub fn new(parts: Parts) -> Result<Self> {
+        // The sandbox does not let this process make a timer later.
+        interrupt::have_timer()?;
         Ok(Self {
             turns: Turns::new(parts.listeners),
             shortage: Shortage::default(),
@@ -136,7 +135,6 @@ impl Acceptor {
             shutdown: Shutdown::new(parts.child, parts.grace),
             supervisor: parts.supervisor,
             signals: parts.signals,
-            alarm: Alarm::interrupting()?,
             log: parts.log,
         })
     }
@@ -248,13 +246,15 @@ impl Acceptor {
         !self.shutdown.is_closed()
             && !self.shortage.is_on()
             && self.complete_headers() == 0
-            && self.admission.shut_until(now).is_none()
-            && self.may_let_in()
+            && self.may_let_in(now)
     }
 
     /// Whether an accepted connection could go to the queue now.
-    fn may_let_in(&mut self) -> bool {
-        self.outbox.is_free() && !self.admission.is_full() && self.sink.has_room()
+    fn may_let_in(&mut self, now: Instant) -> bool {
+        self.outbox.is_free()
+            && !self.admission.is_full()
+            && self.admission.shut_until(now).is_none()
+            && self.sink.has_room()
     }
 
     fn complete_headers(&self) -> usize {
@@ -288,9 +288,9 @@ impl Acceptor {
 
     fn accept_from(&mut self, index: usize) -> Result<()> {
         let prepared = self.admission.prepare();
-        match prepared.and_then(|()| self.turns.accept(index, &mut self.alarm, &self.log)) {
+        match prepared.and_then(|()| self.turns.accept(index, &self.log)) {
             Ok(incoming) => {
-                self.admission.count();
+                self.admission.counters.accepted += 1;
                 return self.receive(incoming);
             }
             Err(errno) => match classify(errno) {
@@ -320,7 +320,10 @@ impl Acceptor {
 
     /// Lets in connections whose PROXY header is complete, as long as there is room.
     fn let_in_complete(&mut self) -> Result<()> {
-        while self.complete_headers() > 0 && !self.shortage.is_on() && self.may_let_in() {
+        while self.complete_headers() > 0
+            && !self.shortage.is_on()
+            && self.may_let_in(Instant::now())
+        {
             if let Err(errno) = self.admission.prepare() {
                 self.make_room(errno);
                 continue;
@@ -336,7 +339,7 @@ impl Acceptor {
     fn let_in_and_pass(&mut self, incoming: Incoming) -> Result<()> {
         self.let_in(incoming);
         self.pass()?;
-        if self.may_let_in() {
+        if self.may_let_in(Instant::now()) {
             // Prepares for the next connection. A failure is logged when that connection comes.
             let _ = self.admission.prepare();
         }
@@ -433,9 +436,9 @@ impl Acceptor {
         if self.shutdown.stage() == Stage::Gone {
             return Ok(());
         }
-        // A stranger's message may hold sockets, and closing these may block (SO_LINGER).
-        let (sink, log) = (&mut self.sink, &self.log);
-        if !self.alarm.limit(CLOSING, || sink.attend(log))? {
+        let is_anybody_left = self.sink.attend(&self.log)?;
+        self.admission.counters.consumers = self.sink.refused();
+        if !is_anybody_left {
             self.nobody_is_left();
         }
         Ok(())

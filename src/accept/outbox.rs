@@ -8,13 +8,14 @@ use crate::error::Result;
 use crate::queue::RETRY;
 use crate::system::log::Log;
 use crate::system::pause::Pause;
+use crate::system::quick_close::QuickClose;
 
 /// The longest time between 2 tries to pass a connection.
 const LONGEST_RETRY: Duration = Duration::from_millis(250);
 
 /// An admitted connection that is not in the queue yet.
 pub(super) struct InHand {
-    pub connection: OwnedFd,
+    pub connection: QuickClose<OwnedFd>,
     pub lease: Option<OwnedFd>,
     pub payload: Vec<u8>,
 }

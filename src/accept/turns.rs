@@ -10,7 +10,7 @@ use crate::accept::failures::Failures;
 use crate::accept::incoming::Incoming;
 use crate::accept::listen::{Listener, Transport, backlog};
 use crate::error::{Error, to_nix};
-use crate::system::alarm::Alarm;
+use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, earliest, ready};
 
@@ -121,18 +121,13 @@ impl Turns {
     ///
     /// # Errors
     /// The errno of accept(2); `EAGAIN` if no connection waits.
-    pub fn accept(
-        &mut self,
-        index: usize,
-        alarm: &mut Alarm,
-        log: &Log,
-    ) -> Result<Incoming, Errno> {
+    pub fn accept(&mut self, index: usize, log: &Log) -> Result<Incoming, Errno> {
         let place = &mut self.places[index];
         let listener = &place.listener;
         let accept = || acceptfrom_with(listener, SocketFlags::CLOEXEC).map_err(to_nix);
         let accepted = if listener.is_inherited() {
             // A shared listener may block, and another process may have taken the connection.
-            alarm.limit(BLOCKED, accept).map_err(|errno| match errno {
+            interrupt::after(BLOCKED, accept).map_err(|errno| match errno {
                 Errno::EINTR => Errno::EAGAIN,
                 errno => errno,
             })

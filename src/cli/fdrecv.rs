@@ -14,7 +14,7 @@ use crate::queue::{Received, Receiver};
 use crate::serve::handler::{Handler, Placement};
 use crate::serve::source::{Found, Source};
 use crate::system::alarm::Alarm;
-use crate::system::log::Log;
+use crate::system::log::{Log, Said, Verbosity};
 use crate::system::text::{parse_descriptor, parse_timeout};
 use crate::system::{inherited, interrupt, signals};
 
@@ -122,6 +122,8 @@ fn find(source: &mut Source) -> Result<Found> {
 /// The next connection; `None` at the end of the queue or after an interruption.
 fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
     let _watch = interrupt::watch(queue.as_fd());
+    // Strangers may send messages without end.
+    let mut said = Said::default();
     loop {
         match queue.receive()? {
             Received::Connection(connection) if connection.is_gone() => {
@@ -129,7 +131,7 @@ fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
                 log.detail(format_args!("{client} had gone"));
             }
             Received::Connection(connection) => return Ok(Some(connection)),
-            Received::Rejected(why) => log.error(why),
+            Received::Rejected(why) => log.once(&mut said, Verbosity::Quiet, why),
             Received::End | Received::Interrupted => return Ok(None),
         }
     }

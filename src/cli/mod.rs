@@ -16,7 +16,7 @@ use rustix::stdio;
 use crate::error::{Error, Result};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
-use crate::system::{exit, null, signals};
+use crate::system::{exit, interrupt, null, signals};
 
 mod admission;
 mod common;
@@ -66,6 +66,7 @@ fn prepare() -> Result<()> {
     }
     // Needed later, when a connection may be in hand: fails now, before anything is taken.
     null::device()?;
+    interrupt::allow_limits();
     // A write without a reader fails like any other write, and does not kill the program.
     signals::ignore(&[Signal::SIGPIPE])
 }

@@ -13,6 +13,7 @@ use crate::queue::message::{self, Info, UnixPeer};
 use crate::queue::variable::is_interface_name;
 use crate::system::descriptor::{has_peer_gone, socket_facts};
 use crate::system::peer_ids::{PeerIds, peer_ids};
+use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
 /// A connection from a queue. The connection is in service until this value is dropped. Dropping
@@ -38,7 +39,7 @@ use crate::system::unix_socket;
 /// ```
 #[derive(Debug)]
 pub struct Connection {
-    descriptor: File,
+    descriptor: QuickClose<File>,
     lease: Option<OwnedFd>,
     info: Info,
 }
@@ -48,9 +49,12 @@ impl Connection {
     /// descriptor is, the kernel is asked.
     pub(crate) fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
         let info = told.and_then(|info| with_own_ids(info, descriptor.as_fd()));
+        // A connection of TCP carries no descriptors, and an acceptor's does not linger.
+        let proto = info.as_ref().and_then(|info| info.get(message::PROTO));
+        let is_plain = proto == Some(b"TCP");
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
         Self {
-            descriptor: descriptor.into(),
+            descriptor: QuickClose::if_needed(descriptor.into(), !is_plain),
             lease,
             info,
         }
@@ -93,13 +97,13 @@ impl AsFd for Connection {
 
 impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.descriptor).read(buffer)
+        (&*self.descriptor).read(buffer)
     }
 }
 
 impl Write for &Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (&self.descriptor).write(bytes)
+        (&*self.descriptor).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -11,22 +11,23 @@ use crate::queue::name::Name;
 use crate::queue::scm;
 use crate::queue::trust::Trust;
 use crate::system::descriptor::check_is_queue;
+use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
 /// A consumer's connection to the door of an acceptor, which hands out the queue's read end.
 pub(crate) struct Visit {
-    door: OwnedFd,
+    door: QuickClose<OwnedFd>,
 }
 
 impl Visit {
     pub fn new() -> Result<Self> {
-        let door = unix_socket::new(SockType::SeqPacket)?;
+        let door = QuickClose::new(unix_socket::new(SockType::SeqPacket)?);
         Ok(Self { door })
     }
 
     /// Like [`Visit::new`], for a process that must not block.
     pub fn new_nonblocking() -> Result<Self> {
-        let door = unix_socket::new_nonblocking(SockType::SeqPacket)?;
+        let door = QuickClose::new(unix_socket::new_nonblocking(SockType::SeqPacket)?);
         Ok(Self { door })
     }
 

@@ -17,6 +17,7 @@ use crate::queue::trust::Trust;
 use crate::system::descriptor::{check_is_queue, file_type};
 use crate::system::free_fds::FreeFds;
 use crate::system::poll::{PollFlags, ready, wait_for};
+use crate::system::quick_close::QuickClose;
 use crate::system::{inherited, interrupt, unix_socket};
 
 /// The result of a receive.
@@ -34,7 +35,7 @@ pub enum Received {
 }
 
 /// Why a message was rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
     /// The message carried no descriptor.
@@ -56,7 +57,8 @@ pub enum Rejection {
 
 /// The read end of a queue, for one thread.
 pub struct Receiver {
-    socket: OwnedFd,
+    /// Messages may be left in it.
+    socket: QuickClose<OwnedFd>,
     /// The allowed senders, if the name itself does not limit them.
     trust: Trust,
     /// Numbers for a connection and its lease.
@@ -66,7 +68,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    fn new(socket: OwnedFd, trust: Trust, name: Option<OwnedName>) -> Self {
+    fn new(socket: QuickClose<OwnedFd>, trust: Trust, name: Option<OwnedName>) -> Self {
         Self {
             socket,
             trust,
@@ -81,6 +83,7 @@ impl Receiver {
     /// # Errors
     /// [`Error::Invalid`] if `socket` is no Unix socket, or listens; the text says what it is.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
+        let socket = QuickClose::new(socket);
         check_is_queue(socket.as_fd())?;
         Ok(Self::new(socket, Trust::everybody(), None))
     }
@@ -102,7 +105,7 @@ impl Receiver {
     /// [`Error::System`]: `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the
     /// path exists and is no socket, or if its lock file (`PATH.lock`) is not ours.
     pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
-        let socket = unix_socket::new(SockType::Datagram)?;
+        let socket = QuickClose::new(unix_socket::new(SockType::Datagram)?);
         let trust = if name.is_abstract() {
             trust
         } else {
@@ -110,7 +113,7 @@ impl Receiver {
         };
         if trust.is_limited() {
             // Before anybody can send.
-            setsockopt(&socket, sockopt::PassCred, &true)
+            setsockopt(&*socket, sockopt::PassCred, &true)
                 .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
         }
         let access = PathAccess { mode, owner: None };
@@ -202,6 +205,14 @@ impl Receiver {
         if message.descriptors_cut {
             self.free.forget();
         }
+        // Before anything else of the message is looked at.
+        let is_trusted = message
+            .sender
+            .map_or(!self.trust.is_limited(), |uid| self.trust.allows(uid));
+        if !is_trusted {
+            let unknown = Rejection::UnknownSender;
+            return Received::Rejected(message.sender.map_or(unknown, Rejection::Sender));
+        }
         let info = if message.payload_cut {
             None
         } else {
@@ -210,16 +221,12 @@ impl Receiver {
         // Only a sender with a valid payload knows of leases, and a lease is the end of a pipe.
         let has_lease = info.is_some()
             && matches!(&message.descriptors[..], [_, lease] if is_pipe(lease.as_fd()));
-        let rejection = match message.sender {
-            Some(uid) if !self.trust.allows(uid) => Some(Rejection::Sender(uid)),
-            None if self.trust.is_limited() => Some(Rejection::UnknownSender),
+        let rejection = match message.descriptors.len() {
             _ if message.descriptors_cut => Some(Rejection::DescriptorsCut),
-            _ => match message.descriptors.len() {
-                0 => Some(Rejection::NoDescriptor),
-                1 => None,
-                2 if has_lease => None,
-                count => Some(Rejection::TooManyDescriptors(count)),
-            },
+            0 => Some(Rejection::NoDescriptor),
+            1 => None,
+            2 if has_lease => None,
+            count => Some(Rejection::TooManyDescriptors(count)),
         };
         if let Some(rejection) = rejection {
             return Received::Rejected(rejection);

@@ -2,19 +2,19 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Shutdown, SockType, setsockopt, shutdown, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::ioctl_fionread;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, accept_with, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use crate::error::to_nix;
 use crate::queue::message::MAX_PAYLOAD;
-use crate::system::descriptor::socket_facts;
+use crate::system::quick_close::quickly;
 
 /// The most descriptors that one message can carry (`SCM_MAX_FD` of the kernel).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -67,7 +67,9 @@ fn send_with(
     }
 }
 
-/// A received message. Dropping it closes the descriptors that are still in it, without blocking.
+/// A received message. Dropping it closes the descriptors that are still in it. None of them lingers
+/// (`SO_LINGER`), but closing a file of a stranger's file system takes as long as that file system
+/// likes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Message {
@@ -93,7 +95,9 @@ impl Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        self.descriptors.drain(..).for_each(close_unread);
+        if !self.descriptors.is_empty() {
+            quickly(|| self.descriptors.drain(..).for_each(close_unwanted));
+        }
     }
 }
 
@@ -118,8 +122,7 @@ pub(crate) fn try_receive(socket: impl AsFd) -> Result<Message, Errno> {
 }
 
 fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Errno> {
-    // Room for every descriptor that a message can have: without room, the kernel closes
-    // descriptors in our name, and closing a stranger's socket can block.
+    // Room for every descriptor that a message can have: without room, the kernel drops them.
     let mut space =
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -148,6 +151,19 @@ fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Message, Err
     Ok(message)
 }
 
+/// Receives the start of one message, without the descriptors in it: the kernel drops them. That does
+/// not flush a file, which could block, but a socket may linger. Returns the length.
+///
+/// # Errors
+/// The errno of recvmsg(2); `EAGAIN` if there is no message.
+pub(crate) fn try_receive_bytes(socket: impl AsFd, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let mut no_control = RecvAncillaryBuffer::new(&mut []);
+    let mut buffers = [IoSliceMut::new(bytes)];
+    let received = recvmsg(socket, &mut buffers, &mut no_control, flags);
+    received.map(|message| message.bytes).map_err(to_nix)
+}
+
 /// Whether `socket` is empty, provided that its other side is gone. An empty message looks like the
 /// end, so a connection without payload behind one is not seen.
 pub(crate) fn is_drained(socket: BorrowedFd<'_>) -> bool {
@@ -170,45 +186,12 @@ fn is_next_the_end(socket: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Closes a stranger's descriptor and, if it is a Unix socket, the descriptors in flight in it.
-/// Their `SO_LINGER` could make a close block for seconds, so it is turned off first. That fails if
-/// the descriptor is no socket, and is not needed then.
-pub(crate) fn close_unread(descriptor: OwnedFd) {
+/// Closes a stranger's descriptor. It does not linger. What is in flight in it still may.
+fn close_unwanted(descriptor: OwnedFd) {
     let linger = nix::libc::linger {
         l_onoff: 0,
         l_linger: 0,
     };
-    let mut open = vec![descriptor];
-    while let Some(descriptor) = open.pop() {
-        let is_socket = setsockopt(&descriptor, sockopt::Linger, &linger).is_ok();
-        let facts = is_socket
-            .then(|| socket_facts(descriptor.as_fd()))
-            .flatten();
-        let facts = facts.filter(|facts| facts.family == Some(AddressFamily::Unix));
-        let Some(facts) = facts else {
-            continue;
-        };
-        // From now on no further message comes in behind the received ones, and no receive blocks.
-        let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Read);
-        if facts.listens {
-            while let Ok(waiting) = accept_with(&descriptor, SocketFlags::CLOEXEC) {
-                open.push(waiting);
-            }
-        }
-        // An empty message of a seqpacket socket reads like the end. A stream has no empty
-        // messages, and a datagram socket has no end.
-        let mut ends = match facts.kind {
-            Some(SockType::SeqPacket) => MAX_QUEUED,
-            _ => 1,
-        };
-        while let Ok(mut message) = try_receive(&descriptor) {
-            if message.is_empty() && facts.kind != Some(SockType::Datagram) {
-                ends -= 1;
-                if ends == 0 || is_drained(descriptor.as_fd()) {
-                    break;
-                }
-            }
-            open.append(&mut message.descriptors);
-        }
-    }
+    // Fails if the descriptor is no socket, and is not needed then.
+    let _ = setsockopt(&descriptor, sockopt::Linger, &linger);
 }

@@ -13,6 +13,7 @@ use crate::queue::scm;
 use crate::queue::trust::Trust;
 use crate::system::descriptor::check_is_queue;
 use crate::system::poll::{PollFlags, wait_for};
+use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
 /// The pause before a send is tried again after `ETOOMANYREFS`: too many of this user's descriptors
@@ -24,7 +25,7 @@ const PASS: &str = "pass a connection";
 /// The write end of a queue.
 #[derive(Debug)]
 pub struct Sender {
-    socket: OwnedFd,
+    socket: QuickClose<OwnedFd>,
 }
 
 impl Sender {
@@ -33,6 +34,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Invalid`] if `socket` is no Unix socket, or listens; the text says what it is.
     pub fn from_socket(socket: OwnedFd) -> Result<Self> {
+        let socket = QuickClose::new(socket);
         check_is_queue(socket.as_fd())?;
         Ok(Self { socket })
     }
@@ -46,7 +48,7 @@ impl Sender {
     /// if something else than a datagram socket is there; [`Error::Untrusted`] if `trust` does not allow the owner.
     pub fn connect(name: &Name, trust: &Trust) -> Result<Self> {
         let failed = |errno| name.cannot_connect(errno, "fdpool --bind");
-        let socket = unix_socket::new(SockType::Datagram)?;
+        let socket = QuickClose::new(unix_socket::new(SockType::Datagram)?);
         connect(socket.as_raw_fd(), &name.address()?).map_err(failed)?;
         if name.is_abstract() {
             trust.check_receiver(socket.as_fd(), name)?;

@@ -140,6 +140,9 @@ fn show(token: Token) -> Vec<u8> {
     [VERSION_LINE, format!("TOKEN={token}\n").as_bytes()].concat()
 }
 
+/// More than the length of a consumer's message.
+pub(crate) const LONGEST_SHOWN: usize = 64;
+
 /// The token in a consumer's message.
 pub(crate) fn shown(payload: &[u8]) -> Option<Token> {
     let line = payload.strip_prefix(VERSION_LINE)?;

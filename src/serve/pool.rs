@@ -50,6 +50,11 @@ pub(crate) trait Crew: Watched {
     /// Ends all processes now.
     fn stop_now(&mut self);
 
+    /// How many messages were refused, as far as this process knows.
+    fn refused(&self) -> u64 {
+        0
+    }
+
     /// When a connection was last served, as far as can be seen: now, if one is being served.
     fn last_service(&mut self) -> Instant;
 }
@@ -128,12 +133,23 @@ impl<C: Crew> Pool<C> {
             let look = self.attend_idleness();
             self.crew.attend(&mut self.link);
             if self.crew.is_gone() && self.link.has_ended() {
+                self.say_refused();
                 return Ok(0);
             }
             self.wait(look)?;
             self.attend_signals();
             self.reap();
             self.link.attend(&self.log)?;
+        }
+    }
+
+    fn say_refused(&self) {
+        match self.crew.refused() {
+            0 => {}
+            1 => self.log.notice("1 message was refused"),
+            count => self
+                .log
+                .notice(format_args!("{count} messages were refused")),
         }
     }
 

@@ -4,6 +4,7 @@
 //! call, and a killed slot leaves nothing locked.
 #![allow(unsafe_code)] // one mapping of atomics, shared with forked children
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 
 use crate::error::{Error, Result};
+use crate::queue::Rejection;
 use crate::system::log::Log;
 
 /// The most slots that a pool can have.
@@ -66,7 +68,7 @@ impl Activity {
     }
 }
 
-/// 7 words for the pool, then 1 for each slot.
+/// The words of the pool, then 1 for each slot.
 const URGENCY: usize = 0;
 const SIZE: usize = 1;
 const PLACES: usize = 2;
@@ -78,7 +80,13 @@ const ROOM: usize = 4;
 const RETURNED: usize = 5;
 /// How many clients had gone before they were served.
 const GONE: usize = 6;
-const SLOTS: usize = 7;
+/// How many messages were refused.
+const REFUSED: usize = 7;
+/// The reasons of refusals that were logged, as hashes.
+const SAID: usize = 8;
+/// How many different reasons are logged.
+const MOST_SAID: usize = 64;
+const SLOTS: usize = SAID + MOST_SAID;
 /// Room for slots that still finish while their successors run.
 const WORDS: usize = SLOTS + 2 * MAX_SLOTS;
 
@@ -192,11 +200,44 @@ impl Scoreboard {
     pub fn log_status(&self, log: &Log) {
         if log.is_verbose() {
             let (busy, size) = (self.count_busy(), self.size());
-            match self.words[GONE].load(Ordering::Acquire) {
-                0 => log.detail(format_args!("status: {busy}/{size}")),
-                gone => log.detail(format_args!("status: {busy}/{size}, gone: {gone}")),
+            let gone = self.words[GONE].load(Ordering::Acquire);
+            let mut status = format!("status: {busy}/{size}");
+            for (what, count) in [("gone", gone), ("refused", self.refused())] {
+                if count > 0 {
+                    status += &format!(", {what}: {count}");
+                }
+            }
+            log.detail(status);
+        }
+    }
+
+    /// Logs why a message was refused, once for all slots, and counts it. Strangers may send
+    /// messages without end.
+    pub fn refuse(&self, why: Rejection, log: &Log) {
+        self.words[REFUSED].fetch_add(1, Ordering::AcqRel);
+        if self.is_new(why) {
+            log.error(why);
+        }
+    }
+
+    fn is_new(&self, why: Rejection) -> bool {
+        let mut hasher = DefaultHasher::new();
+        why.hash(&mut hasher);
+        // 0 is an empty word.
+        let why = hasher.finish() | 1;
+        for word in &self.words[SAID..SLOTS] {
+            match word.compare_exchange(0, why, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(said) if said == why => return false,
+                Err(_) => {}
             }
         }
+        false
+    }
+
+    /// How many messages were refused.
+    pub fn refused(&self) -> u64 {
+        self.words[REFUSED].load(Ordering::Acquire)
     }
 
     pub fn set_size(&self, size: usize) {
@@ -258,6 +299,19 @@ mod tests {
         assert!(!board.makes_room());
         board.ask_for_room(2);
         assert_eq!([(); 3].map(|()| board.makes_room()), [true, true, false]);
+    }
+
+    #[test]
+    fn each_reason_of_a_refusal_is_new_once_and_there_are_few() {
+        let board = Scoreboard::new().unwrap();
+        assert!(board.is_new(Rejection::Sender(7)));
+        assert!(board.is_new(Rejection::Sender(8)));
+        assert!(board.is_new(Rejection::NoDescriptor));
+        assert!(!board.is_new(Rejection::Sender(7)));
+        assert!(!board.is_new(Rejection::NoDescriptor));
+        let new = (100..300).filter(|uid| board.is_new(Rejection::Sender(*uid)));
+        assert_eq!(new.count(), MOST_SAID - 3);
+        assert!(!board.is_busy(0));
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl Slot<'_> {
 
     fn serve_all(&self, mut queue: Option<Receiver>) -> Result<End> {
         queue.iter_mut().for_each(Receiver::leave_name);
+        interrupt::make_timer()?;
         let mut clock = Clock::new()?;
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an
@@ -114,7 +115,7 @@ impl Slot<'_> {
                         return Ok(End::Told);
                     }
                 }
-                Received::Rejected(why) => self.log.error(why),
+                Received::Rejected(why) => self.scoreboard.refuse(why, &self.log),
                 Received::End => return Ok(End::Queue),
                 Received::Interrupted => return Ok(End::Told),
             }

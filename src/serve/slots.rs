@@ -331,6 +331,10 @@ impl Crew for Slots {
         self.stop = Countdown::Asked(Some(Instant::now() + SLACK));
     }
 
+    fn refused(&self) -> u64 {
+        self.scoreboard.refused()
+    }
+
     fn last_service(&mut self) -> Instant {
         self.scoreboard.last_service()
     }

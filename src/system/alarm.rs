@@ -44,20 +44,8 @@ impl Alarm {
     pub fn after(&mut self, delay: Duration) {
         // Zero would disarm the timer.
         let delay = delay.max(Duration::from_nanos(1));
-        self.set(Expiration::OneShot(TimeSpec::from_duration(delay)));
-    }
-
-    /// Runs `action`, whose blocking calls fail with `EINTR` after `limit`. The signal repeats, in
-    /// case the first one comes before the call blocks.
-    pub fn limit<T>(&mut self, limit: Duration, action: impl FnOnce() -> T) -> T {
-        self.set(Expiration::Interval(TimeSpec::from_duration(limit)));
-        let result = action();
-        self.set(Expiration::OneShot(TimeSpec::from_duration(Duration::ZERO)));
-        result
-    }
-
-    fn set(&mut self, expiration: Expiration) {
+        let delay = Expiration::OneShot(TimeSpec::from_duration(delay));
         // The kernel refuses only an invalid time.
-        let _ = self.timer.set(expiration, TimerSetTimeFlags::empty());
+        let _ = self.timer.set(delay, TimerSetTimeFlags::empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Messages of a program on standard error.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -11,6 +12,9 @@ use crate::system::text::printable;
 
 /// How long a line waits while nobody reads the log.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many different texts of a problem are logged.
+const MOST_SAID: usize = 64;
 
 /// The last line was lost, since nobody reads the log.
 static STUCK: AtomicBool = AtomicBool::new(false);
@@ -53,12 +57,13 @@ impl Log {
         self.say(Verbosity::Verbose, what);
     }
 
-    /// Logs a lasting problem once, until its text changes.
+    /// Logs a lasting problem once for each of its texts, of which there are few: strangers who
+    /// change the text again and again do not fill the log.
     pub fn once(&self, said: &mut Said, least: Verbosity, what: impl Display) {
         let what = what.to_string();
-        if said.0.as_ref() != Some(&what) {
+        if said.0.len() < MOST_SAID && !said.0.contains(&what) {
             self.say(least, &what);
-            said.0 = Some(what);
+            said.0.insert(what);
         }
     }
 
@@ -98,13 +103,13 @@ impl Log {
     }
 }
 
-/// The last message about one problem, see [`Log::once`].
+/// The messages about one problem, see [`Log::once`].
 #[derive(Debug, Default)]
-pub(crate) struct Said(Option<String>);
+pub(crate) struct Said(BTreeSet<String>);
 
 impl Said {
     /// The problem is over. Returns whether it was logged.
     pub fn forget(&mut self) -> bool {
-        self.0.take().is_some()
+        !std::mem::take(&mut self.0).is_empty()
     }
 }

@@ -18,6 +18,7 @@ pub(crate) mod peer_groups;
 pub(crate) mod peer_ids;
 pub(crate) mod poll;
 pub(crate) mod processes;
+pub(crate) mod quick_close;
 pub(crate) mod read_file;
 pub(crate) mod signals;
 pub(crate) mod sock_diag;

@@ -1,10 +1,13 @@
 //! Signals as a descriptor, and the actions of signals.
-#![allow(unsafe_code)] // sigaction with SIG_DFL and SIG_IGN only, so no handler can be unsafe
+#![allow(unsafe_code)] // sigaction with SIG_DFL, SIG_IGN and a handler that does nothing
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::libc;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, signal};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, sigaction,
+    signal,
+};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result};
@@ -64,12 +67,35 @@ pub(crate) fn default_ignored() {
     }
 }
 
-pub(crate) fn not_default() -> Vec<libc::c_int> {
+/// The signals whose action must be reset in a process that shares our memory and will execute a
+/// program: those that are ignored, and those with a handler. A handler that does nothing does no
+/// harm there either, and the execution resets it.
+pub(crate) fn to_reset() -> Vec<libc::c_int> {
+    let harmless = [libc::SIG_DFL, do_nothing as *const () as usize];
     let signals = 1..=libc::SIGRTMAX();
     signals
-        .filter(|number| action_of(*number) != libc::SIG_DFL)
+        .filter(|number| !harmless.contains(&action_of(*number)))
         .collect()
 }
+
+/// From now on `number` only interrupts blocking calls. It is no longer blocked.
+///
+/// # Errors
+/// [`Error::System`] for a signal that cannot be caught (`KILL`, `STOP`).
+pub(crate) fn only_interrupt(number: Signal) -> Result<()> {
+    // No SA_RESTART: the interrupted call must return.
+    let action = SigAction::new(
+        SigHandler::Handler(do_nothing),
+        SaFlags::empty(),
+        SigSet::empty(),
+    );
+    // SAFETY: `do_nothing` does nothing.
+    unsafe { sigaction(number, &action) }
+        .and_then(|_| SigSet::from_iter([number]).thread_unblock())
+        .map_err(|errno| Error::system(format!("catch {number}"), errno))
+}
+
+extern "C" fn do_nothing(_: libc::c_int) {}
 
 /// Gives a signal its default action by a bare system call, for a process that shares the memory of
 /// another.

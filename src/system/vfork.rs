@@ -2,7 +2,7 @@
 //! and we wait until then, as with vfork(2).
 //!
 //! posix_spawn(3) does the same, but asks the kernel about each of the 64 signals in every child.
-//! The [`Launcher`] knows which signals are not at their default action.
+//! The [`Launcher`] knows which signals must be reset.
 #![allow(unsafe_code)] // clone(2), and the child before it executes
 
 use std::ffi::CStr;
@@ -29,7 +29,7 @@ const ALIGNMENT: usize = 64;
 pub(crate) struct Launcher {
     /// The child's stack, reused for every start.
     stack: Vec<MaybeUninit<u8>>,
-    /// The signals that are not at their default action in this process.
+    /// The signals whose action must be reset in a child.
     signals: Vec<c_int>,
 }
 
@@ -48,7 +48,7 @@ struct Plan {
 impl Launcher {
     /// From now on this process must not change the action of a signal.
     pub fn new() -> Self {
-        let mut signals = signals::not_default();
+        let mut signals = signals::to_reset();
         // Our handler for SIGCHLD does no harm in a child, and exec resets it.
         signals.retain(|number| *number != Signal::SIGCHLD as c_int);
         Self {

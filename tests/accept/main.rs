@@ -18,4 +18,5 @@ mod readiness;
 mod sandbox;
 mod short_of_descriptors;
 mod stopping;
+mod strangers;
 mod supervision;

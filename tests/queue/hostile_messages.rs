@@ -112,13 +112,16 @@ impl Target {
         self.expect(USUAL, &variables);
     }
 
-    /// Sends a message without a descriptor. Expects that it is refused, and the next one served.
+    /// Sends messages without a descriptor. Expects that the next one is served after each, and that
+    /// all are refused, which is said once.
     #[track_caller]
-    fn expect_refusal(&mut self, payload: &[u8]) {
-        self.send(payload, &[]);
-        let line = self.pool.line("without");
-        assert_eq!(line, "fdpool: a message came without a descriptor");
-        self.expect_service();
+    fn expect_refusals(&mut self, payloads: &[&[u8]]) {
+        for payload in payloads {
+            self.send(payload, &[]);
+            self.expect_service();
+        }
+        let line = "fdpool: a message came without a descriptor";
+        assert_eq!(self.pool.log(), line);
     }
 
     /// Stops the slot, so that what is sent now is received when the sender has closed its copies.
@@ -203,9 +206,9 @@ fn is_nonblocking(descriptor: impl AsFd) -> bool {
 #[test]
 fn a_message_without_a_descriptor_is_said_and_refused() {
     let mut target = Target::bound();
-    for payload in [&b"FDTOOLS=1\nPROTO=TCP\n"[..], b"x", b"127.0.0.1 4000\0"] {
-        target.expect_refusal(payload);
-    }
+    target.expect_refusals(&[b"FDTOOLS=1\nPROTO=TCP\n", b"x", b"127.0.0.1 4000\0"]);
+    let log = target.pool.stop();
+    assert!(log.ends_with("fdpool: 3 messages were refused"), "{log}");
 }
 
 #[test]
@@ -229,7 +232,7 @@ fn a_message_with_too_many_descriptors_is_said_and_all_are_closed() {
 }
 
 fn assert_empty_messages_are_not_the_end(mut target: Target) {
-    (0..3).for_each(|_| target.expect_refusal(b""));
+    target.expect_refusals(&[b"", b"", b""]);
     assert!(target.pool.is_running());
 }
 
@@ -543,14 +546,20 @@ fn a_pair_that_does_not_block_is_waited_on_and_left_so() {
 fn a_stream_pair_is_as_good() {
     let mut target = Target::paired(SockType::Stream);
     target.expect_service();
-    target.expect_refusal(b"FDTOOLS=1\nPROTO=TCP\n");
+    // In a stream, what is sent before this is received would be a part of it.
+    target.send(b"FDTOOLS=1\nPROTO=TCP\n", &[]);
+    let pool = &mut target.pool;
+    pool.line("fdpool: a message came without a descriptor");
+    target.expect_service();
     let null = File::open("/dev/null").unwrap();
     target.send(b"x", &[null.as_fd(), null.as_fd()]);
     let pool = &mut target.pool;
     pool.line("fdpool: a message came with 2 descriptors");
     target.expect_service();
     target.expect_bare(b"x");
+
     // What is too long for one message reads as one with a connection and others without.
+    let mut target = Target::paired(SockType::Stream);
     target.expect_bare(&[b'x'; 10000]);
     let pool = &mut target.pool;
     pool.line("fdpool: a message came without a descriptor");
@@ -581,10 +590,14 @@ fn fdrecv_passes_over_what_is_no_connection() {
     ];
     for (payload, descriptors) in nothing {
         send(&queue, payload, descriptors).unwrap();
-        fdrecv.line("fdrecv: a message came with");
     }
-    let open = open_in(fdrecv.pid());
-    assert!(!open.contains(&"/dev/zero".to_owned()), "{open:?}");
+    fdrecv.line("fdrecv: a message came without a descriptor");
+    fdrecv.line("fdrecv: a message came with 2 descriptors");
+    fdrecv.line("fdrecv: a message came with 253 descriptors");
+    let open = || open_in(fdrecv.pid());
+    until("none of these is open", || {
+        !open().contains(&"/dev/zero".to_owned())
+    });
     assert_received(&queue, b"FDTOOLS=1\nPROTO=TCP\nPATH=/x\n", fdrecv);
 }
 
@@ -594,8 +607,8 @@ fn fdrecv_on_an_inherited_pair_passes_over_empty_messages() {
     let mut fdrecv = fdrecv_on(&queue).args(TELL).start();
     for _ in 0..3 {
         send(queue.write_end(), b"", &[]).unwrap();
-        fdrecv.line("fdrecv: a message came without a descriptor");
     }
+    fdrecv.line("fdrecv: a message came without a descriptor");
     assert_received(queue.write_end(), b"FDTOOLS=1\nPROTO=TCP\n", fdrecv);
 }
 
@@ -608,12 +621,17 @@ fn a_message_whose_descriptors_do_not_fit_is_refused_and_the_next_is_served() {
     let zero = File::open("/dev/zero").unwrap();
     for _ in 0..3 {
         target.send(b"x", &[zero.as_fd(); 100]);
-        let line = target.pool.line("fdpool: a message ");
-        assert!(line.contains("lost descriptors"), "{line}");
         target.expect_service();
         let slot = target.slot();
         until("the same descriptors as before", || open_in(slot) == before);
     }
+    let log = target.pool.stop();
+    let lines: Vec<_> = log.lines().collect();
+    let [said, counted] = &lines[..] else {
+        panic!("{log}");
+    };
+    assert!(said.contains("lost descriptors"), "{log}");
+    assert_eq!(*counted, "fdpool: 3 messages were refused");
 }
 
 fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {

@@ -6,5 +6,6 @@ mod support;
 mod hostile_messages;
 mod names;
 mod sources_and_sinks;
+mod strangers;
 mod tickets;
 mod trouble;

@@ -1,16 +1,22 @@
 //! 200 clients at once that stall, reset, flood, exceed every limit and send half a PROXY header, from
-//! many loopback addresses, while a well-behaved one keeps getting its answers. At the end fdaccept has
-//! the descriptors and the memory that it had at the start, and each connection is accounted for.
+//! many loopback addresses, and that send files that cannot be closed, sockets that linger and FIFOs
+//! to whatever Unix socket there is, while a well-behaved one keeps getting its answers. At the end
+//! fdaccept has the descriptors and the memory that it had at the start, and each connection is
+//! accounted for.
 //!
 //! 60 seconds, or as many as FDTOOLS_SOAK says. FDTOOLS_SOAK_SEED changes the order of attacks.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
 use crate::{ALLOWANCE, ask, memory, setting};
+use fdtools::queue::send;
+use nix::sys::socket::{SockType, UnixAddr, connect};
 use nix::unistd::Pid;
 use rustix::net::sockopt::set_socket_linger;
 
@@ -31,7 +37,21 @@ const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c";
 
 #[test]
 fn who_keeps_to_the_rules_is_served_among_200_who_do_not() {
-    soak("--rate 1000/1", false);
+    let name = Names::new().abstract_name();
+    let fuse = Fuse::mount();
+    let strangers = Strangers {
+        listener: Names::new().abstract_name(),
+        door: name.clone(),
+        file: fuse.as_ref().map(|fuse| &fuse.file),
+    };
+    let fdaccept = Fdaccept::bound_at(&name).listen(ADDRESS);
+    let fdaccept = fdaccept
+        .listen(&strangers.listener)
+        .options("--rate 1000/1");
+    let pool = Pool::on(&name).options("--timeout 1");
+    let _pool = pool.slots(MAX as usize, ["cat"]).start();
+    soak(fdaccept, false, Some(strangers));
+    assert!(fuse.is_none_or(|fuse| fuse.held() == 0), "it was closed");
 }
 
 #[test]
@@ -39,30 +59,29 @@ fn so_it_is_behind_a_proxy_and_in_a_sandbox() {
     let is_root = nix::unistd::geteuid().is_root();
     let user = if is_root { "--user nobody" } else { "" };
     let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 3";
-    soak(&format!("{proxy} --sandbox {user}"), true);
-}
-
-fn soak(options: &str, proxied: bool) {
-    let seconds = setting("FDTOOLS_SOAK").unwrap_or(60);
-    let seed = setting("FDTOOLS_SOAK_SEED").unwrap_or(1);
     // nobody may have no access to the build directory.
     let directory = open_dir();
     copy_of("fdpool", directory.path());
+    let pool = format!("./fdpool --timeout 1 {MAX} -- cat");
+    let fdaccept = Fdaccept::chain(pool.split(' ')).dir(&directory);
+    let fdaccept = fdaccept.options(&format!("{proxy} --sandbox {user}"));
+    soak(fdaccept.listen(ADDRESS), true, None);
+}
+
+fn soak(fdaccept: Fdaccept, proxied: bool, strangers: Option<Strangers<'_>>) {
+    let seconds = setting("FDTOOLS_SOAK").unwrap_or(60);
+    let seed = setting("FDTOOLS_SOAK_SEED").unwrap_or(1);
     let options = format!(
         "--max {MAX} --max-per-source {MAX_PER_SOURCE} --queue 50 --deny 127.66.0.0/16 \
-         --deny 192.0.2.66 {options}"
+         --deny 192.0.2.66"
     );
-    let pool = format!("./fdpool --timeout 1 {MAX} -- cat");
-    let mut acceptor = Fdaccept::chain(pool.split(' '))
-        .args(options.split_whitespace())
-        .listen(ADDRESS)
-        .listen("127.1.1.1:0")
-        .dir(&directory)
-        .start();
+    let fdaccept = fdaccept.options(&options).listen("127.1.1.1:0");
+    let mut acceptor = fdaccept.start();
 
     let site = Site {
         port: acceptor.port,
         proxied,
+        strangers,
         is_over: AtomicBool::new(false),
         attacks: AtomicU64::new(0),
     };
@@ -126,20 +145,63 @@ fn soak(options: &str, proxied: bool) {
 }
 
 /// What is attacked.
-struct Site {
+struct Site<'a> {
     port: u16,
     proxied: bool,
+    strangers: Option<Strangers<'a>>,
     is_over: AtomicBool,
     attacks: AtomicU64,
 }
 
 /// How many kinds of attacks there are.
-const KINDS: u64 = 9;
+const KINDS: u64 = 11;
 
-impl Site {
+/// Where local strangers send descriptors, and their file.
+struct Strangers<'a> {
+    /// A Unix socket for clients.
+    listener: String,
+    /// Where consumers fetch the queue.
+    door: String,
+    file: Option<&'a File>,
+}
+
+impl Strangers<'_> {
+    /// Sends a few messages with descriptors, and closes.
+    fn attack(&self, random: &mut Random) -> nix::Result<()> {
+        let (kind, name) = match random.below(2) {
+            0 => (SockType::Stream, &self.listener),
+            _ => (SockType::SeqPacket, &self.door),
+        };
+        let socket = unix_socket(kind);
+        let address = UnixAddr::new_abstract(&name.as_bytes()[1..])?;
+        connect(socket.as_raw_fd(), &address)?;
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (lingers, other) = lingering_for(3);
+        let descriptors = match (&self.file, random.below(3)) {
+            (Some(file), 0) => vec![file.as_fd(); 3],
+            (_, 1) => vec![reader.as_fd(), writer.as_fd()],
+            _ => vec![lingers.as_fd(); 2],
+        };
+        for _ in 0..1 + random.below(3) {
+            // It may have been turned away.
+            let _ = send(&socket, b"FDTOOLS=1\n", &descriptors);
+        }
+        // The other side must still be there when fdaccept closes the socket.
+        drop(lingers);
+        random.pause(200_000);
+        drop((socket, other));
+        Ok(())
+    }
+}
+
+impl Site<'_> {
     /// One attack, which may fail.
     fn attack(&self, kind: u64, random: &mut Random) {
         self.attacks.fetch_add(1, Ordering::Relaxed);
+        if let (Some(strangers), 9..) = (&self.strangers, kind) {
+            let _ = strangers.attack(random);
+            return;
+        }
         let address = match random.below(20) {
             0 => DENIED,
             _ => Ipv4Addr::new(127, 9, 9, 1 + random.below(ADDRESSES) as u8),

@@ -40,3 +40,15 @@ pub fn by(uid: u32, dir: impl AsRef<Path>, name: &str) -> Command {
     command.stdin(Stdio::null());
     command
 }
+
+/// Does `action` as another user, in a thread of its own: the other threads keep theirs.
+pub fn as_user<T: Send>(uid: u32, action: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let uid = rustix::process::Uid::from_raw(uid);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            action()
+        });
+        thread.join().unwrap()
+    })
+}

@@ -13,6 +13,7 @@ use nix::libc;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
 
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::quick_close::QuickClose;
 
 /// How long to wait until a client closes.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -27,16 +28,16 @@ const READS: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct LingeringCloses {
     /// With the time when the client is given up; the oldest first.
-    leaving: VecDeque<(OwnedFd, Instant)>,
+    leaving: VecDeque<(QuickClose<OwnedFd>, Instant)>,
 }
 
 impl LingeringCloses {
     /// Sends `words` to a client, then the end.
-    pub fn say(&mut self, connection: OwnedFd, words: &[u8]) {
+    pub fn say(&mut self, connection: QuickClose<OwnedFd>, words: &[u8]) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let _ = send(connection.as_raw_fd(), words, flags);
         let _ = shutdown(connection.as_raw_fd(), Shutdown::Write);
-        if has_ended(connection.as_fd()) {
+        if has_ended(&connection) {
             return;
         }
         if self.leaving.len() == MOST_LINGERING {
@@ -51,7 +52,7 @@ impl LingeringCloses {
         let now = Instant::now();
         let before = self.leaving.len();
         self.leaving
-            .retain(|(connection, until)| now < *until && !has_ended(connection.as_fd()));
+            .retain(|(connection, until)| now < *until && !has_ended(connection));
         self.leaving.len() < before
     }
 }
@@ -68,8 +69,10 @@ impl Watched for LingeringCloses {
     }
 }
 
-/// Reads and drops the data that has arrived. Returns whether the client has closed.
-fn has_ended(connection: BorrowedFd<'_>) -> bool {
+/// Reads and drops the data that has arrived, and descriptors that came with it. Returns whether the
+/// client has closed.
+fn has_ended(connection: &QuickClose<OwnedFd>) -> bool {
+    let _limit = connection.limit();
     let mut chunk = [0; CHUNK];
     for _ in 0..READS {
         match recv(connection.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
@@ -82,10 +85,10 @@ fn has_ended(connection: BorrowedFd<'_>) -> bool {
 }
 
 /// Closes a connection with a reset. A plain close would leave a port in TIME_WAIT here.
-pub(super) fn reset(connection: OwnedFd) {
+pub(super) fn reset(connection: QuickClose<OwnedFd>) {
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };
-    let _ = setsockopt(&connection, sockopt::Linger, &linger);
+    let _ = setsockopt(&*connection, sockopt::Linger, &linger);
 }

@@ -16,6 +16,7 @@ use crate::accept::counters::{Counters, Refusal};
 use crate::error::{Error, Result};
 use crate::system::peer_groups;
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::quick_close::QuickClose;
 use crate::system::read_file::{PATIENCE, read};
 
 mod lease;
@@ -131,17 +132,8 @@ impl Admission {
         rate.and_then(|rate| rate.full_until(now))
     }
 
-    /// Counts an accepted connection.
-    pub fn count(&mut self) {
-        self.counters.accepted += 1;
-        if let Some(rate) = &mut self.options.rate {
-            let now = Instant::now();
-            rate.count(now);
-            self.counters.by_rate += u64::from(rate.full_until(now).is_some());
-        }
-    }
-
-    /// Decides whether to admit a connection.
+    /// Decides whether to admit a connection: by the rules, then by the limits. A client that is
+    /// refused takes nothing from the rate.
     ///
     /// # Errors
     /// The reason for a refusal.
@@ -149,6 +141,16 @@ impl Admission {
         if !self.is_allowed(connection, client) {
             return Err(Refusal::Rule);
         }
+        let entry = self.enter(client)?;
+        if let Some(rate) = &mut self.options.rate {
+            let now = Instant::now();
+            rate.count(now);
+            self.counters.by_rate += u64::from(rate.full_until(now).is_some());
+        }
+        Ok(entry)
+    }
+
+    fn enter(&mut self, client: &Client) -> Result<Entry, Refusal> {
         let is_full = self.has_max();
         let Some(leases) = &mut self.leases else {
             return Ok(Entry {
@@ -182,7 +184,7 @@ impl Admission {
         }
     }
 
-    pub fn refuse(&mut self, connection: OwnedFd, why: Refusal) {
+    pub fn refuse(&mut self, connection: QuickClose<OwnedFd>, why: Refusal) {
         self.counters.refused(why);
         match (&self.options.when_full, why) {
             (Some(WhenFull::Say(words)), Refusal::Limit) => self.lingering.say(connection, words),

@@ -1,4 +1,4 @@
-//! Limits how many connections are accepted in a period. No clock, no I/O.
+//! Limits how many connections are let in within a period. No clock, no I/O.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;

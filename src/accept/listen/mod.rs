@@ -12,6 +12,7 @@ use nix::sys::socket::{AddressFamily, SockaddrStorage, VsockAddr, getsockname};
 use crate::accept::listen::socket_option::{SocketOption, When};
 use crate::error::{Error, Result};
 use crate::queue::owned_name::{OwnedName, PathAccess};
+use crate::system::quick_close::QuickClose;
 use crate::system::text::printable;
 use crate::system::unix_socket;
 
@@ -29,6 +30,13 @@ pub(crate) enum Transport {
     Unix,
     /// Between a virtual machine and its host, vsock(7).
     Vsock,
+}
+
+impl Transport {
+    /// Whether a connection can carry descriptors.
+    pub fn may_carry(self) -> bool {
+        self == Transport::Unix
+    }
 }
 
 /// Options of new listeners.
@@ -51,7 +59,8 @@ pub(crate) struct ListenOptions {
 pub(crate) struct Listener {
     /// Before `fd`, so that the path is removed before the socket is closed.
     name: Option<OwnedName>,
-    fd: OwnedFd,
+    /// Its backlog is closed with it.
+    fd: QuickClose<OwnedFd>,
     shown: Rc<str>,
     transport: Transport,
     inherited: bool,
@@ -154,7 +163,7 @@ pub(crate) fn finish(
     };
     Ok(Listener {
         name,
-        fd,
+        fd: QuickClose::if_needed(fd, transport.may_carry()),
         shown: shown.into(),
         transport,
         inherited: false,

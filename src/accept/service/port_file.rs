@@ -14,10 +14,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
 
 use crate::error::{Error, Result};
-use crate::system::alarm::Alarm;
 use crate::system::descriptor::type_of;
 use crate::system::file_owner::is_trusted;
 use crate::system::inherited;
+use crate::system::interrupt;
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::text::printable;
 
@@ -106,8 +106,7 @@ fn make_beside(path: &Path) -> io::Result<(PathBuf, File)> {
 /// Writes to the FIFO or device that was `found`. The open of a FIFO waits for a reader.
 fn write_to(path: &Path, found: &FileStat, text: &[u8]) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let mut alarm = Alarm::interrupting().map_err(io::Error::other)?;
-    let opened = alarm.limit(PATIENCE, || open(path, flags, Mode::empty()));
+    let opened = interrupt::after(PATIENCE, || open(path, flags, Mode::empty()));
     let file = match opened {
         Err(Errno::EINTR) => return Err(is_unread()),
         opened => File::from(opened?),

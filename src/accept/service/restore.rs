@@ -20,6 +20,7 @@ use crate::queue::name::Name;
 use crate::queue::{self, Sender, owned_name};
 use crate::system::descriptor::{describe, socket_facts};
 use crate::system::poll::{PollFlags, ready};
+use crate::system::quick_close::{QuickClose, quickly};
 use crate::system::{sock_diag, unix_socket};
 
 /// The longest name that a manager accepts.
@@ -32,7 +33,8 @@ const LONGEST: usize = 255;
 pub(crate) fn queue(store: &mut FdStore<'_>) -> Result<(Sender, OwnedFd)> {
     let (write_ends, read_ends) = (store.take(WRITE_END), store.take(READ_END));
     let count = write_ends.len() + read_ends.len();
-    let (sender, read_end) = match (find_queue(write_ends, read_ends), count) {
+    let found = quickly(|| find_queue(write_ends, read_ends));
+    let (sender, read_end) = match (found, count) {
         (Some(kept), 2) => return Ok(kept),
         (Some(kept), _) => kept,
         (None, _) => queue::ends()?,
@@ -186,14 +188,14 @@ fn keep_listeners(store: &FdStore<'_>, key: &str, listeners: &[Listener]) -> Res
 pub(crate) fn give_up_rest(store: &mut FdStore<'_>) {
     let (rest, is_forgotten) = store.give_up_rest();
     for descriptor in rest {
-        give_up(descriptor, is_forgotten);
+        give_up(QuickClose::new(descriptor), is_forgotten);
     }
 }
 
 /// Gives up a kept listener, and removes its path if the path is still that socket. `is_forgotten`
 /// says that no process goes on with the listener. Then shutdown(2) frees the address, even if a
 /// process that the manager is starting has a copy for a moment.
-fn give_up(kept: OwnedFd, is_forgotten: bool) {
+fn give_up(kept: QuickClose<OwnedFd>, is_forgotten: bool) {
     if let (Some(path), _) = unix_socket::names(kept.as_fd())
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {

@@ -12,6 +12,7 @@ use crate::accept::sink::reserve::Reserve;
 use crate::error::{Error, Result};
 use crate::system::pause::{Pause, SHORTAGE};
 use crate::system::poll::{PollFlags, Watched, ready};
+use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
 /// How many consumers to serve before the rest of the loop has its turn.
@@ -20,8 +21,11 @@ pub(super) const TURN: usize = 16;
 /// After so many looks without a consumer, see whether one waits all the same.
 const LOOKS_IN_VAIN: u32 = 64;
 
+/// A visitor that wants the read end. Nothing is known of it yet, and it may have sent anything.
+pub(super) type Consumer = QuickClose<UnixStream>;
+
 pub(super) enum Event {
-    Consumer(UnixStream),
+    Consumer(Consumer),
     /// Descriptors are short, so no consumer can be accepted.
     Short,
 }
@@ -86,7 +90,10 @@ impl Door {
             // No other process has this socket, so non-blocking mode harms nobody.
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match accept_with(&self.listener, flags) {
-                Ok(consumer) => drop(react(Event::Consumer(consumer.into()))),
+                Ok(consumer) => {
+                    let consumer = QuickClose::new(consumer.into());
+                    react(Event::Consumer(consumer));
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return self.nobody_came(),
                 Err(_) if self.reserve.give_up() || react(Event::Short) => {}

@@ -34,6 +34,7 @@ use crate::system::unix_socket;
 mod door;
 mod named_door;
 mod read_end;
+mod refusals;
 mod reserve;
 mod stuck;
 mod ticket_door;
@@ -414,7 +415,7 @@ impl Sink {
                 door,
                 read_end,
             } => {
-                door.attend(read_end);
+                door.attend(read_end, log);
                 let is_read = offer_ticket(pipe, door);
                 if door.is_misread() {
                     log.notice(format_args!(
@@ -446,6 +447,15 @@ impl Sink {
                 self.handing_out.fails(errno, others, log);
             }
             None => self.handing_out.works(log),
+        }
+    }
+
+    /// How many consumers were refused at our door.
+    pub fn refused(&self) -> u64 {
+        match &self.way {
+            Way::Tickets { door, .. } => door.refused(),
+            Way::Named { door, .. } => door.refused(),
+            _ => 0,
         }
     }
 

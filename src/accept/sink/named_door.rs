@@ -1,30 +1,25 @@
 //! A name of ours where consumers fetch the read end of the queue.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use crate::accept::sink::door::{Door, Event};
+use crate::accept::sink::door::{Consumer, Door, Event};
 use crate::accept::sink::read_end::ReadEnd;
+use crate::accept::sink::refusals::Refusals;
 use crate::error::Result;
 use crate::queue::name::Name;
 use crate::queue::owned_name::{self, OwnedName, PathAccess};
 use crate::queue::rendezvous::with_advice;
-use crate::queue::scm::close_unread;
 use crate::queue::trust::Trust;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched};
-
-/// How many different refusals are logged, each once.
-const REFUSALS: usize = 64;
+use crate::system::quick_close::quickly;
 
 pub(super) struct NamedDoor {
     door: Door,
     name: OwnedName,
     trust: Trust,
-    /// The refusals that were logged.
-    refused: BTreeSet<String>,
+    refusals: Refusals,
 }
 
 impl NamedDoor {
@@ -39,8 +34,13 @@ impl NamedDoor {
             door,
             name,
             trust,
-            refused: BTreeSet::new(),
+            refusals: Refusals::default(),
         })
+    }
+
+    /// How many consumers were refused.
+    pub fn refused(&self) -> u64 {
+        self.refusals.count()
     }
 
     /// Hands the read end to every waiting consumer that may have it.
@@ -49,30 +49,27 @@ impl NamedDoor {
             door,
             name,
             trust,
-            refused,
+            refusals,
         } = self;
-        door.attend(|event| {
+        let react = |event| {
             let Event::Consumer(consumer) = event else {
                 return false;
             };
             if let Some(refusal) = refusal(&consumer, name.name(), trust) {
-                // Each refusal once: a refused consumer may come back without end.
-                if refused.len() < REFUSALS && refused.insert(refusal.clone()) {
-                    log.error(format_args!("a consumer was refused: {refusal}"));
-                }
+                refusals.add(refusal, log);
             } else {
                 // With too many of our descriptors in flight the consumer gets nothing: it sees the
                 // end and comes back.
                 let _ = read_end.hand_over(&consumer);
             }
-            close_unread(consumer.into());
             true
-        });
+        };
+        quickly(|| door.attend(react));
     }
 }
 
 /// Why the consumer may not have the read end; `None` if it may.
-fn refusal(consumer: &UnixStream, name: &Name, trust: &Trust) -> Option<String> {
+fn refusal(consumer: &Consumer, name: &Name, trust: &Trust) -> Option<String> {
     if !name.is_abstract() {
         return None;
     }

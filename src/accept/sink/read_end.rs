@@ -15,12 +15,14 @@ use crate::accept::sink::stuck::is_shortage;
 use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
 use crate::queue::scm::{try_receive, try_send};
+use crate::system::quick_close::QuickClose;
 
 /// How many consumers can get the read end before one of them must take a connection.
 const RESERVED: usize = 4;
 
 pub(super) struct ReadEnd {
-    read_end: OwnedFd,
+    /// Connections may be left in it.
+    read_end: QuickClose<OwnedFd>,
     reserve: InFlightReserve,
     /// Why consumers do not get it at the moment.
     shortage: Option<Errno>,
@@ -34,7 +36,7 @@ impl ReadEnd {
     pub fn new(read_end: OwnedFd) -> Result<Self> {
         let reserve = InFlightReserve::new()?;
         Ok(Self {
-            read_end,
+            read_end: QuickClose::new(read_end),
             reserve,
             shortage: None,
         })

@@ -2,21 +2,23 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::bind;
+use nix::sys::socket::{bind, getsockopt, sockopt};
 use nix::unistd::geteuid;
 
-use crate::accept::sink::door::{Door, Event};
+use crate::accept::sink::door::{Consumer, Door, Event};
 use crate::accept::sink::read_end::ReadEnd;
+use crate::accept::sink::refusals::Refusals;
 use crate::error::{Error, Result};
 use crate::queue::message::VERSION_LINE;
-use crate::queue::scm::{close_unread, try_receive, try_send};
-use crate::queue::ticket::{Ticket, Token, door_address, shown};
+use crate::queue::scm::{try_receive_bytes, try_send};
+use crate::queue::ticket::{LONGEST_SHOWN, Ticket, Token, door_address, shown};
+use crate::system::log::Log;
 use crate::system::pause::Pause;
 use crate::system::poll::{PollFlags, Watched, earliest};
+use crate::system::quick_close::quickly;
 
 /// How many tickets may be out. One more voids the oldest.
 const OUTSTANDING: usize = 64;
@@ -35,7 +37,7 @@ const OPEN: &str = "open a door for tickets";
 /// A peer that has not shown a token yet.
 #[derive(Debug)]
 struct Stranger {
-    socket: UnixStream,
+    socket: Consumer,
     until: Instant,
 }
 
@@ -54,6 +56,7 @@ pub(super) struct TicketDoor {
 #[derive(Debug, Default)]
 struct Tickets {
     issued: VecDeque<Token>,
+    refusals: Refusals,
     /// How many tickets were issued since the last redemption.
     in_vain: usize,
     /// Delays the next ticket.
@@ -103,18 +106,27 @@ impl TicketDoor {
         !self.tickets.pause.is_on()
     }
 
+    /// How many peers were refused because they showed no valid ticket.
+    pub fn refused(&self) -> u64 {
+        self.tickets.refusals.count()
+    }
+
     /// Serves the peers, without blocking. A peer with a valid token gets the read end, once. A
     /// peer is dropped if it shows anything else, or nothing in time.
-    pub fn attend(&mut self, read_end: &mut ReadEnd) {
+    pub fn attend(&mut self, read_end: &mut ReadEnd, log: &Log) {
+        quickly(|| self.attend_all(read_end, log));
+    }
+
+    fn attend_all(&mut self, read_end: &mut ReadEnd, log: &Log) {
         let now = Instant::now();
         let (tickets, strangers) = (&mut self.tickets, &mut self.strangers);
         for stranger in std::mem::take(strangers) {
-            strangers.extend(tickets.admit(stranger, read_end, now));
+            strangers.extend(tickets.admit(stranger, read_end, now, log));
         }
         self.door.attend(|event| match event {
             Event::Consumer(socket) => {
                 let until = now + TOKEN_PATIENCE;
-                let stranger = tickets.admit(Stranger { socket, until }, read_end, now);
+                let stranger = tickets.admit(Stranger { socket, until }, read_end, now, log);
                 strangers.extend(stranger);
                 strangers.len() <= STRANGERS || drop_oldest(strangers)
             }
@@ -125,10 +137,7 @@ impl TicketDoor {
 
 /// Drops the peer that has waited longest. False if there is no peer.
 fn drop_oldest(strangers: &mut VecDeque<Stranger>) -> bool {
-    let oldest = strangers.pop_front();
-    oldest
-        .map(|stranger| close_unread(stranger.socket.into()))
-        .is_some()
+    strangers.pop_front().is_some()
 }
 
 impl Tickets {
@@ -150,16 +159,18 @@ impl Tickets {
         stranger: Stranger,
         read_end: &mut ReadEnd,
         now: Instant,
+        log: &Log,
     ) -> Option<Stranger> {
-        let message = match try_receive(&stranger.socket) {
-            Ok(message) => message,
+        let mut message = [0; LONGEST_SHOWN];
+        let message = match try_receive_bytes(&*stranger.socket, &mut message) {
+            // It left without a word.
+            Ok(0) => return None,
+            Ok(length) => &message[..length],
             Err(Errno::EAGAIN | Errno::EINTR) if now < stranger.until => return Some(stranger),
-            Err(_) => {
-                close_unread(stranger.socket.into());
-                return None;
-            }
+            // It was late, or is gone.
+            Err(_) => return None,
         };
-        let token = shown(&message.payload);
+        let token = shown(message);
         let place = token.and_then(|token| self.issued.iter().position(|known| *known == token));
         match place {
             // Only success uses up a token: a consumer that got nothing tries again.
@@ -168,13 +179,27 @@ impl Tickets {
                 self.in_vain = 0;
                 self.pause.end();
             }
-            None if token.is_some() => {
-                let _ = try_send(&stranger.socket, VERSION_LINE, &[]);
+            Some(_) => {}
+            None => {
+                // A consumer learns that its ticket is void. A stranger learns nothing.
+                if token.is_some() {
+                    let _ = try_send(&*stranger.socket, VERSION_LINE, &[]);
+                }
+                self.refuse(&stranger, token.is_some(), log);
             }
-            _ => {}
         }
-        close_unread(stranger.socket.into());
         None
+    }
+
+    fn refuse(&mut self, stranger: &Stranger, had_ticket: bool, log: &Log) {
+        let peer = getsockopt(&*stranger.socket, sockopt::PeerCredentials);
+        let uid = peer.map_or_else(|errno| errno.to_string(), |peer| peer.uid().to_string());
+        let why = if had_ticket {
+            "the ticket is void"
+        } else {
+            "it showed no ticket"
+        };
+        self.refusals.add(format_args!("{why} (uid {uid})"), log);
     }
 }
 

@@ -1,5 +1,6 @@
 //! `--rate`: how many are accepted in a time.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -94,4 +95,81 @@ fn a_stop_closes_the_listeners_where_nobody_waits_while_the_rate_is_reached() {
     until("the end of the other listener", || !path.exists());
     is_left_waiting(&waiting);
     acceptor.stop();
+}
+
+// Only clients that are let in count.
+
+/// Checks that 20 clients from 127.0.0.9, which are refused, take nothing from a rate of 2 clients in
+/// 1000 seconds: 2 others are served at once, and a third waits.
+#[track_caller]
+fn assert_refused_for_free(options: &str, client: impl Fn(&Acceptor) -> Client) {
+    let fdaccept = Fdaccept::bound().options(options);
+    let acceptor = fdaccept.args(["--rate", "2/1000"]).start();
+    let receiver = acceptor.receiver();
+    for _ in 0..20 {
+        if let Ok(refused) = acceptor.try_client_from([127, 0, 0, 9]) {
+            // Without a PROXY header.
+            let _ = (&refused.0).write_all(b"nonsense\r\n");
+            refused.expect_closed();
+        }
+    }
+    let _clients = [(); 2].map(|()| client(&acceptor));
+    let _taken = [(); 2].map(|()| take(&receiver));
+    let _third = client(&acceptor);
+    nothing_comes(&receiver);
+}
+
+#[test]
+fn a_client_that_a_rule_denies_takes_nothing_from_the_rate() {
+    assert_refused_for_free("--deny 127.0.0.9", Acceptor::client);
+}
+
+/// A client behind a proxy.
+fn proxied(acceptor: &Acceptor) -> Client {
+    let client = acceptor.client();
+    client.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n");
+    client
+}
+
+const PROXY: &str = "--proxy-protocol v1 --proxy-from 127.0.0.1 --proxy-from 127.0.0.9";
+
+#[test]
+fn a_client_without_a_proxy_header_takes_nothing_from_the_rate() {
+    assert_refused_for_free(PROXY, proxied);
+}
+
+#[test]
+fn a_client_beyond_its_limit_takes_nothing_from_the_rate() {
+    let options = ["--max-per-source", "1", "--rate", "2/1000"];
+    let acceptor = limited(&options);
+    let receiver = acceptor.receiver();
+    let _first = acceptor.client();
+    let _taken = take(&receiver);
+    for _ in 0..20 {
+        is_reset(acceptor.try_client());
+    }
+    let _second = acceptor.client_from([127, 0, 0, 2]);
+    let _taken = (_taken, take(&receiver));
+    let _third = acceptor.client_from([127, 0, 0, 3]);
+    nothing_comes(&receiver);
+}
+
+#[test]
+fn the_rate_holds_for_clients_whose_proxy_headers_come_at_once() {
+    let mut acceptor = limited(&[&["--rate", "2/1000"], &*split(PROXY)].concat());
+    let receiver = acceptor.receiver();
+    let clients = [(); 5].map(|()| acceptor.client());
+    acceptor.until_counted("accepted", 5);
+    acceptor.at_once(&[], || {
+        for client in &clients {
+            client.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n");
+        }
+    });
+    let _taken = [(); 2].map(|()| take(&receiver));
+    nothing_comes(&receiver);
+    is_idle(acceptor.pid());
+}
+
+fn split(options: &str) -> Vec<&str> {
+    options.split(' ').collect()
 }

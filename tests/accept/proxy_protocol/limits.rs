@@ -219,16 +219,15 @@ fn a_proxy_that_speaks_for_itself_counts_as_itself() {
 }
 
 #[test]
-fn the_rate_counts_connections_whatever_their_headers_are() {
+fn the_rate_counts_connections_that_have_a_header() {
     let acceptor = proxied("any", &["--rate", "4/0.4"]);
     let receiver = acceptor.receiver();
     let start = Instant::now();
     let header = v1(CLIENT, SERVER);
     let _clients = [(); 6].map(|()| (acceptor.says(&header), acceptor.says(b"x")));
-    // Of each four two have a header.
     for number in 0..6 {
         take(&receiver);
-        has_taken(start, 400 * (number / 2));
+        has_taken(start, 400 * (number / 4));
     }
 }
 
