@@ -288,7 +288,7 @@ fn the_status_of_a_pool_tells_how_many_messages_were_refused() {
     send(&sender, b"x", &[server.as_fd()]).unwrap();
     drop(server);
     client.expect_echo("served");
-    pool.line("status: 1/1, 3 refused");
+    pool.line("status: 1/1, refused: 3");
 }
 
 #[test]

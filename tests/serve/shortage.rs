@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::*;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use rustix::io::ioctl_fionread;
 use tempfile::TempDir;
 
@@ -50,14 +51,19 @@ impl Limited {
 
     /// From now on its processes may be so many.
     fn allow(&self, processes: u64) {
-        // First the pool, from which new slots have it.
-        for pid in [self.pool.pid()].into_iter().chain(self.pool.members()) {
-            let mut command = as_user(self.number);
-            command.args(["prlimit", "--pid", &pid.to_string()]);
-            let status = command.arg(format!("--nproc={processes}:")).status();
-            // A slot may have given way meanwhile.
-            assert!(status.unwrap().success() || !is_alive(pid));
+        // First the pool alone: a slot that it starts from now on has it from the pool.
+        self.allow_one(self.pool.pid(), processes);
+        for pid in self.pool.members() {
+            self.allow_one(pid, processes);
         }
+    }
+
+    fn allow_one(&self, pid: Pid, processes: u64) {
+        let mut command = as_user(self.number);
+        command.args(["prlimit", "--pid", &pid.to_string()]);
+        let status = command.arg(format!("--nproc={processes}:")).status();
+        // A slot may have given way meanwhile.
+        assert!(status.unwrap().success() || !is_alive(pid));
     }
 }
 
