@@ -367,23 +367,29 @@ fn a_handler_finds_no_stale_copy_of_its_variables() {
 
 #[test]
 fn a_handler_finds_nothing_that_a_service_manager_meant_for_its_parents() {
-    const NAMES: [&str; 5] = [
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-        "LISTEN_PIDFDID",
-        "NOTIFY_SOCKET",
-    ];
+    assert_cleared(&OF_A_SERVICE_MANAGER, &["FDTOOLS_TEST_KEPT"]);
+}
+
+#[test]
+fn a_handler_finds_nothing_that_another_server_told_its_parents_of_a_connection() {
+    let kept = ["REMOTE_USER", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+    assert_cleared(&OF_OTHER_SERVERS, &[&kept[..], &["SSLKEYLOGFILE"]].concat());
+}
+
+/// Expects that handlers inherit the variables `kept`, and not the variables `cleared`.
+#[track_caller]
+fn assert_cleared(cleared: &[&str], kept: &[&str]) {
     for consumer in CONSUMERS {
         let queue = Queue::new();
         let client = queue.tcp_client();
-        let mut command = on(&queue, consumer, &REPORT);
-        command.envs(NAMES.map(|name| (name, "1")));
-        let _consumer = command.env("FDTOOLS_TEST_KEPT", "kept").start();
+        let inherited = [cleared, kept].concat().into_iter().map(|name| (name, "1"));
+        let _consumer = on(&queue, consumer, &REPORT).envs(inherited).start();
         let environment = environment(client.reported());
-        assert_eq!(environment["FDTOOLS_TEST_KEPT"], "kept");
-        for name in NAMES {
-            assert_eq!(environment.get(name), None, "{name} {consumer:?}");
+        for name in cleared {
+            assert_eq!(environment.get(*name), None, "{name} {consumer:?}");
+        }
+        for name in kept {
+            assert_eq!(environment[*name], "1", "{name} {consumer:?}");
         }
     }
 }

@@ -32,6 +32,7 @@ mod process;
 mod queue;
 mod random;
 mod users;
+mod variables;
 mod wait;
 
 pub use acceptor::*;
@@ -51,4 +52,5 @@ pub use process::*;
 pub use queue::*;
 pub use random::*;
 pub use users::*;
+pub use variables::*;
 pub use wait::*;
