@@ -6,9 +6,10 @@
 //! have to undo the handlers. The rest of the runtime's work is done here.
 
 use std::fmt;
-use std::os::fd::IntoRawFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::Signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::stdio;
@@ -51,23 +52,42 @@ macro_rules! program {
 pub fn start(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> ! {
     let done = prepare().map_err(anyhow::Error::from).and_then(|()| run());
     let status = done.unwrap_or_else(|error| report(program, &error));
-    // Also flushes standard output.
     std::process::exit(status.into())
 }
+
+/// The parent left standard output closed.
+static HAS_NO_OUTPUT: AtomicBool = AtomicBool::new(false);
 
 /// Does what the Rust runtime does for every program.
 fn prepare() -> Result<()> {
     // Opens closed standard streams, so that no other descriptor gets their numbers.
     for stream in [stdio::stdin(), stdio::stdout(), stdio::stderr()] {
         if rustix::io::fcntl_getfd(stream) == Err(Errno::BADF) {
+            let is_output = stream.as_raw_fd() == stdio::raw_stdout();
+            HAS_NO_OUTPUT.fetch_or(is_output, Ordering::Relaxed);
             // All lower numbers are open, so this descriptor gets the closed number. It stays open.
             let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty());
             let null = null.map_err(|errno| Error::system("open /dev/null", to_nix(errno)))?;
             let _ = null.into_raw_fd();
         }
     }
-    // A write without a reader fails like any other write, and does not kill the program.
-    signals::ignore(&[Signal::SIGPIPE])
+    signals::ignore(&signals::OF_FAILED_WRITES)
+}
+
+/// Writes a text that was asked for, such as `--help`, to standard output.
+fn answer(text: &str) -> Result<()> {
+    const ACTION: &str = "write to standard output";
+    if HAS_NO_OUTPUT.load(Ordering::Relaxed) {
+        return Err(Error::Other {
+            action: ACTION.into(),
+            cause: "it is closed".into(),
+        });
+    }
+    let mut output = io::stdout();
+    let written = output.write_all(text.as_bytes());
+    written
+        .and_then(|()| output.flush())
+        .map_err(|error| Error::io(ACTION, error))
 }
 
 /// A command line that makes no sense. The text says what to do instead.

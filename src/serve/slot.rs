@@ -79,8 +79,6 @@ impl Slot<'_> {
             Signal::SIGUSR1,
             Signal::SIGTTIN,
             Signal::SIGTTOU,
-            // A closed log is no reason to drop a connection.
-            Signal::SIGPIPE,
         ])?;
         interrupt::on_signals(&[Signal::SIGTERM as i32])?;
         let _watch = interrupt::watch(queue.as_fd());

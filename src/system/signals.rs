@@ -9,6 +9,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result};
 
+/// A write without a reader, or beyond the limit on file sizes, is an error like any other, and does
+/// not kill the program: programs ignore these signals.
+pub(crate) const OF_FAILED_WRITES: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
+
 /// Signals that are read from a descriptor. They stay blocked until the process ends or sets its
 /// mask.
 pub(crate) struct Signals {
@@ -57,7 +61,7 @@ impl AsFd for Signals {
 }
 
 /// Gives every ignored signal its default action. A handler then does not inherit what our parent
-/// ignored (`nohup`, a shell's `&`) or what we ignore ourselves (`SIGPIPE`).
+/// ignored (`nohup`, a shell's `&`) or what we ignore ourselves.
 pub(crate) fn default_ignored() {
     for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
         default_raw(number);

@@ -1,9 +1,10 @@
 //! Trouble that is nobody's fault, and must neither end a program nor lose a connection.
 
-use std::io::{PipeWriter, Read, Write, pipe};
+use std::fs::File;
+use std::io::{Read, Seek, Write, pipe};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::*;
 use fdtools::queue::send;
@@ -150,12 +151,31 @@ fn a_log_whose_reader_is_gone_stops_nothing() {
     serve_with_log(writer);
 }
 
+#[test]
+fn a_log_on_a_full_disk_stops_nothing() {
+    serve_with_log(File::options().write(true).open("/dev/full").unwrap());
+}
+
+#[test]
+fn a_log_file_beyond_the_limit_on_file_sizes_stops_nothing() {
+    let mut log = tempfile::tempfile().unwrap();
+    // The limit is in units of 512 or 1024 bytes.
+    write!(log, "{:512}", "").unwrap();
+    serve_with("ulimit -f 1; exec", log.try_clone().unwrap());
+    assert!(log.stream_position().unwrap() <= 1024);
+    serve_with("ulimit -f 0; exec", log);
+}
+
 /// Expects that programs that log to `log` serve 3 clients and end without failure.
-fn serve_with_log(log: PipeWriter) {
+fn serve_with_log(log: impl Into<Stdio>) {
+    serve_with("exec", log);
+}
+
+/// The same where a shell starts them by these words.
+fn serve_with(words: &str, log: impl Into<Stdio>) {
     let names = Names::new();
     let path = &names.path();
-    let mut fdaccept = program("fdaccept");
-    fdaccept.args(["-v", path, "--", "fdpool", "-v", "2", "cat"]);
+    let mut fdaccept = sh(&format!("{words} fdaccept -v {path} -- fdpool -v 2 cat"));
     let mut fdaccept = fdaccept.stderr(log).spawn().unwrap();
     until("the listener", || UnixStream::connect(path).is_ok());
     for _ in 0..3 {

@@ -194,6 +194,18 @@ fn a_handler_finds_every_signal_at_its_default_though_its_parents_ignored_some()
 }
 
 #[test]
+fn the_command_of_a_chain_finds_signals_as_fdaccept_was_given_them() {
+    let text = "trap '' USR2; exec fdaccept 127.0.0.1:0 -- sleep 100";
+    let mut process = sh(text).start();
+    process.port();
+    let sleep = process.children()[0];
+    until_named(sleep, "sleep");
+    let usr2 = 1 << (Signal::SIGUSR2 as i32 - 1);
+    assert_eq!(ignored(sleep), usr2);
+    assert_eq!(signal_set(sleep, "SigBlk"), 0);
+}
+
+#[test]
 fn a_handler_finds_no_signal_blocked() {
     for consumer in CONSUMERS {
         let running = Running::chain(consumer);
