@@ -26,6 +26,7 @@ use crate::cli::service::ServiceArguments;
 use crate::cli::usage;
 use crate::system::command::Command;
 use crate::system::fd_limit::FdLimit;
+use crate::system::log_output;
 use crate::system::signals::Signals;
 use crate::system::text::parse_seconds;
 
@@ -95,6 +96,7 @@ pub fn run() -> anyhow::Result<u8> {
     })?;
     footprint.reduce();
     if arguments.service.sandbox() {
+        log_output::prepare();
         sandbox::enter(pid)?;
     }
     Ok(acceptor.run()?)

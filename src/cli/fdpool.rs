@@ -19,7 +19,7 @@ use crate::serve::source::Source;
 use crate::serve::worker::WorkerCommand;
 use crate::serve::workers::Workers;
 use crate::system::text::{parse_descriptor, parse_seconds, parse_timeout};
-use crate::system::{inherited, signals};
+use crate::system::{inherited, log_output, signals};
 
 const PROGRAM: &str = "fdpool";
 const USAGE: &str = "fdpool [OPTIONS] N [--] COMMAND [ARG]...";
@@ -88,6 +88,7 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let handler = Handler::find(&arguments.command)?;
     let source = Source::open(&arguments.queue.rendezvous())?;
     inherited::close_others_on_exec()?;
+    log_output::share()?;
     let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
     Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
 }

@@ -17,7 +17,7 @@ use rustix::stdio;
 use crate::error::{Error, Result, to_nix};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
-use crate::system::{exit, signals};
+use crate::system::{exit, log_output, signals};
 
 mod admission;
 mod common;
@@ -52,6 +52,7 @@ macro_rules! program {
 pub fn start(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> ! {
     let done = prepare().map_err(anyhow::Error::from).and_then(|()| run());
     let status = done.unwrap_or_else(|error| report(program, &error));
+    log_output::say_lost(program);
     std::process::exit(status.into())
 }
 

@@ -1,44 +1,57 @@
-//! A timer that sends `SIGALRM`.
+//! A timer that sends a signal.
 
 use std::time::Duration;
 
-use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
+use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
 use crate::error::{Error, Result};
-use crate::system::interrupt;
+use crate::system::{interrupt, signals};
 
 pub(crate) struct Alarm {
     timer: Timer,
 }
 
 impl Alarm {
-    /// The caller waits for the signal, as with sigwait(3).
+    /// The caller waits for `SIGALRM`, as with sigwait(3).
     ///
     /// # Errors
     /// [`Error::System`] if no timer is available.
     pub fn new() -> Result<Self> {
-        let event = SigEvent::new(SigevNotify::SigevSignal {
-            signal: Signal::SIGALRM,
-            si_value: 0,
-        });
-        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, event)
-            .map_err(|errno| Error::system("make a timer", errno))?;
-        Ok(Self { timer })
+        Self::sending(Signal::SIGALRM)
     }
 
-    /// The signal interrupts a blocking call ([`interrupt`]).
+    /// `SIGALRM` interrupts a blocking call ([`interrupt`]).
     ///
     /// # Errors
     /// [`Error::System`] if no timer is available.
     pub fn interrupting() -> Result<Self> {
         interrupt::on_signals(&[Signal::SIGALRM as i32])?;
-        SigSet::from_iter([Signal::SIGALRM])
-            .thread_unblock()
-            .map_err(|errno| Error::system("unblock SIGALRM", errno))?;
+        signals::unblock(Signal::SIGALRM)?;
         Self::new()
+    }
+
+    /// The signal interrupts a blocking call and has no other effect, whatever else waits for
+    /// `SIGALRM`. It is `SIGURG`, which is harmless where nobody catches it.
+    ///
+    /// # Errors
+    /// [`Error::System`] if no timer is available.
+    pub fn interrupting_only() -> Result<Self> {
+        signals::interrupt_by(Signal::SIGURG)?;
+        signals::unblock(Signal::SIGURG)?;
+        Self::sending(Signal::SIGURG)
+    }
+
+    fn sending(signal: Signal) -> Result<Self> {
+        let event = SigEvent::new(SigevNotify::SigevSignal {
+            signal,
+            si_value: 0,
+        });
+        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, event)
+            .map_err(|errno| Error::system("make a timer", errno))?;
+        Ok(Self { timer })
     }
 
     pub fn after(&mut self, delay: Duration) {

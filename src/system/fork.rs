@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use crate::error::{Error, Result};
+use crate::system::log_output;
 
 /// Forks a child that runs only `work` and exits with its result. The kernel sends `on_our_death`
 /// to the child when this process dies.
@@ -24,6 +25,7 @@ pub(crate) fn start(on_our_death: Signal, work: impl FnOnce() -> u8) -> Result<P
         ForkResult::Child => {
             // A panic must not unwind into the parent's code and run it a second time.
             let status = catch_unwind(AssertUnwindSafe(|| {
+                log_output::forget_alarm();
                 let asked = set_pdeathsig(on_our_death);
                 // The parent may have died before the prctl(2).
                 if asked.is_err() || getppid() != parent {

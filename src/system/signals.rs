@@ -1,10 +1,14 @@
 //! Signals as a descriptor, and the actions of signals.
-#![allow(unsafe_code)] // sigaction with SIG_DFL and SIG_IGN only, so no handler can be unsafe
+#![allow(unsafe_code)] // sigaction with SIG_DFL, SIG_IGN and a handler that does nothing
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::libc;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, signal};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, raise, sigaction,
+    signal,
+};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result};
@@ -110,6 +114,45 @@ pub(crate) fn block(signals: &[Signal]) -> Result<()> {
     let set: SigSet = signals.iter().copied().collect();
     set.thread_block()
         .map_err(|errno| Error::system("block signals", errno))
+}
+
+/// # Errors
+/// None in practice; [`Error::System`] if the kernel refuses.
+pub(crate) fn unblock(number: Signal) -> Result<()> {
+    SigSet::from_iter([number])
+        .thread_unblock()
+        .map_err(|errno| Error::system(format!("unblock {number}"), errno))
+}
+
+/// From now on the signal `number` interrupts blocking calls, and does nothing else.
+///
+/// # Errors
+/// [`Error::System`] for a signal that cannot be caught (`KILL`, `STOP`).
+pub(crate) fn interrupt_by(number: Signal) -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // No SA_RESTART: the interrupted call must return.
+    let action = SigAction::new(
+        SigHandler::Handler(nothing),
+        SaFlags::empty(),
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(number, &action) }
+        .map(drop)
+        .map_err(|errno| Error::system(format!("catch {number}"), errno))
+}
+
+/// Whether one of `signals` is blocked and has come.
+pub(crate) fn is_pending(signals: &[Signal]) -> bool {
+    let mut pending = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the kernel fills the set, unless the call fails.
+    let pending = unsafe {
+        match libc::sigpending(pending.as_mut_ptr()) {
+            0 => SigSet::from_sigset_t_unchecked(pending.assume_init()),
+            _ => return false,
+        }
+    };
+    signals.iter().any(|number| pending.contains(*number))
 }
 
 /// Gives `signals` their default action.

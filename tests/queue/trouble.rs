@@ -1,16 +1,14 @@
 //! Trouble that is nobody's fault, and must neither end a program nor lose a connection.
 
-use std::fs::File;
-use std::io::{Read, Seek, Write, pipe};
+use std::io::{Read, pipe};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{Command, Stdio};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::Command;
 
 use crate::support::*;
 use fdtools::queue::send;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 /// Whether a process blocks or waits.
 fn is_asleep(process: &Process) -> bool {
@@ -131,59 +129,6 @@ fn a_consumers_name_that_never_can_be_one_is_said_at_once() {
     assert_eq!(status, Some(1), "{log}");
     let expected = format!("fdaccept: cannot connect to {name}: Protocol wrong type for socket");
     assert_eq!(log, expected);
-}
-
-#[test]
-fn a_log_that_is_full_and_not_read_stops_nothing() {
-    // Full: not one more line fits.
-    let (log, mut writer) = pipe().unwrap();
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-    while writer.write(&[b'x'; 512]).is_ok() {}
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-    serve_with_log(writer);
-    drop(log);
-}
-
-#[test]
-fn a_log_whose_reader_is_gone_stops_nothing() {
-    let (log, writer) = pipe().unwrap();
-    drop(log);
-    serve_with_log(writer);
-}
-
-#[test]
-fn a_log_on_a_full_disk_stops_nothing() {
-    serve_with_log(File::options().write(true).open("/dev/full").unwrap());
-}
-
-#[test]
-fn a_log_file_beyond_the_limit_on_file_sizes_stops_nothing() {
-    let mut log = tempfile::tempfile().unwrap();
-    // The limit is in units of 512 or 1024 bytes.
-    write!(log, "{:512}", "").unwrap();
-    serve_with("ulimit -f 1; exec", log.try_clone().unwrap());
-    assert!(log.stream_position().unwrap() <= 1024);
-    serve_with("ulimit -f 0; exec", log);
-}
-
-/// Expects that programs that log to `log` serve 3 clients and end without failure.
-fn serve_with_log(log: impl Into<Stdio>) {
-    serve_with("exec", log);
-}
-
-/// The same where a shell starts them by these words.
-fn serve_with(words: &str, log: impl Into<Stdio>) {
-    let names = Names::new();
-    let path = &names.path();
-    let mut fdaccept = sh(&format!("{words} fdaccept -v {path} -- fdpool -v 2 cat"));
-    let mut fdaccept = fdaccept.stderr(log).spawn().unwrap();
-    until("the listener", || UnixStream::connect(path).is_ok());
-    for _ in 0..3 {
-        Client::connect_unix(path).expect_echo("hello");
-    }
-    kill(Pid::from_raw(fdaccept.id() as i32), Signal::SIGTERM).unwrap();
-    let status = eventually("the end", || fdaccept.try_wait().unwrap());
-    assert!(status.success());
 }
 
 #[test]
