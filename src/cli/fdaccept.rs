@@ -27,7 +27,7 @@ use crate::cli::usage;
 use crate::system::command::Command;
 use crate::system::fd_limit::FdLimit;
 use crate::system::log_output;
-use crate::system::signals::Signals;
+use crate::system::signals::{self, Signals};
 use crate::system::text::parse_seconds;
 
 const PROGRAM: &str = "fdaccept";
@@ -47,6 +47,7 @@ the listeners of LISTEN_FDS are used.";
 /// Why the program ends, other than by a signal or by the end of its consumers.
 pub fn run() -> anyhow::Result<u8> {
     let arguments = AcceptArguments::parse_checked()?;
+    signals::ignore_tostop()?;
     let log = arguments.log.log(PROGRAM);
     let limit = FdLimit::raise();
     let command = arguments.command()?;

@@ -76,6 +76,7 @@ struct PoolArguments {
 /// Why the program ends, other than by a signal or by the end of its queue.
 pub fn run() -> anyhow::Result<u8> {
     let arguments: PoolArguments = parse()?;
+    signals::ignore_tostop()?;
     if arguments.worker {
         run_workers(&arguments)
     } else {

@@ -152,7 +152,7 @@ impl Slot<'_> {
         loop {
             self.go_on(&mut end);
             clock.wait(end.countdown().deadline());
-            if let Some(status) = reap(pid) {
+            if let Some(status) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 // After a TERM, the group keeps its time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
                     self.go_on(&mut end);
@@ -161,6 +161,13 @@ impl Slot<'_> {
                 return status;
             }
         }
+    }
+
+    /// Nobody else would find out why the slot does not go on.
+    fn say_stopped(&self, pid: Pid, signal: i32) {
+        let signal = signals::name(signal);
+        self.log
+            .notice(format_args!("handler {pid} is stopped by {signal}"));
     }
 
     /// Takes the next step of a termination, by the pool's urgency and by the clock.
@@ -174,12 +181,20 @@ impl Slot<'_> {
     }
 }
 
-/// The raw status of a child; `None` while the child runs.
-fn reap(pid: Pid) -> Option<i32> {
+/// The raw status of a child that has ended; otherwise `None`. If a signal has stopped the child,
+/// calls `stopped` with it.
+fn reap(pid: Pid, stopped: impl FnOnce(i32)) -> Option<i32> {
     let pid = process::Pid::from_raw(pid.as_raw())?;
     loop {
-        match process::waitpid(Some(pid), WaitOptions::NOHANG) {
-            Ok(ended) => return ended.map(|(_, status)| status.as_raw()),
+        match process::waitpid(Some(pid), WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+            Ok(None) => return None,
+            Ok(Some((_, status))) => match status.stopping_signal() {
+                Some(signal) => {
+                    stopped(signal);
+                    return None;
+                }
+                None => return Some(status.as_raw()),
+            },
             Err(rustix::io::Errno::INTR) => {}
             // The child is gone, and nobody knows its status.
             Err(_) => return Some(0),

@@ -17,6 +17,7 @@ use crate::serve::pool::Crew;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched};
+use crate::system::signals;
 use crate::system::termination::{Step, Target, Termination};
 
 /// How long a place stays empty after its worker ended too soon. The delay doubles with each
@@ -345,6 +346,14 @@ impl Crew for Workers {
             (false, true) => self.replace(pid, &worker, status),
             // balance() makes a place for the next worker, on the next queue.
             (_, false) => {}
+        }
+    }
+
+    fn stopped(&mut self, pid: Pid, signal: i32) {
+        if self.workers.contains_key(&pid) {
+            let signal = signals::name(signal);
+            self.log
+                .notice(format_args!("worker {pid} is stopped by {signal}"));
         }
     }
 

@@ -10,6 +10,7 @@ use nix::sys::signal::{
     signal,
 };
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Error, Result};
 
@@ -64,18 +65,44 @@ impl AsFd for Signals {
     }
 }
 
-/// Gives every ignored signal its default action. A handler then does not inherit what our parent
-/// ignored (`nohup`, a shell's `&`) or what we ignore ourselves.
-pub(crate) fn default_ignored() {
-    for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
-        default_raw(number);
+/// Ignores `TTOU` from now on, if this process has a terminal. Whoever writes to its terminal in the
+/// background, a log for example, is stopped by that signal if the terminal has `tostop`
+/// (termios(3)) and the signal is not ignored. A service must not be stopped, and nor must its
+/// handlers, so this signal [stays ignored](stays_ignored) in new programs.
+///
+/// # Errors
+/// None in practice; [`Error::System`] if the kernel refuses.
+pub(crate) fn ignore_tostop() -> Result<()> {
+    match has_terminal() {
+        true => ignore(&[Signal::SIGTTOU]),
+        false => Ok(()),
     }
 }
 
+fn has_terminal() -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/tty", flags, Mode::empty()).is_ok()
+}
+
+/// Whether new programs find the signal ignored, see [`ignore_tostop`].
+fn stays_ignored(number: libc::c_int) -> bool {
+    number == Signal::SIGTTOU as i32 && is_ignored(number) && has_terminal()
+}
+
+/// Gives every ignored signal its default action, but for `TTOU` of a terminal. A handler then does
+/// not inherit what our parent ignored (`nohup`, a shell's `&`) or what we ignore ourselves.
+pub(crate) fn default_ignored() {
+    let ignored = (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number));
+    ignored
+        .filter(|number| !stays_ignored(*number))
+        .for_each(default_raw);
+}
+
+/// The signals whose action new programs must not inherit.
 pub(crate) fn not_default() -> Vec<libc::c_int> {
     let signals = 1..=libc::SIGRTMAX();
     signals
-        .filter(|number| action_of(*number) != libc::SIG_DFL)
+        .filter(|number| action_of(*number) != libc::SIG_DFL && !stays_ignored(*number))
         .collect()
 }
 
@@ -88,7 +115,8 @@ pub(crate) fn default_raw(number: libc::c_int) {
 }
 
 /// Blocks `signals` and all ignored signals, and gives them their default action: new processes
-/// then find every signal at its default action. Returns the signals that must stay blocked.
+/// then find every signal at its default action, but for `TTOU` of a terminal. Returns the signals
+/// that must stay blocked.
 ///
 /// # Errors
 /// [`Error::System`] for a signal without another action (`KILL`, `STOP`).
@@ -96,7 +124,9 @@ pub(crate) fn block_instead_of_ignoring(signals: &[Signal]) -> Result<SigSet> {
     let ignored = Signal::iterator().filter(|number| is_ignored(*number as i32));
     let all: Vec<Signal> = ignored.chain(signals.iter().copied()).collect();
     block(&all)?;
-    default(&all)?;
+    let inherited = all.iter().copied();
+    let inherited = inherited.filter(|number| !stays_ignored(*number as i32));
+    default(&inherited.collect::<Vec<_>>())?;
     Ok(all.into_iter().collect())
 }
 
@@ -207,6 +237,12 @@ pub(crate) fn ignore(signals: &[Signal]) -> Result<()> {
 pub(crate) fn set_mask(mask: &SigSet) -> Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None)
         .map_err(|errno| Error::system("set the signal mask", errno))
+}
+
+/// The name of a signal, `SIGTERM` for example; its number if it has none.
+pub(crate) fn name(number: i32) -> String {
+    Signal::try_from(number)
+        .map_or_else(|_| format!("signal {number}"), |signal| signal.to_string())
 }
 
 /// Ends this process by the default action of `number`, so that its parent sees the signal. Returns

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Seek, Write, pipe};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -25,8 +25,11 @@ struct Logging {
 impl Logging {
     /// `words` are a shell's, up to the address. The log is `log`.
     fn start(words: &str, pool: &str, log: impl Into<Stdio>) -> Self {
+        Self::of(sh(&format!("{words} {ADDRESS} -- {pool} -- cat")), log)
+    }
+
+    fn of(mut command: Command, log: impl Into<Stdio>) -> Self {
         let names = Names::new();
-        let mut command = sh(&format!("{words} {ADDRESS} -- {pool} -- cat"));
         command.current_dir(&names.directory).stderr(log);
         let fdaccept = command.spawn().unwrap();
         Self { fdaccept, names }
@@ -265,4 +268,109 @@ fn a_program_that_is_told_to_stop_waits_for_no_log() {
     };
     // On a busy machine another program may be in the way.
     assert!((0..10).any(is_at_once));
+}
+
+/// Logs a line, and then is `cat`.
+const HANDLER: &str = "sh -c 'echo served >&2; exec cat'";
+
+/// Expects that 2 clients are served in a session that stops who writes to its terminal in the
+/// background, and that `count` lines are written. `text` is the script.
+#[track_caller]
+fn serve_in_session(text: &str, count: usize) {
+    needs!(peer("setsid"));
+    let screen = Screen::for_the_foreground();
+    let text = format!("exec fdaccept {ADDRESS} -- {text}");
+    let mut logging = Logging::of(screen.session(&text), screen.terminal.try_clone().unwrap());
+    let (mut screen, _terminal) = screen.apart();
+    logging.serve(2);
+    let mut log = String::new();
+    until("all lines", || {
+        log += &drain(&mut screen);
+        log.matches("served").count() == count
+    });
+    logging.stop();
+}
+
+#[test]
+fn a_handler_that_logs_to_its_terminal_in_the_background_is_not_stopped() {
+    serve_in_session(&format!("fdpool 1 -- {HANDLER}"), 2);
+}
+
+#[test]
+fn a_worker_that_logs_to_its_terminal_in_the_background_is_not_stopped() {
+    let handler = HANDLER.replace('\'', "\"");
+    let handler = format!("fdrecv -- {handler} || exit 0");
+    let worker = format!("sh -c 'echo served >&2; while :; do {handler}; done'");
+    serve_in_session(&format!("fdpool --worker 1 -- {worker}"), 3);
+}
+
+#[test]
+fn programs_that_log_to_their_terminal_in_the_background_are_not_stopped() {
+    needs!(peer("setsid"));
+    let screen = Screen::for_the_foreground();
+    let text = format!(
+        "set -m; fdaccept -v {ADDRESS} -- fdpool -v 1 -- cat & \
+         trap 'kill -TERM $!' TERM; wait; wait $!"
+    );
+    let mut logging = Logging::of(screen.session(&text), screen.terminal.try_clone().unwrap());
+    let (mut screen, _terminal) = screen.apart();
+    logging.serve(2);
+    let mut log = String::new();
+    until("all lines", || {
+        log += &drain(&mut screen);
+        log.matches("fdpool: end ").count() == 2
+    });
+    logging.stop();
+}
+
+#[test]
+fn only_where_there_is_a_terminal_a_handler_finds_a_signal_ignored() {
+    needs!(peer("setsid"));
+    let ttou = 1 << (Signal::SIGTTOU as i32 - 1);
+    for (pool, on_terminal) in [
+        ("fdpool 1 --", ttou),
+        // It is not in the background, but in the group of fdaccept.
+        ("fdrecv --", 0),
+        ("fdpool --worker 1 -- fdrecv --", ttou),
+    ] {
+        let text =
+            format!("trap '' TTOU; exec fdaccept {ADDRESS} -- {pool} sh -c 'echo $$; exec cat'");
+        let mut bare = Command::new("setsid");
+        bare.args(["sh", "-c", &text]).env("PATH", path());
+        let screen = Screen::new();
+        for (session, expected) in [(bare, 0), (screen.session(&text), on_terminal)] {
+            let logging = Logging::of(session, Stdio::null());
+            let path = logging.names.file(ADDRESS);
+            let client = eventually("a connection", || UnixStream::connect(&path).ok());
+            client.set_read_timeout(Some(DEADLINE)).unwrap();
+            let client = Client(client);
+            let handler = client.reported();
+            assert_eq!(all_ignored(handler), expected, "{pool}");
+        }
+    }
+}
+
+#[test]
+fn who_reads_from_its_terminal_in_the_background_is_said_to_be_stopped() {
+    needs!(peer("setsid"));
+    for (options, what) in [("", "handler"), ("--worker", "worker")] {
+        let (mut log, writer) = pipe().unwrap();
+        fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let screen = Screen::new();
+        let handler = "sh -c 'read x </dev/tty'";
+        let text = format!("exec fdaccept --grace 0 {ADDRESS} -- fdpool {options} 1 -- {handler}");
+        let mut logging = Logging::of(screen.session(&text), writer);
+        let path = logging.names.file(ADDRESS);
+        let _client = eventually("a connection", || UnixStream::connect(&path).ok());
+        let mut text = String::new();
+        let pid = eventually("the message", || {
+            text += &drain(&mut log);
+            let (_, rest) = text.split_once(&format!("fdpool: {what} "))?;
+            let (pid, _) = rest.split_once(" is stopped by SIGTTIN\n")?;
+            Some(Pid::from_raw(pid.parse().unwrap()))
+        });
+        assert_eq!(state(pid), Some('T'), "{text}");
+        kill(pid, Signal::SIGKILL).unwrap();
+        logging.stop();
+    }
 }

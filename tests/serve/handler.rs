@@ -72,12 +72,6 @@ impl Running {
     }
 }
 
-/// The signals that a process ignores. The two that the C library keeps for itself do not count:
-/// its posix_spawn(3) leaves them ignored, also where it is a test that is started by it.
-fn ignored(pid: Pid) -> u64 {
-    signal_set(pid, "SigIgn") & !(0b11 << 31)
-}
-
 #[track_caller]
 fn assert_only_the_standard_three(pid: Pid) {
     let open = descriptors(pid);

@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::openpty;
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::unistd::ttyname;
 use rustix::event::PollFlags;
 
 use super::*;
@@ -37,6 +40,27 @@ impl Screen {
         let state = poll::ready(crowded.terminal.as_fd(), PollFlags::OUT);
         assert_eq!(state, PollFlags::OUT);
         crowded
+    }
+
+    /// A terminal that lets nobody in the background write (termios(3)).
+    pub fn for_the_foreground() -> Self {
+        let screen = Self::new();
+        let mut settings = tcgetattr(&screen.terminal).unwrap();
+        settings.local_flags.insert(LocalFlags::TOSTOP);
+        tcsetattr(&screen.terminal, SetArg::TCSANOW, &settings).unwrap();
+        screen
+    }
+
+    /// A script for `sh` that finds the programs, in a session of its own with this terminal. It is
+    /// in the foreground. This needs `setsid`.
+    pub fn session(&self, text: &str) -> Command {
+        let path = ttyname(&self.terminal).unwrap();
+        // The first terminal that is opened in a session without one is the session's.
+        let text = format!("exec 9<>{}; exec 9>&-; {text}", path.display());
+        let mut session = Command::new("setsid");
+        session.args(["sh", "-c", &text]).env("PATH", super::path());
+        session.stdin(Stdio::null());
+        session
     }
 
     pub fn apart(self) -> (File, OwnedFd) {

@@ -40,7 +40,9 @@ impl Child {
             )?;
             attributes.set_sigmask(mask)?;
             // The command would inherit what this process ignores.
-            attributes.set_sigdefault(&SigSet::from_iter(signals::OF_FAILED_WRITES))?;
+            let mut ignored = SigSet::from_iter(signals::OF_FAILED_WRITES);
+            ignored.add(Signal::SIGTTOU);
+            attributes.set_sigdefault(&ignored)?;
             let environment = environment_without(is_service_managers);
             limit.with_original(|| {
                 posix_spawn(

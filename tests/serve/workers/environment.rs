@@ -45,7 +45,8 @@ fn a_worker_finds_every_signal_at_its_default_and_none_blocked() {
         sleeper(ignored)
     });
     let (mut pool, worker) = started.join().unwrap();
-    for field in ["SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd"] {
+    assert_eq!(ignored(worker), 0);
+    for field in ["SigBlk", "SigCgt", "SigPnd", "ShdPnd"] {
         assert_eq!(status_field(worker, field), "0000000000000000", "{field}");
     }
     pool.stop();
