@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::SockType;
 use nix::unistd::Pid;
 
 use crate::support::*;
@@ -156,6 +157,22 @@ fn a_terminal_that_nobody_reads_stops_nothing() {
         let (_screen, terminal) = Screen::crowded().apart();
         serve_with(&format!("exec fdaccept {options}"), terminal);
     }
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_does_not_stop_the_first_line_in_the_sandbox() {
+    let (_screen, terminal) = Screen::crowded().apart();
+    let (queue, other) = socket_pair(SockType::SeqPacket);
+    let mut command = sh("exec fdaccept -q --sandbox --queue-fd 5 127.0.0.1:0 5<&0 </dev/null");
+    command.stdin(other);
+    let mut logging = Logging::of(command, terminal);
+    until("the sandbox", || {
+        try_status_field(logging.pid(), "Seccomp").as_deref() == Some("2")
+    });
+    // That nobody takes connections is an error.
+    drop(queue);
+    let status = eventually("the end", || logging.fdaccept.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1));
 }
 
 #[test]
