@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use clap::error::ErrorKind;
 use clap::{Args, Parser};
 
-use crate::cli::usage;
+use crate::cli::{answer, usage};
 use crate::queue::rendezvous::Rendezvous;
 use crate::system::log::{Log, Verbosity};
 use crate::system::text::{parse_descriptor, parse_mode, parse_number};
@@ -86,7 +86,8 @@ impl LogArguments {
 /// Parses the command line. Answers `--help` and `--version` and exits.
 ///
 /// # Errors
-/// The problem, if the command line is not valid for the program.
+/// The problem, if the command line is not valid for the program, or if the answer cannot be
+/// written.
 pub(super) fn parse<T: Parser>() -> anyhow::Result<T> {
     parse_from(std::env::args_os())
 }
@@ -96,7 +97,10 @@ fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> anyhow::R
     let matches = command.try_get_matches_from(words);
     let parsed = matches.and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
     parsed.or_else(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            answer(&error.to_string())?;
+            std::process::exit(0)
+        }
         _ => Err(usage(in_one_line(&error.to_string()))),
     })
 }

@@ -27,7 +27,8 @@ use crate::cli::usage;
 use crate::queue::owned_name::PathAccess;
 use crate::system::command::Command;
 use crate::system::fd_limit::FdLimit;
-use crate::system::signals::Signals;
+use crate::system::log_output;
+use crate::system::signals::{self, Signals};
 use crate::system::text::{parse_number, parse_seconds};
 
 const PROGRAM: &str = "fdaccept";
@@ -47,6 +48,7 @@ the listeners of LISTEN_FDS are used.";
 /// Why the program ends, other than by a signal or by the end of its consumers.
 pub fn run() -> anyhow::Result<u8> {
     let arguments = AcceptArguments::parse_checked()?;
+    signals::ignore_tostop()?;
     let log = arguments.log.log(PROGRAM);
     let limit = FdLimit::raise();
     let command = arguments.command()?;
@@ -96,6 +98,7 @@ pub fn run() -> anyhow::Result<u8> {
     })?;
     footprint.reduce();
     if arguments.service.sandbox() {
+        log_output::prepare();
         sandbox::enter(pid)?;
     }
     Ok(acceptor.run()?)

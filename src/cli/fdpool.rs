@@ -19,7 +19,7 @@ use crate::serve::source::Source;
 use crate::serve::worker::{Ready, WorkerCommand};
 use crate::serve::workers::Workers;
 use crate::system::text::{digits, parse_descriptor, parse_seconds, parse_timeout};
-use crate::system::{inherited, signals};
+use crate::system::{inherited, log_output, signals};
 
 const PROGRAM: &str = "fdpool";
 const USAGE: &str = "fdpool [OPTIONS] N [--] COMMAND [ARG]...";
@@ -80,6 +80,7 @@ struct PoolArguments {
 /// Why the program ends, other than by a signal or by the end of its queue.
 pub fn run() -> anyhow::Result<u8> {
     let arguments: PoolArguments = parse()?;
+    signals::ignore_tostop()?;
     if arguments.worker {
         run_workers(&arguments)
     } else {
@@ -92,6 +93,7 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let handler = Handler::find(&arguments.command)?;
     let source = Source::open(&arguments.queue.rendezvous())?;
     inherited::close_others_on_exec()?;
+    log_output::share()?;
     let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
     Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
 }

@@ -6,9 +6,10 @@
 //! have to undo the handlers. The rest of the runtime's work is done here.
 
 use std::fmt;
-use std::os::fd::IntoRawFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::Signal;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::stdio;
@@ -16,7 +17,7 @@ use rustix::stdio;
 use crate::error::{Error, Result};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
-use crate::system::{exit, interrupt, null, signals};
+use crate::system::{exit, interrupt, log_output, null, signals};
 
 mod admission;
 mod common;
@@ -51,15 +52,20 @@ macro_rules! program {
 pub fn start(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> ! {
     let done = prepare().map_err(anyhow::Error::from).and_then(|()| run());
     let status = done.unwrap_or_else(|error| report(program, &error));
-    // Also flushes standard output.
+    log_output::say_lost(program);
     std::process::exit(status.into())
 }
+
+/// The parent left standard output closed.
+static HAS_NO_OUTPUT: AtomicBool = AtomicBool::new(false);
 
 /// Does what the Rust runtime does for every program.
 fn prepare() -> Result<()> {
     // Opens closed standard streams, so that no other descriptor gets their numbers.
     for stream in [stdio::stdin(), stdio::stdout(), stdio::stderr()] {
         if rustix::io::fcntl_getfd(stream) == Err(Errno::BADF) {
+            let is_output = stream.as_raw_fd() == stdio::raw_stdout();
+            HAS_NO_OUTPUT.fetch_or(is_output, Ordering::Relaxed);
             // All lower numbers are open, so this descriptor gets the closed number. It stays open.
             let _ = null::open(OFlags::empty())?.into_raw_fd();
         }
@@ -67,8 +73,23 @@ fn prepare() -> Result<()> {
     // Needed later, when a connection may be in hand: fails now, before anything is taken.
     null::device()?;
     interrupt::allow_limits();
-    // A write without a reader fails like any other write, and does not kill the program.
-    signals::ignore(&[Signal::SIGPIPE])
+    signals::ignore(&signals::OF_FAILED_WRITES)
+}
+
+/// Writes a text that was asked for, such as `--help`, to standard output.
+fn answer(text: &str) -> Result<()> {
+    const ACTION: &str = "write to standard output";
+    if HAS_NO_OUTPUT.load(Ordering::Relaxed) {
+        return Err(Error::Other {
+            action: ACTION.into(),
+            cause: "it is closed".into(),
+        });
+    }
+    let mut output = io::stdout();
+    let written = output.write_all(text.as_bytes());
+    written
+        .and_then(|()| output.flush())
+        .map_err(|error| Error::io(ACTION, error))
 }
 
 /// A command line that makes no sense. The text says what to do instead.

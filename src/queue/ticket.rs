@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{UnixAddr, getsockopt, sockopt};
+use rustix::io::retry_on_intr;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::error::{Error, Result, to_nix};
 use crate::queue::fetch::Visit;
@@ -43,8 +45,9 @@ impl Token {
     /// [`Error::System`] if the kernel has no random bytes.
     pub fn random() -> Result<Self> {
         let mut bytes = [0; 16];
-        // Up to 256 bytes come whole (getrandom(2)).
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        // Up to 256 bytes come whole; a signal interrupts the wait for the first ones after boot
+        // (getrandom(2)).
+        retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()))
             .map_err(|errno| Error::system("get random bytes", to_nix(errno)))?;
         Ok(Self(bytes))
     }

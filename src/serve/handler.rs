@@ -159,10 +159,23 @@ pub(crate) fn clean_environment() -> Vec<CString> {
 
 /// Whether an inherited variable describes a connection, which then is not the handler's.
 fn is_of_a_connection(name: &[u8]) -> bool {
-    /// Variables that other UCSPI programs set and fdtools does not.
-    const OTHERS: [&[u8]; 3] = [b"TCPREMOTEHOST", b"TCPREMOTEINFO", b"TCPLOCALHOST"];
+    /// Variables that other servers set and fdtools does not.
+    const OTHERS: [&[u8]; 5] = [
+        b"TCPREMOTEHOST",
+        b"TCPREMOTEINFO",
+        b"TCPLOCALHOST",
+        b"IPCREMOTEINFO",
+        b"REMOTE_HOST",
+    ];
+    /// The families of sslserver, s6-tlsserver and unixserver.
+    const FAMILIES: [&[u8]; 3] = [b"SSL", b"UNIXLOCAL", b"UNIXREMOTE"];
+    /// Settings of TLS libraries, which describe no connection.
+    const SETTINGS: [&[u8]; 3] = [b"SSL_CERT_DIR", b"SSL_CERT_FILE", b"SSLKEYLOGFILE"];
     let mut ours = VARIABLES.iter().map(|known| known.name().as_bytes());
-    ours.any(|known| known == name) || OTHERS.contains(&name)
+    let is_of_family = || FAMILIES.iter().any(|family| name.starts_with(family));
+    ours.any(|known| known == name)
+        || OTHERS.contains(&name)
+        || is_of_family() && !SETTINGS.contains(&name)
 }
 
 /// Puts the connection at `number` and `/dev/null` at standard input.

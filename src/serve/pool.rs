@@ -38,6 +38,9 @@ pub(crate) trait Crew: Watched {
     /// A child of this process has exited.
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link);
 
+    /// A signal has stopped a child of this process.
+    fn stopped(&mut self, _pid: Pid, _signal: i32) {}
+
     /// Whether no process is left.
     fn is_gone(&self) -> bool;
 
@@ -195,13 +198,16 @@ impl<C: Crew> Pool<C> {
         self.crew.stop(self.options.grace);
     }
 
-    /// Reaps exited children.
+    /// Reaps exited children, and notices stopped ones.
     fn reap(&mut self) {
         loop {
-            match process::wait(WaitOptions::NOHANG) {
+            match process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) => {
                     let pid = Pid::from_raw(pid.as_raw_nonzero().get());
-                    self.crew.ended(pid, status, &mut self.link);
+                    match status.stopping_signal() {
+                        Some(signal) => self.crew.stopped(pid, signal),
+                        None => self.crew.ended(pid, status, &mut self.link),
+                    }
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Ok(None) | Err(_) => return,

@@ -2,7 +2,6 @@
 //!
 //! A slot stores whether it is busy, the pool stores how urgent a stop is. That costs no system
 //! call, and a killed slot leaves nothing locked.
-#![allow(unsafe_code)] // one mapping of atomics, shared with forked children
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
@@ -10,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 
 use crate::error::{Error, Result};
 use crate::queue::Rejection;
 use crate::system::log::Log;
+use crate::system::shared;
 
 /// The most slots that a pool can have.
 pub(crate) const MAX_SLOTS: usize = 65536;
@@ -103,20 +102,9 @@ impl Scoreboard {
     /// # Errors
     /// [`Error::System`] (`ENOMEM`).
     pub fn new() -> Result<Self> {
-        const BYTES: NonZeroUsize = NonZeroUsize::new(WORDS * size_of::<AtomicU64>()).unwrap();
-        // SAFETY: a new mapping, at an address that the kernel chooses.
-        let page = unsafe {
-            mmap_anonymous(
-                None,
-                BYTES,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE,
-            )
-        }
-        .map_err(|errno| Error::system("share memory with slots", errno))?;
-        // SAFETY: the mapping is as long as this slice, page-aligned, zeroed, never unmapped, and
-        // accessed only through these atomics, for which every bit pattern is valid.
-        let words = unsafe { std::slice::from_raw_parts(page.as_ptr().cast(), WORDS) };
+        const COUNT: NonZeroUsize = NonZeroUsize::new(WORDS).unwrap();
+        let words = shared::words(COUNT)
+            .map_err(|errno| Error::system("share memory with slots", errno))?;
         Ok(Self {
             words,
             start: Instant::now(),

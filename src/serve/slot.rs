@@ -72,7 +72,7 @@ impl Slot<'_> {
 
     fn serve_all(&self, mut queue: Option<Receiver>) -> Result<End> {
         queue.iter_mut().for_each(Receiver::leave_name);
-        interrupt::make_timer()?;
+        interrupt::have_timer()?;
         let mut clock = Clock::new()?;
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an
@@ -85,8 +85,6 @@ impl Slot<'_> {
             Signal::SIGUSR1,
             Signal::SIGTTIN,
             Signal::SIGTTOU,
-            // A closed log is no reason to drop a connection.
-            Signal::SIGPIPE,
         ])?;
         interrupt::on(&[Signal::SIGTERM])?;
         let _watch = queue.as_ref().map(|queue| interrupt::watch(queue.as_fd()));
@@ -211,7 +209,7 @@ impl Slot<'_> {
         loop {
             self.go_on(&mut end);
             clock.wait(end.countdown().deadline());
-            if let Some(status) = reap(pid) {
+            if let Some(status) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 end.leader_ended();
                 // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
@@ -222,6 +220,13 @@ impl Slot<'_> {
                 return status;
             }
         }
+    }
+
+    /// Nobody else would find out why the slot does not go on.
+    fn say_stopped(&self, pid: Pid, signal: i32) {
+        let signal = signals::name(signal);
+        self.log
+            .notice(format_args!("handler {pid} is stopped by {signal}"));
     }
 
     /// Takes the next step of a termination, by the pool's urgency and by the clock.
@@ -250,14 +255,17 @@ pub(super) fn dropped(connection: &Connection) -> String {
     format!("the connection from {client} is dropped")
 }
 
-/// The raw status of a child; `None` while the child runs. Reaps adopted children as well: the end of
-/// several is one signal.
-fn reap(pid: Pid) -> Option<i32> {
+/// The raw status of a child that has ended; otherwise `None`. If a signal has stopped the child,
+/// calls `stopped` with it. Reaps adopted children as well: the end of several is one signal.
+fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<i32> {
     let mut found = None;
     loop {
-        match process::wait(WaitOptions::NOHANG) {
+        match process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             Ok(Some((child, status))) if child.as_raw_nonzero().get() == pid.as_raw() => {
-                found = Some(status.as_raw());
+                match status.stopping_signal() {
+                    Some(signal) => stopped(signal),
+                    None => found = Some(status.as_raw()),
+                }
             }
             Ok(Some(_)) => {}
             Ok(None) => return found,

@@ -18,6 +18,7 @@ use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::processes::{SocketLink, children};
+use crate::system::signals;
 use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
 
 /// How long a place stays empty after its worker ended too soon. The delay doubles with each
@@ -429,6 +430,14 @@ impl Crew for Workers {
             (false, true) => self.replace(pid, worker, status),
             // balance() makes a place for the next worker, on the next queue.
             (_, false) => {}
+        }
+    }
+
+    fn stopped(&mut self, pid: Pid, signal: i32) {
+        if self.workers.contains_key(&pid) {
+            let signal = signals::name(signal);
+            self.log
+                .notice(format_args!("worker {pid} is stopped by {signal}"));
         }
     }
 

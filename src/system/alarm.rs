@@ -1,21 +1,21 @@
-//! A timer that sends `SIGALRM`.
+//! A timer that sends a signal.
 
 use std::time::Duration;
 
-use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
+use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
 use crate::error::{Error, Result};
-use crate::system::interrupt;
+use crate::system::{interrupt, signals};
 
 pub(crate) struct Alarm {
     timer: Timer,
 }
 
 impl Alarm {
-    /// The caller waits for the signal, as with sigwait(3).
+    /// The caller waits for `SIGALRM`, as with sigwait(3).
     ///
     /// # Errors
     /// [`Error::System`] if no timer is available.
@@ -29,15 +29,13 @@ impl Alarm {
         Ok(Self { timer })
     }
 
-    /// The signal interrupts a blocking call ([`interrupt`]).
+    /// `SIGALRM` interrupts a blocking call ([`interrupt`]).
     ///
     /// # Errors
     /// [`Error::System`] if no timer is available.
     pub fn interrupting() -> Result<Self> {
         interrupt::on(&[Signal::SIGALRM])?;
-        SigSet::from_iter([Signal::SIGALRM])
-            .thread_unblock()
-            .map_err(|errno| Error::system("unblock SIGALRM", errno))?;
+        signals::unblock(Signal::SIGALRM)?;
         Self::new()
     }
 

@@ -203,16 +203,19 @@ pub(crate) fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
 }
 
 /// Whether a service manager means this variable for our process, and not for our children
-/// (sd_listen_fds(3), sd_notify(3)).
+/// (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
 pub(crate) fn is_service_managers(name: &[u8]) -> bool {
-    const NAMES: [&[u8]; 5] = [
+    const NAMES: [&[u8]; 8] = [
         b"LISTEN_PID",
         b"LISTEN_PIDFDID",
         b"LISTEN_FDS",
         b"LISTEN_FDNAMES",
         b"NOTIFY_SOCKET",
+        b"MAINPID",
+        b"MAINPIDFDID",
+        b"FDSTORE",
     ];
-    NAMES.contains(&name)
+    NAMES.contains(&name) || name.starts_with(b"WATCHDOG_")
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString> {

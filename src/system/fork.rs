@@ -13,6 +13,7 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use crate::error::{Error, Result};
 use crate::system::command::START;
+use crate::system::interrupt;
 
 /// While this process serves, it waits for its own child, and the handler reaps nobody.
 static SERVES: AtomicBool = AtomicBool::new(false);
@@ -83,6 +84,7 @@ pub(crate) fn start(on_our_death: Signal, work: impl FnOnce() -> u8) -> Result<P
         ForkResult::Child => {
             // A panic must not unwind into the parent's code and run it a second time.
             let status = catch_unwind(AssertUnwindSafe(|| {
+                interrupt::forget_timer();
                 let asked = set_pdeathsig(on_our_death);
                 // The parent may have died before the prctl(2).
                 if asked.is_err() || getppid() != parent {

@@ -127,7 +127,8 @@ pub(crate) fn allow_limits() {
     MAY_LIMIT.store(true, Ordering::Relaxed);
 }
 
-/// Makes the timer for a [`Limit`], if this process has none. The first limit does it otherwise.
+/// Makes the timer for a [`Limit`], if this process has none: for a process that soon may not. The
+/// first limit does it otherwise.
 ///
 /// # Errors
 /// [`Error::System`] if no timer is available.
@@ -138,11 +139,12 @@ pub(crate) fn have_timer() -> Result<()> {
     Ok(())
 }
 
-/// Makes the timer for a [`Limit`] in a forked process, which does not inherit its parent's.
-///
-/// # Errors
-/// [`Error::System`] if no timer is available.
-pub(crate) fn make_timer() -> Result<()> {
+/// In a forked process: its parent's timer is not its own.
+pub(crate) fn forget_timer() {
+    TIMER.store(NO_TIMER, Ordering::SeqCst);
+}
+
+fn make_timer() -> Result<()> {
     signals::only_interrupt(TIME_IS_OVER)?;
     // SAFETY: `sigevent` consists of integers and pointers, and 0 is valid for each.
     let mut event: libc::sigevent = unsafe { std::mem::zeroed() };

@@ -2,22 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::io::Write;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use crate::system::poll::{PollFlags, wait_for};
+use crate::system::log_output;
 use crate::system::text::printable;
-
-/// How long a line waits while nobody reads the log.
-const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many different texts of a problem are logged.
 const MOST_SAID: usize = 64;
-
-/// The last line was lost, since nobody reads the log.
-static STUCK: AtomicBool = AtomicBool::new(false);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verbosity {
@@ -73,33 +63,10 @@ impl Log {
         }
     }
 
-    /// Writes a line in one write: several processes share the log, and their lines must not mix.
-    /// Text from outside must not make further lines or move the terminal's cursor. The error of a
-    /// write is ignored: a failing log cannot be reported.
+    /// Text from outside must not make further lines or move the terminal's cursor.
     fn line(&self, what: impl Display) {
         let text = printable(what.to_string().as_bytes());
-        let line = format!("{}: {text}\n", self.program);
-        // An unread log blocks us once, and then loses lines.
-        let stderr = std::io::stderr();
-        let patience = if STUCK.load(Ordering::Relaxed) {
-            Duration::ZERO
-        } else {
-            LOG_PATIENCE
-        };
-        let until = Instant::now() + patience;
-        let is_stuck = loop {
-            let state = wait_for(stderr.as_fd(), PollFlags::OUT, Some(until));
-            let is_writable = state.is_ok_and(|state| !state.is_empty());
-            // A signal is no reason to lose a line.
-            if is_writable || Instant::now() >= until {
-                break !is_writable;
-            }
-        };
-        STUCK.store(is_stuck, Ordering::Relaxed);
-        if is_stuck {
-            return;
-        }
-        let _ = (&stderr).write_all(line.as_bytes());
+        log_output::write_line(self.program, &text);
     }
 }
 

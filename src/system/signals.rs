@@ -1,6 +1,7 @@
 //! Signals as a descriptor, and the actions of signals.
 #![allow(unsafe_code)] // sigaction with SIG_DFL, SIG_IGN and a handler that does nothing
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::libc;
@@ -9,8 +10,13 @@ use nix::sys::signal::{
     signal,
 };
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Error, Result};
+
+/// A write without a reader, or beyond the limit on file sizes, is an error like any other, and does
+/// not kill the program: programs ignore these signals.
+pub(crate) const OF_FAILED_WRITES: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
 /// Signals that are read from a descriptor. They stay blocked until the process ends or sets its
 /// mask.
@@ -59,12 +65,37 @@ impl AsFd for Signals {
     }
 }
 
-/// Gives every ignored signal its default action. A handler then does not inherit what our parent
-/// ignored (`nohup`, a shell's `&`) or what we ignore ourselves (`SIGPIPE`).
-pub(crate) fn default_ignored() {
-    for number in (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number)) {
-        default_raw(number);
+/// Ignores `TTOU` from now on, if this process has a terminal. Whoever writes to its terminal in the
+/// background, a log for example, is stopped by that signal if the terminal has `tostop`
+/// (termios(3)) and the signal is not ignored. A service must not be stopped, and nor must its
+/// handlers, so this signal [stays ignored](stays_ignored) in new programs.
+///
+/// # Errors
+/// None in practice; [`Error::System`] if the kernel refuses.
+pub(crate) fn ignore_tostop() -> Result<()> {
+    match has_terminal() {
+        true => ignore(&[Signal::SIGTTOU]),
+        false => Ok(()),
     }
+}
+
+fn has_terminal() -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/tty", flags, Mode::empty()).is_ok()
+}
+
+/// Whether new programs find the signal ignored, see [`ignore_tostop`].
+fn stays_ignored(number: libc::c_int) -> bool {
+    number == Signal::SIGTTOU as i32 && is_ignored(number) && has_terminal()
+}
+
+/// Gives every ignored signal its default action, but for `TTOU` of a terminal. A handler then does
+/// not inherit what our parent ignored (`nohup`, a shell's `&`) or what we ignore ourselves.
+pub(crate) fn default_ignored() {
+    let ignored = (1..=libc::SIGRTMAX()).filter(|number| is_ignored(*number));
+    ignored
+        .filter(|number| !stays_ignored(*number))
+        .for_each(default_raw);
 }
 
 /// The signals whose action must be reset in a process that shares our memory and will execute a
@@ -74,7 +105,7 @@ pub(crate) fn to_reset() -> Vec<libc::c_int> {
     let harmless = [libc::SIG_DFL, do_nothing as *const () as usize];
     let signals = 1..=libc::SIGRTMAX();
     signals
-        .filter(|number| !harmless.contains(&action_of(*number)))
+        .filter(|number| !harmless.contains(&action_of(*number)) && !stays_ignored(*number))
         .collect()
 }
 
@@ -106,7 +137,8 @@ pub(crate) fn default_raw(number: libc::c_int) {
 }
 
 /// Blocks `signals` and all ignored signals, and gives them their default action: new processes
-/// then find every signal at its default action. Returns the signals that must stay blocked.
+/// then find every signal at its default action, but for `TTOU` of a terminal. Returns the signals
+/// that must stay blocked.
 ///
 /// # Errors
 /// [`Error::System`] for a signal without another action (`KILL`, `STOP`).
@@ -114,7 +146,9 @@ pub(crate) fn block_instead_of_ignoring(signals: &[Signal]) -> Result<SigSet> {
     let ignored = Signal::iterator().filter(|number| is_ignored(*number as i32));
     let all: Vec<Signal> = ignored.chain(signals.iter().copied()).collect();
     block(&all)?;
-    default(&all)?;
+    let inherited = all.iter().copied();
+    let inherited = inherited.filter(|number| !stays_ignored(*number as i32));
+    default(&inherited.collect::<Vec<_>>())?;
     Ok(all.into_iter().collect())
 }
 
@@ -132,6 +166,27 @@ pub(crate) fn block(signals: &[Signal]) -> Result<()> {
     let set: SigSet = signals.iter().copied().collect();
     set.thread_block()
         .map_err(|errno| Error::system("block signals", errno))
+}
+
+/// # Errors
+/// None in practice; [`Error::System`] if the kernel refuses.
+pub(crate) fn unblock(number: Signal) -> Result<()> {
+    SigSet::from_iter([number])
+        .thread_unblock()
+        .map_err(|errno| Error::system(format!("unblock {number}"), errno))
+}
+
+/// Whether one of `signals` is blocked and has come.
+pub(crate) fn is_pending(signals: &[Signal]) -> bool {
+    let mut pending = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the kernel fills the set, unless the call fails.
+    let pending = unsafe {
+        match libc::sigpending(pending.as_mut_ptr()) {
+            0 => SigSet::from_sigset_t_unchecked(pending.assume_init()),
+            _ => return false,
+        }
+    };
+    signals.iter().any(|number| pending.contains(*number))
 }
 
 /// Gives `signals` their default action.
@@ -186,6 +241,12 @@ pub(crate) fn ignore(signals: &[Signal]) -> Result<()> {
 pub(crate) fn set_mask(mask: &SigSet) -> Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None)
         .map_err(|errno| Error::system("set the signal mask", errno))
+}
+
+/// The name of a signal, `SIGTERM` for example; its number if it has none.
+pub(crate) fn name(number: i32) -> String {
+    Signal::try_from(number)
+        .map_or_else(|_| format!("signal {number}"), |signal| signal.to_string())
 }
 
 /// Ends this process by the default action of `number`, so that its parent sees the signal. Returns

@@ -46,7 +46,8 @@ struct Plan {
 }
 
 impl Launcher {
-    /// From now on this process must not change the action of a signal.
+    /// From now on this process must not change the action of a signal, but for one that no child
+    /// gets before exec, which ends every handler.
     pub fn new() -> Self {
         let mut signals = signals::to_reset();
         // Our handler for SIGCHLD does no harm in a child, and exec resets it.

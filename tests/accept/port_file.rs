@@ -336,6 +336,15 @@ fn a_directory_that_may_not_be_written_is_an_error() {
 }
 
 #[test]
+fn a_limit_on_file_sizes_is_an_error_that_leaves_nothing() {
+    let text = "ulimit -f 0; exec fdaccept --port-file ./ports 127.0.0.1:0 -- sleep 100";
+    let mut acceptor = Fdaccept::sh(text).spawn();
+    let expected = "fdaccept: cannot write ./ports: File too large";
+    assert_eq!(acceptor.expect_end(1), expected);
+    assert!(acceptor.names.is_empty());
+}
+
+#[test]
 fn a_fifo_without_a_reader_does_not_keep_a_signal_from_ending_it() {
     let mut acceptor = with_fifo();
     until_state(acceptor.pid(), 'S');

@@ -570,11 +570,11 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
     drop((filler, writer));
     let pid = Pid::from_raw(child.id() as i32);
     kill(pid, Signal::SIGUSR1).unwrap();
-    // fdaccept polls the log alone.
+    // fdaccept waits for the log.
     until("a full pipe", || {
         let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
         let words: Vec<_> = call.split(' ').collect();
-        words[0] == nix::libc::SYS_ppoll.to_string() && words[2] == "0x1"
+        words[0] == nix::libc::SYS_write.to_string() && words[1] == "0x2"
     });
     let _crowd = Crowd::connect(port, 1);
     kill(pid, Signal::SIGTERM).unwrap();

@@ -9,6 +9,7 @@ mod forking;
 mod haproxy;
 mod interoperation;
 mod layers;
+mod logs;
 mod readme;
 mod shells;
 mod usage;

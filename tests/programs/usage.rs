@@ -318,6 +318,34 @@ fn help_and_version_are_on_standard_output() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let (_, without_reader) = std::io::pipe().unwrap();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let file = tempfile::tempfile().unwrap();
+    for (output, before, cause) in [
+        (OwnedFd::from(without_reader), ":", "Broken pipe"),
+        (full.into(), ":", "No space left on device"),
+        (
+            File::open("/dev/null").unwrap().into(),
+            "exec >&-",
+            "it is closed",
+        ),
+        // The limit comes before the first byte.
+        (file.into(), "ulimit -f 0", "File too large"),
+    ] {
+        for name in PROGRAMS {
+            for option in ["--help", "-h", "--version", "-V"] {
+                let text = format!("{before}; exec {name} {option}");
+                let mut command = sh(&text);
+                let mut process = command.stdout(output.try_clone().unwrap()).start();
+                let expected = format!("{name}: cannot write to standard output: {cause}");
+                assert_eq!(process.expect_end(1), expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn what_follows_the_command_is_the_commands() {
     let chain = |words: &str| Fdaccept::chain(words.split(' ')).start();
     for words in [

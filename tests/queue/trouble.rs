@@ -1,15 +1,14 @@
 //! Trouble that is nobody's fault, and must neither end a program nor lose a connection.
 
-use std::io::{PipeWriter, Read, Write, pipe};
+use std::io::{Read, pipe};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Command;
 
 use crate::support::*;
 use fdtools::queue::send;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 /// Whether a process blocks or waits.
 fn is_asleep(process: &Process) -> bool {
@@ -184,40 +183,6 @@ fn a_name_that_is_another_socket_is_said_at_once() {
             assert_eq!((status, log), (Some(1), expected));
         }
     }
-}
-
-#[test]
-fn a_log_that_is_full_and_not_read_stops_nothing() {
-    // Full: not one more line fits.
-    let (log, mut writer) = pipe().unwrap();
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-    while writer.write(&[b'x'; 512]).is_ok() {}
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-    serve_with_log(writer);
-    drop(log);
-}
-
-#[test]
-fn a_log_whose_reader_is_gone_stops_nothing() {
-    let (log, writer) = pipe().unwrap();
-    drop(log);
-    serve_with_log(writer);
-}
-
-/// Expects that programs that log to `log` serve 3 clients and end without failure.
-fn serve_with_log(log: PipeWriter) {
-    let names = Names::new();
-    let path = &names.path();
-    let mut fdaccept = program("fdaccept");
-    fdaccept.args(["-v", path, "--", "fdpool", "-v", "2", "cat"]);
-    let mut fdaccept = fdaccept.stderr(log).spawn().unwrap();
-    until("the listener", || UnixStream::connect(path).is_ok());
-    for _ in 0..3 {
-        Client::connect_unix(path).expect_echo("hello");
-    }
-    kill(Pid::from_raw(fdaccept.id() as i32), Signal::SIGTERM).unwrap();
-    let status = eventually("the end", || fdaccept.try_wait().unwrap());
-    assert!(status.success());
 }
 
 #[test]

@@ -72,12 +72,6 @@ impl Running {
     }
 }
 
-/// The signals that a process ignores. The two that the C library keeps for itself do not count:
-/// its posix_spawn(3) leaves them ignored, also where it is a test that is started by it.
-fn ignored(pid: Pid) -> u64 {
-    signal_set(pid, "SigIgn") & !(0b11 << 31)
-}
-
 #[track_caller]
 fn assert_only_the_standard_three(pid: Pid) {
     let open = descriptors(pid);
@@ -191,6 +185,18 @@ fn a_handler_finds_every_signal_at_its_default_though_its_parents_ignored_some()
         assert_eq!(ignored(running.pid), 0, "{consumer}");
         assert_eq!(signal_set(running.pid, "SigCgt"), 0, "{consumer}");
     }
+}
+
+#[test]
+fn the_command_of_a_chain_finds_signals_as_fdaccept_was_given_them() {
+    let text = "trap '' USR2; exec fdaccept 127.0.0.1:0 -- sleep 100";
+    let mut process = sh(text).start();
+    process.port();
+    let sleep = process.children()[0];
+    until_named(sleep, "sleep");
+    let usr2 = 1 << (Signal::SIGUSR2 as i32 - 1);
+    assert_eq!(ignored(sleep), usr2);
+    assert_eq!(signal_set(sleep, "SigBlk"), 0);
 }
 
 #[test]
@@ -367,23 +373,29 @@ fn a_handler_finds_no_stale_copy_of_its_variables() {
 
 #[test]
 fn a_handler_finds_nothing_that_a_service_manager_meant_for_its_parents() {
-    const NAMES: [&str; 5] = [
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-        "LISTEN_PIDFDID",
-        "NOTIFY_SOCKET",
-    ];
+    assert_cleared(&OF_A_SERVICE_MANAGER, &["FDTOOLS_TEST_KEPT"]);
+}
+
+#[test]
+fn a_handler_finds_nothing_that_another_server_told_its_parents_of_a_connection() {
+    let kept = ["REMOTE_USER", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+    assert_cleared(&OF_OTHER_SERVERS, &[&kept[..], &["SSLKEYLOGFILE"]].concat());
+}
+
+/// Expects that handlers inherit the variables `kept`, and not the variables `cleared`.
+#[track_caller]
+fn assert_cleared(cleared: &[&str], kept: &[&str]) {
     for consumer in CONSUMERS {
         let queue = Queue::new();
         let client = queue.tcp_client();
-        let mut command = on(&queue, consumer, &REPORT);
-        command.envs(NAMES.map(|name| (name, "1")));
-        let _consumer = command.env("FDTOOLS_TEST_KEPT", "kept").start();
+        let inherited = [cleared, kept].concat().into_iter().map(|name| (name, "1"));
+        let _consumer = on(&queue, consumer, &REPORT).envs(inherited).start();
         let environment = environment(client.reported());
-        assert_eq!(environment["FDTOOLS_TEST_KEPT"], "kept");
-        for name in NAMES {
-            assert_eq!(environment.get(name), None, "{name} {consumer:?}");
+        for name in cleared {
+            assert_eq!(environment.get(*name), None, "{name} {consumer:?}");
+        }
+        for name in kept {
+            assert_eq!(environment[*name], "1", "{name} {consumer:?}");
         }
     }
 }

@@ -82,6 +82,19 @@ fn each_slot_serves_one_connection_at_a_time() {
     clients.iter().for_each(Client::expect_served);
 }
 
+#[test]
+fn a_handler_that_is_stopped_is_said_and_can_go_on() {
+    let (acceptor, mut pool) = start(&[], 1, sh_c("echo $$; kill -STOP $$; exec cat"));
+    let client = acceptor.client();
+    let pid = client.pid();
+    let expected = format!("fdpool: handler {pid} is stopped by SIGSTOP");
+    assert_eq!(pool.line("stopped"), expected);
+    thaw(pid);
+    client.expect_served();
+    client.finish();
+    assert_eq!(pool.stop(), expected);
+}
+
 /// One slot: what comes after a handler that ends as `text` ends is served, and the log says
 /// `status`.
 #[track_caller]

@@ -44,12 +44,7 @@ impl Fdaccept {
     /// otherwise.
     pub fn of(mut command: Command) -> Self {
         // Whatever started this test must not interfere.
-        for name in [
-            "NOTIFY_SOCKET",
-            "LISTEN_FDS",
-            "LISTEN_PID",
-            "LISTEN_FDNAMES",
-        ] {
+        for name in OF_A_SERVICE_MANAGER {
             command.env_remove(name);
         }
         Self {

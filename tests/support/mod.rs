@@ -32,7 +32,9 @@ mod proc;
 mod process;
 mod queue;
 mod random;
+mod terminal;
 mod users;
+mod variables;
 mod wait;
 
 pub use acceptor::*;
@@ -52,5 +54,7 @@ pub use proc::*;
 pub use process::*;
 pub use queue::*;
 pub use random::*;
+pub use terminal::*;
 pub use users::*;
+pub use variables::*;
 pub use wait::*;

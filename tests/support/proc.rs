@@ -1,6 +1,7 @@
 //! What /proc says of a process.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -77,6 +78,18 @@ pub fn status_field(pid: Pid, name: &str) -> String {
 #[track_caller]
 pub fn signal_set(pid: Pid, name: &str) -> u64 {
     u64::from_str_radix(&status_field(pid, name), 16).unwrap()
+}
+
+/// The signals that a process ignores. The two that the C library keeps for itself do not count: its
+/// posix_spawn(3) leaves them ignored, also where it is a test that is started by it.
+pub fn all_ignored(pid: Pid) -> u64 {
+    signal_set(pid, "SigIgn") & !(0b11 << 31)
+}
+
+/// The same without the signal that stays ignored where this test has a terminal.
+pub fn ignored(pid: Pid) -> u64 {
+    let ttou = u64::from(File::open("/dev/tty").is_ok()) << (Signal::SIGTTOU as i32 - 1);
+    all_ignored(pid) & !ttou
 }
 
 /// Whether a signal is in a set of a process, while the process is there.

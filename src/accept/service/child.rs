@@ -63,8 +63,10 @@ impl Child {
                 PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
             )?;
             attributes.set_sigmask(mask)?;
-            // This process ignores SIGPIPE, and the command would inherit that.
-            attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+            // The command would inherit what this process ignores.
+            let mut ignored = SigSet::from_iter(signals::OF_FAILED_WRITES);
+            ignored.add(Signal::SIGTTOU);
+            attributes.set_sigdefault(&ignored)?;
             let environment = environment_without(is_service_managers);
             limit.with_original(|| {
                 posix_spawn(

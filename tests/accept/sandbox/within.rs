@@ -269,9 +269,9 @@ fn no_call_is_left_but_those_of_the_loop() {
         SYS_getpeername SYS_getpid SYS_getrandom SYS_getsockname SYS_getsockopt SYS_gettid
         SYS_ioctl SYS_madvise SYS_mmap SYS_mremap SYS_munmap SYS_newfstatat SYS_pipe2
         SYS_poll SYS_ppoll SYS_read SYS_recvfrom SYS_recvmsg SYS_restart_syscall
-        SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sendmsg SYS_sendto SYS_setsockopt
-        SYS_shutdown SYS_sigaltstack SYS_socketpair SYS_tgkill SYS_timer_settime SYS_wait4
-        SYS_write SYS_writev
+        SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sendmsg SYS_sendto
+        SYS_setsockopt SYS_shutdown SYS_sigaltstack SYS_socketpair SYS_tgkill
+        SYS_timer_settime SYS_wait4 SYS_write SYS_writev
     };
     let acceptor = start(Fdaccept::bound());
     let puppet = needs!(Puppet::seize(acceptor.pid()));

@@ -107,12 +107,14 @@ fn stopped_workers_leave_connections_to_the_others() {
             let fdrecv = children(worker).first().copied();
             state(worker) == Some('T') && fdrecv.is_none_or(|pid| state(pid) == Some('T'))
         });
+        let expected = format!("fdpool: worker {worker} is stopped by SIGSTOP");
+        assert_eq!(pool.line("stopped"), expected);
     }
     for _ in 0..10 {
         pool.client().expect_served();
     }
     // Nor do they hold up the end.
-    assert_eq!(pool.stop(), "");
+    assert_eq!(pool.stop().lines().count(), 2);
 }
 
 #[test]
