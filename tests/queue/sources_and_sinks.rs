@@ -561,6 +561,7 @@ fn what_a_killed_pool_leaves_in_a_socket_is_told() {
 #[test]
 fn what_a_killed_pool_leaves_in_a_chain_is_told() {
     let mut chain = Fdaccept::chain(["fdpool", "1", "--", "cat"]).start();
+    until("the pool", || !chain.children().is_empty());
     let pool = chain.children()[0];
     kill_pool(&mut chain, pool);
     let log = chain.expect_end(128 + 9);
