@@ -214,12 +214,14 @@ readme! {
         let port = process.port();
         assert_eq!(ask(port, "first pool"), "first pool");
         // fdaccept stays where the pool is ended.
-        let pool = descendant(process.pid(), "fdpool");
+        let [pool, acceptor] = ["fdpool", "fdaccept"].map(|name| descendant(process.pid(), name));
         kill(pool, Signal::SIGTERM).unwrap();
         until("the end of the pool", || !is_alive(pool));
         let client = std::thread::spawn(move || ask(port, "second pool"));
         terminal.run_text("fdpool --connect ./echo.queue 4 -- cat");
         assert_eq!(client.join().unwrap(), "second pool");
+        // The shell of the line has gone, so nobody else ends it.
+        kill(acceptor, Signal::SIGTERM).unwrap();
     }
 
     fn a_pool_ends_that_has_nothing_to_do(terminal: [
