@@ -25,8 +25,11 @@ const CLIENTS: u64 = 200;
 const ADDRESSES: u64 = 20;
 /// Nobody may connect from this address.
 const DENIED: Ipv4Addr = Ipv4Addr::new(127, 66, 0, 1);
-/// The address of the well-behaved client.
-const GOOD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+/// Where everybody connects.
+const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+/// How many addresses the well-behaved client has. Its next connection may come before the pool has
+/// seen that the last handlers ended, and until then these are in service.
+const GOOD_ADDRESSES: u64 = 16;
 const MAX_PER_SOURCE: u64 = 4;
 /// More than all clients together may have.
 const MAX: u64 = 100;
@@ -270,7 +273,7 @@ impl Site<'_> {
     }
 
     fn connect_from(&self, address: Ipv4Addr) -> Option<TcpStream> {
-        let socket = try_connect_from(address, (GOOD, self.port).into()).ok()?;
+        let socket = try_connect_from(address, (SERVER, self.port).into()).ok()?;
         // Attackers do not wait for ever.
         let _ = socket.set_write_timeout(Some(Duration::from_secs(2)));
         Some(socket)
@@ -279,12 +282,13 @@ impl Site<'_> {
     /// Asks as one should, and gets the answer.
     #[track_caller]
     fn ask_as_well_behaved(&self, number: u64) {
-        let mut socket = TcpStream::connect((GOOD, self.port)).unwrap();
+        let address = Ipv4Addr::new(127, 1, 2, 1 + (number % GOOD_ADDRESSES) as u8);
+        let mut socket = try_connect_from(address, (SERVER, self.port).into()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         if self.proxied {
             let port = socket.local_addr().unwrap().port();
-            let header = header(GOOD, port, number.is_multiple_of(2));
+            let header = header(address, port, number.is_multiple_of(2));
             socket.write_all(&header).unwrap();
         }
         let request = format!("request {number}\n");

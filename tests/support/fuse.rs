@@ -33,6 +33,8 @@ const FILE: u64 = 2;
 
 /// In the environment of the server: where it mounts its file system.
 const DIRECTORY: &str = "FDTOOLS_TEST_FUSE";
+/// The line that the server writes for each close that waits.
+const HELD: &str = "held";
 
 /// Never answers when a program of ours closes its file (`FUSE_FLUSH`), so that close(2) waits for
 /// ever, in a state that ignores signals. When a test closes the file, it answers.
@@ -72,8 +74,9 @@ impl Fuse {
         let held = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&held);
         std::thread::spawn(move || {
-            for _held in lines {
-                count.fetch_add(1, Ordering::SeqCst);
+            // The harness writes there as well, such as that this test has been running for long.
+            for line in lines.map_while(Result::ok) {
+                count.fetch_add(usize::from(line == HELD), Ordering::SeqCst);
             }
         });
         Some(Self {
@@ -150,7 +153,7 @@ fn serve(mut device: &File) {
             GETATTR => Ok([vec![0; 16], attributes(node)].concat()),
             OPEN => Ok(vec![0; 16]),
             FLUSH if is_ours(thread) => {
-                println!("held");
+                println!("{HELD}");
                 continue;
             }
             FLUSH | RELEASE => Ok(Vec::new()),
