@@ -127,7 +127,11 @@ impl Slot<'_> {
             Urgency::End | Urgency::Now => None,
         };
         match (returned, queue) {
-            (Some(connection), _) => Ok(Received::Connection(connection)),
+            (Some(connection), _) => {
+                // Another slot may have looked meanwhile, seen nothing, and waits for the queue.
+                tell_pool();
+                Ok(Received::Connection(connection))
+            }
             (None, Some(queue)) => queue.receive(),
             (None, None) => Ok(Received::Interrupted),
         }
@@ -196,8 +200,7 @@ impl Slot<'_> {
         let now = cause.map_or(Activity::Busy, Activity::Stuck);
         if self.scoreboard.activity(self.index) != now {
             self.scoreboard.set(self.index, now);
-            // The pool looks at its slots after each signal; another parent ignores this one.
-            let _ = kill(getppid(), Signal::SIGCHLD);
+            tell_pool();
         }
     }
 
@@ -238,6 +241,11 @@ impl Slot<'_> {
         }
         end.go_on();
     }
+}
+
+/// The pool looks at its slots after each signal; another parent ignores this one.
+fn tell_pool() {
+    let _ = kill(getppid(), Signal::SIGCHLD);
 }
 
 /// What became of the start of a handler.
