@@ -103,7 +103,10 @@ impl Slot<'_> {
                     self.scoreboard.log_status(&self.log);
                 }
                 Received::Connection(connection) => {
-                    self.scoreboard.set(self.index, Activity::Busy);
+                    if self.scoreboard.set(self.index, Activity::Busy) == Activity::Leaving {
+                        // The pool counts on the end of this slot, which comes later now.
+                        tell_pool();
+                    }
                     fork::set_serving(true);
                     let is_over = self.serve(connection, &mut launcher, &mut clock);
                     fork::set_serving(false);

@@ -35,8 +35,17 @@ struct SlotProcess {
     index: usize,
     /// The number of the queue that the slot serves.
     generation: u64,
-    /// The slot was told to end, and no longer counts.
+    /// The slot was told to end. It keeps its place until it has ended: it may have a connection.
     leaving: bool,
+}
+
+impl SlotProcess {
+    fn leave(&mut self, pid: Pid) {
+        self.leaving = true;
+        let _ = kill(pid, Signal::SIGTERM);
+        // A stopped slot would not end.
+        let _ = kill(pid, Signal::SIGCONT);
+    }
 }
 
 /// The slots of a pool. Each serves one connection at a time.
@@ -86,8 +95,7 @@ impl Slots {
     }
 
     fn fill(&mut self, link: &mut Link) {
-        let staying = self.children.values().filter(|child| !child.leaving);
-        let missing = self.scoreboard.size().saturating_sub(staying.count());
+        let missing = self.scoreboard.size().saturating_sub(self.children.len());
         for _ in 0..self.may_start(missing, link) {
             if let Err(error) = self.start_slot(link) {
                 self.shortage.begin();
@@ -121,9 +129,8 @@ impl Slots {
         let mut cause = None;
         for (pid, child) in &mut self.children {
             match self.scoreboard.activity(child.index) {
-                Activity::Idle if child.leaving => coming += 1,
                 Activity::Idle => idle.push((*pid, child)),
-                Activity::GivingBack => coming += 1,
+                Activity::Leaving | Activity::GivingBack => coming += 1,
                 Activity::Stuck(errno) => {
                     cause = Some(errno);
                     stuck.push((*pid, child.index));
@@ -134,12 +141,12 @@ impl Slots {
         // A returned connection waits for a new slot: an idle slot does not look for it.
         let returned = usize::from(self.returned.is_there());
         let wanted = (stuck.len() + returned).saturating_sub(coming);
-        for (pid, child) in idle.into_iter().take(wanted) {
-            child.leaving = true;
+        let idle = idle
+            .into_iter()
+            .filter(|(_, child)| self.scoreboard.tell_to_leave(child.index));
+        for (pid, child) in idle.take(wanted) {
             coming += 1;
-            let _ = kill(pid, Signal::SIGTERM);
-            // A stopped slot would not end.
-            let _ = kill(pid, Signal::SIGCONT);
+            child.leave(pid);
         }
         let mut lacking = stuck.len().saturating_sub(coming);
         let pairs = lacking.div_ceil(2).min(stuck.len().saturating_sub(1));
@@ -279,8 +286,8 @@ impl Crew for Slots {
         let surplus = staying.len().saturating_sub(size);
         staying.sort_by_key(|(_, child)| self.scoreboard.is_busy(child.index));
         for (pid, child) in staying.into_iter().take(surplus) {
-            child.leaving = true;
-            let _ = kill(*pid, Signal::SIGTERM);
+            self.scoreboard.tell_to_leave(child.index);
+            child.leave(*pid);
         }
         self.scoreboard.log_status(&self.log);
     }
