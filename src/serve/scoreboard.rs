@@ -89,8 +89,10 @@ const RETURNED: usize = 5;
 const GONE: usize = 6;
 /// How many messages were refused.
 const REFUSED: usize = 7;
+/// How often a handler could not be started, because processes or memory were short.
+const FAILURES: usize = 8;
 /// The reasons of refusals that were logged, as hashes.
-const SAID: usize = 8;
+const SAID: usize = 9;
 /// How many different reasons are logged.
 const MOST_SAID: usize = 64;
 const SLOTS: usize = SAID + MOST_SAID;
@@ -196,6 +198,15 @@ impl Scoreboard {
     /// Slots have had the first `places` places so far.
     pub fn set_places(&self, places: usize) {
         self.words[PLACES].store(places as u64, Ordering::Release);
+    }
+
+    pub fn count_failure(&self) {
+        self.words[FAILURES].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often a handler could not be started, because processes or memory were short.
+    pub fn failures(&self) -> u64 {
+        self.words[FAILURES].load(Ordering::Acquire)
     }
 
     pub fn count_gone(&self) {

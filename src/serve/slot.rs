@@ -175,6 +175,7 @@ impl Slot<'_> {
             };
             match error.errno() {
                 Some(errno @ (Errno::EAGAIN | Errno::ENOMEM)) => {
+                    self.scoreboard.count_failure();
                     if self.scoreboard.activity(self.index) != Activity::GivingBack {
                         // The pool logs it, once for all slots, and makes room.
                         self.set_stuck(Some(errno));

@@ -48,6 +48,15 @@ impl SlotProcess {
     }
 }
 
+/// The only slot is stuck.
+#[derive(Clone, Copy, Debug)]
+struct Alone {
+    /// When that is told; `None` once it is.
+    at: Option<Instant>,
+    /// The failed starts before.
+    failures: u64,
+}
+
 /// The slots of a pool. Each serves one connection at a time.
 pub(crate) struct Slots {
     handler: Handler,
@@ -60,8 +69,8 @@ pub(crate) struct Slots {
     returned: Returned,
     /// Slots with a connection wait for room, or for slots that are about to make room.
     crowded: bool,
-    /// When it is told that the only slot is stuck.
-    alone: Option<Instant>,
+    /// Since the only slot is stuck.
+    alone: Option<Alone>,
     /// `Running` until handlers are asked to end; then slots have time to end.
     stop: Countdown,
     /// No slot is started while slots fail or processes are short.
@@ -172,11 +181,19 @@ impl Slots {
             self.shortage.say(problem, &self.log);
             return;
         }
-        let at = since.unwrap_or(now + ALONE);
-        self.alone = Some(at);
-        if at <= now {
-            self.shortage.say_of_last_slot(problem, &self.log);
+        let failures = self.scoreboard.failures();
+        let at = Some(now + ALONE);
+        let mut alone = since.unwrap_or(Alone { at, failures });
+        if alone.at.is_some_and(|at| at <= now) {
+            // The first failure may be that of a try which began before the slot was alone.
+            let has_tried = failures > alone.failures + 1;
+            // On a busy machine the slot may not have come to it.
+            alone.at = at.filter(|_| !has_tried);
+            if has_tried {
+                self.shortage.say_of_last_slot(problem, &self.log);
+            }
         }
+        self.alone = Some(alone);
     }
 
     /// The time for handlers is over, so nobody is left for returned connections.
@@ -264,8 +281,7 @@ impl Watched for Slots {
     fn descriptors<'fd>(&'fd self, _poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {}
 
     fn deadline(&self) -> Option<Instant> {
-        // Once it is told, there is nothing to wait for.
-        let alone = self.alone.filter(|at| *at > Instant::now());
+        let alone = self.alone.and_then(|alone| alone.at);
         earliest([self.stop.deadline(), self.shortage.deadline(), alone])
     }
 }
