@@ -44,6 +44,8 @@ pub(crate) enum Activity {
     Stuck(Errno),
     /// The pool told a stuck slot to give its connection back and to end.
     GivingBack,
+    /// The pool told an idle slot to end. A connection may come first.
+    Leaving,
 }
 
 impl Activity {
@@ -54,6 +56,7 @@ impl Activity {
             Activity::Busy => 1,
             Activity::Stuck(errno) => 2 | (errno as u64) << 8,
             Activity::GivingBack => 3,
+            Activity::Leaving => 4,
         }
     }
 
@@ -62,8 +65,13 @@ impl Activity {
             0 => Activity::Idle,
             1 => Activity::Busy,
             2 => Activity::Stuck(Errno::from_raw((word >> 8) as i32)),
-            _ => Activity::GivingBack,
+            3 => Activity::GivingBack,
+            _ => Activity::Leaving,
         }
+    }
+
+    fn is_busy(self) -> bool {
+        !matches!(self, Activity::Idle | Activity::Leaving)
     }
 }
 
@@ -81,8 +89,10 @@ const RETURNED: usize = 5;
 const GONE: usize = 6;
 /// How many messages were refused.
 const REFUSED: usize = 7;
+/// How often a handler could not be started, because processes or memory were short.
+const FAILURES: usize = 8;
 /// The reasons of refusals that were logged, as hashes.
-const SAID: usize = 8;
+const SAID: usize = 9;
 /// How many different reasons are logged.
 const MOST_SAID: usize = 64;
 const SLOTS: usize = SAID + MOST_SAID;
@@ -111,12 +121,15 @@ impl Scoreboard {
         })
     }
 
-    pub fn set(&self, index: usize, activity: Activity) {
+    /// Returns what the slot did before.
+    pub fn set(&self, index: usize, activity: Activity) -> Activity {
         let before = self.words[SLOTS + index].swap(activity.word(), Ordering::AcqRel);
-        if before != Activity::Idle.word() && activity == Activity::Idle {
+        let before = Activity::of(before);
+        if before.is_busy() && activity == Activity::Idle {
             let now = self.start.elapsed().as_micros() as u64;
             self.words[SERVED].fetch_max(now, Ordering::AcqRel);
         }
+        before
     }
 
     /// When a slot last served a connection: now, if one is busy; `start`, if none ever was.
@@ -135,18 +148,24 @@ impl Scoreboard {
 
     /// Whether the slot has a connection.
     pub fn is_busy(&self, index: usize) -> bool {
-        self.activity(index) != Activity::Idle
+        self.activity(index).is_busy()
     }
 
     /// Tells a stuck slot to give its connection back. Returns whether it still was stuck.
     pub fn tell_to_give_back(&self, index: usize) -> bool {
-        let word = &self.words[SLOTS + index];
-        let stuck = word.load(Ordering::Acquire);
-        let back = Activity::GivingBack.word();
-        matches!(Activity::of(stuck), Activity::Stuck(_))
-            && word
-                .compare_exchange(stuck, back, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
+        let stuck = self.activity(index);
+        matches!(stuck, Activity::Stuck(_)) && self.replace(index, stuck, Activity::GivingBack)
+    }
+
+    /// Notes that an idle slot is told to end. Returns whether it still was idle.
+    pub fn tell_to_leave(&self, index: usize) -> bool {
+        self.replace(index, Activity::Idle, Activity::Leaving)
+    }
+
+    fn replace(&self, index: usize, old: Activity, new: Activity) -> bool {
+        self.words[SLOTS + index]
+            .compare_exchange(old.word(), new.word(), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     /// From now on `slots` slots end instead of taking another connection.
@@ -179,6 +198,15 @@ impl Scoreboard {
     /// Slots have had the first `places` places so far.
     pub fn set_places(&self, places: usize) {
         self.words[PLACES].store(places as u64, Ordering::Release);
+    }
+
+    pub fn count_failure(&self) {
+        self.words[FAILURES].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often a handler could not be started, because processes or memory were short.
+    pub fn failures(&self) -> u64 {
+        self.words[FAILURES].load(Ordering::Acquire)
     }
 
     pub fn count_gone(&self) {
@@ -279,6 +307,18 @@ mod tests {
         assert!(board.tell_to_give_back(0));
         assert_eq!(board.activity(0), Activity::GivingBack);
         assert!(!board.tell_to_give_back(0));
+    }
+
+    #[test]
+    fn only_an_idle_slot_leaves_and_is_not_busy_until_it_has_a_connection() {
+        let board = Scoreboard::new().unwrap();
+        board.set(0, Activity::Busy);
+        assert!(!board.tell_to_leave(0));
+        board.set(0, Activity::Idle);
+        assert!(board.tell_to_leave(0));
+        assert!(!board.tell_to_leave(0) && !board.is_busy(0));
+        assert_eq!(board.set(0, Activity::Busy), Activity::Leaving);
+        assert!(board.is_busy(0));
     }
 
     #[test]

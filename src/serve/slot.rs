@@ -103,7 +103,10 @@ impl Slot<'_> {
                     self.scoreboard.log_status(&self.log);
                 }
                 Received::Connection(connection) => {
-                    self.scoreboard.set(self.index, Activity::Busy);
+                    if self.scoreboard.set(self.index, Activity::Busy) == Activity::Leaving {
+                        // The pool counts on the end of this slot, which comes later now.
+                        tell_pool();
+                    }
                     fork::set_serving(true);
                     let is_over = self.serve(connection, &mut launcher, &mut clock);
                     fork::set_serving(false);
@@ -127,7 +130,11 @@ impl Slot<'_> {
             Urgency::End | Urgency::Now => None,
         };
         match (returned, queue) {
-            (Some(connection), _) => Ok(Received::Connection(connection)),
+            (Some(connection), _) => {
+                // Another slot may have looked meanwhile, seen nothing, and waits for the queue.
+                tell_pool();
+                Ok(Received::Connection(connection))
+            }
             (None, Some(queue)) => queue.receive(),
             (None, None) => Ok(Received::Interrupted),
         }
@@ -168,6 +175,7 @@ impl Slot<'_> {
             };
             match error.errno() {
                 Some(errno @ (Errno::EAGAIN | Errno::ENOMEM)) => {
+                    self.scoreboard.count_failure();
                     if self.scoreboard.activity(self.index) != Activity::GivingBack {
                         // The pool logs it, once for all slots, and makes room.
                         self.set_stuck(Some(errno));
@@ -196,8 +204,7 @@ impl Slot<'_> {
         let now = cause.map_or(Activity::Busy, Activity::Stuck);
         if self.scoreboard.activity(self.index) != now {
             self.scoreboard.set(self.index, now);
-            // The pool looks at its slots after each signal; another parent ignores this one.
-            let _ = kill(getppid(), Signal::SIGCHLD);
+            tell_pool();
         }
     }
 
@@ -238,6 +245,11 @@ impl Slot<'_> {
         }
         end.go_on();
     }
+}
+
+/// The pool looks at its slots after each signal; another parent ignores this one.
+fn tell_pool() {
+    let _ = kill(getppid(), Signal::SIGCHLD);
 }
 
 /// What became of the start of a handler.

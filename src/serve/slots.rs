@@ -35,8 +35,26 @@ struct SlotProcess {
     index: usize,
     /// The number of the queue that the slot serves.
     generation: u64,
-    /// The slot was told to end, and no longer counts.
+    /// The slot was told to end. It keeps its place until it has ended: it may have a connection.
     leaving: bool,
+}
+
+impl SlotProcess {
+    fn leave(&mut self, pid: Pid) {
+        self.leaving = true;
+        let _ = kill(pid, Signal::SIGTERM);
+        // A stopped slot would not end.
+        let _ = kill(pid, Signal::SIGCONT);
+    }
+}
+
+/// The only slot is stuck.
+#[derive(Clone, Copy, Debug)]
+struct Alone {
+    /// When that is told; `None` once it is.
+    at: Option<Instant>,
+    /// The failed starts before.
+    failures: u64,
 }
 
 /// The slots of a pool. Each serves one connection at a time.
@@ -51,8 +69,8 @@ pub(crate) struct Slots {
     returned: Returned,
     /// Slots with a connection wait for room, or for slots that are about to make room.
     crowded: bool,
-    /// When it is told that the only slot is stuck.
-    alone: Option<Instant>,
+    /// Since the only slot is stuck.
+    alone: Option<Alone>,
     /// `Running` until handlers are asked to end; then slots have time to end.
     stop: Countdown,
     /// No slot is started while slots fail or processes are short.
@@ -86,8 +104,7 @@ impl Slots {
     }
 
     fn fill(&mut self, link: &mut Link) {
-        let staying = self.children.values().filter(|child| !child.leaving);
-        let missing = self.scoreboard.size().saturating_sub(staying.count());
+        let missing = self.scoreboard.size().saturating_sub(self.children.len());
         for _ in 0..self.may_start(missing, link) {
             if let Err(error) = self.start_slot(link) {
                 self.shortage.begin();
@@ -121,9 +138,8 @@ impl Slots {
         let mut cause = None;
         for (pid, child) in &mut self.children {
             match self.scoreboard.activity(child.index) {
-                Activity::Idle if child.leaving => coming += 1,
                 Activity::Idle => idle.push((*pid, child)),
-                Activity::GivingBack => coming += 1,
+                Activity::Leaving | Activity::GivingBack => coming += 1,
                 Activity::Stuck(errno) => {
                     cause = Some(errno);
                     stuck.push((*pid, child.index));
@@ -134,12 +150,12 @@ impl Slots {
         // A returned connection waits for a new slot: an idle slot does not look for it.
         let returned = usize::from(self.returned.is_there());
         let wanted = (stuck.len() + returned).saturating_sub(coming);
-        for (pid, child) in idle.into_iter().take(wanted) {
-            child.leaving = true;
+        let idle = idle
+            .into_iter()
+            .filter(|(_, child)| self.scoreboard.tell_to_leave(child.index));
+        for (pid, child) in idle.take(wanted) {
             coming += 1;
-            let _ = kill(pid, Signal::SIGTERM);
-            // A stopped slot would not end.
-            let _ = kill(pid, Signal::SIGCONT);
+            child.leave(pid);
         }
         let mut lacking = stuck.len().saturating_sub(coming);
         let pairs = lacking.div_ceil(2).min(stuck.len().saturating_sub(1));
@@ -165,11 +181,19 @@ impl Slots {
             self.shortage.say(problem, &self.log);
             return;
         }
-        let at = since.unwrap_or(now + ALONE);
-        self.alone = Some(at);
-        if at <= now {
-            self.shortage.say_of_last_slot(problem, &self.log);
+        let failures = self.scoreboard.failures();
+        let at = Some(now + ALONE);
+        let mut alone = since.unwrap_or(Alone { at, failures });
+        if alone.at.is_some_and(|at| at <= now) {
+            // The first failure may be that of a try which began before the slot was alone.
+            let has_tried = failures > alone.failures + 1;
+            // On a busy machine the slot may not have come to it.
+            alone.at = at.filter(|_| !has_tried);
+            if has_tried {
+                self.shortage.say_of_last_slot(problem, &self.log);
+            }
         }
+        self.alone = Some(alone);
     }
 
     /// The time for handlers is over, so nobody is left for returned connections.
@@ -257,8 +281,7 @@ impl Watched for Slots {
     fn descriptors<'fd>(&'fd self, _poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {}
 
     fn deadline(&self) -> Option<Instant> {
-        // Once it is told, there is nothing to wait for.
-        let alone = self.alone.filter(|at| *at > Instant::now());
+        let alone = self.alone.and_then(|alone| alone.at);
         earliest([self.stop.deadline(), self.shortage.deadline(), alone])
     }
 }
@@ -279,8 +302,8 @@ impl Crew for Slots {
         let surplus = staying.len().saturating_sub(size);
         staying.sort_by_key(|(_, child)| self.scoreboard.is_busy(child.index));
         for (pid, child) in staying.into_iter().take(surplus) {
-            child.leaving = true;
-            let _ = kill(*pid, Signal::SIGTERM);
+            self.scoreboard.tell_to_leave(child.index);
+            child.leave(*pid);
         }
         self.scoreboard.log_status(&self.log);
     }

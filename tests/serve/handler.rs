@@ -192,7 +192,7 @@ fn the_command_of_a_chain_finds_signals_as_fdaccept_was_given_them() {
     let text = "trap '' USR2; exec fdaccept 127.0.0.1:0 -- sleep 100";
     let mut process = sh(text).start();
     process.port();
-    let sleep = process.children()[0];
+    let sleep = eventually("a consumer", || process.children().first().copied());
     until_named(sleep, "sleep");
     let usr2 = 1 << (Signal::SIGUSR2 as i32 - 1);
     assert_eq!(ignored(sleep), usr2);

@@ -1,5 +1,6 @@
 //! A pool: its slots, its signals, its log.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -399,6 +400,31 @@ fn a_busy_slot_that_is_to_go_finishes_first() {
     assert!(slots.contains(&left));
     until("one slot", || pool.children() == [left]);
     third.expect_served();
+}
+
+#[test]
+fn a_busy_slot_that_is_to_go_keeps_its_place_until_it_has_gone() {
+    let (acceptor, mut pool) = start(&["-v"], 2, ECHO);
+    let clients = [acceptor.client(), acceptor.client()];
+    let slots = [parent_of(clients[0].pid()), parent_of(clients[1].pid())];
+    for _ in 0..2 {
+        pool.line("pid ");
+    }
+    // Each line of a later round comes after what the pool did in the round before.
+    for _ in 0..3 {
+        for (signal, status) in [(Signal::SIGTTOU, "2/1"), (Signal::SIGTTIN, "2/2")] {
+            pool.signal(signal);
+            assert_eq!(pool.line("status: "), format!("fdpool: status: {status}"));
+        }
+    }
+    let third = acceptor.client();
+    clients.iter().for_each(Client::expect_served);
+    assert_eq!(BTreeSet::from(slots), pool.children().into_iter().collect());
+    third.expect_waiting();
+    drop(clients);
+    third.pid();
+    third.expect_served();
+    pool.until_size(2);
 }
 
 #[test]
