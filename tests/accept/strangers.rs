@@ -17,7 +17,7 @@ fn attacker(listener: impl AsRef<Path>) -> (UnixStream, Vec<OwnedFd>) {
     let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
     send(&client, b"x", &borrowed).unwrap();
     // The message now has the last copies.
-    drop(sockets);
+    leave(sockets);
     (client, others)
 }
 
@@ -78,6 +78,7 @@ fn what_a_client_sends_after_last_words_does_not_stop_fdaccept() {
             let (other, socket) = lingering_pair();
             // On a busy machine it is given up by now.
             let sent = send(&second.0, b"x", &[socket.as_fd()]);
+            leave(socket);
             sent.is_ok().then_some((second, other))
         })
     });

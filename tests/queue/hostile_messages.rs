@@ -484,7 +484,7 @@ fn assert_refused_without_blocking(carrier: impl AsFd, kept: impl Sized) {
     let target = Target::bound();
     target.while_stopped(|| {
         target.send(b"x", &[carrier.as_fd(), carrier.as_fd()]);
-        drop((carrier, kept));
+        leave((carrier, kept));
     });
     target.expect_service();
 }

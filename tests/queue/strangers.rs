@@ -59,8 +59,9 @@ impl Weapon {
         match self {
             Weapon::File(fuse) => (Some(fuse), Vec::new()),
             Weapon::Sockets(pairs) => {
-                let others = pairs.into_iter().map(|(other, _)| other);
-                (None, others.collect())
+                let (others, sockets): (_, Vec<_>) = pairs.into_iter().unzip();
+                leave(sockets);
+                (None, others)
             }
         }
     }

@@ -634,7 +634,7 @@ fn assert_not_stopped(first: impl FnOnce(&Ticket) -> Vec<Vec<u8>>) {
     }
     stranger.say(b"more", &[socket.as_fd()]);
     // The message now has the last copy.
-    drop((socket, stranger));
+    leave((socket, stranger));
     issuer.thaw();
     issuer.expect_service();
 }

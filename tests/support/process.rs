@@ -6,6 +6,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{PoisonError, RwLock};
 use std::time::Instant;
 
 use nix::sys::signal::{SigHandler, Signal, kill, killpg, signal};
@@ -60,15 +61,27 @@ pub struct Process {
     seen: Vec<String>,
 }
 
+/// Held while a child is started: it has copies of all our descriptors until its exec.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Drops the last copies that we have of sockets whose last close blocks, while no child that is being
+/// started has any.
+pub fn leave<T>(sockets: T) {
+    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    drop(sockets);
+}
+
 impl Process {
     /// Starts `command`. It ignores no signal, also where this test was started so, as nohup(1)
     /// and a shell's `&` do.
     pub fn start(command: &mut Command) -> Self {
         default_signals(&[Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
         command.stderr(Stdio::piped()).process_group(0);
+        let starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        drop(starting);
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::ttyname;
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags};
 
 use super::*;
 
@@ -70,7 +71,23 @@ impl Screen {
     /// Writes up to `most` bytes, one by one, as long as there is room. Returns their number.
     fn fill(&self, most: usize) -> usize {
         let mut filler = unblocked(&self.terminal);
-        (0..most).take_while(|_| filler.write(b"x").is_ok()).count()
+        let mut count = 0;
+        while count < most {
+            if filler.write(b"x").is_ok() {
+                count += 1;
+            } else if !self.has_room_soon() {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The kernel makes room for some of what was written, a moment later.
+    fn has_room_soon(&self) -> bool {
+        let mut fds = [PollFd::new(&self.terminal, PollFlags::OUT)];
+        let soon = Instant::now() + Duration::from_millis(200);
+        poll::wait(&mut fds, Some(soon)).unwrap();
+        fds[0].revents().contains(PollFlags::OUT)
     }
 }
 
