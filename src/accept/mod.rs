@@ -118,13 +118,10 @@ enum Cause {
 
 impl Acceptor {
     /// Does not start the loop: [`Acceptor::run`] does.
-    ///
-    /// # Errors
-    /// [`Error::System`] if the kernel has no timer left.
-    pub fn new(parts: Parts) -> Result<Self> {
+    pub fn new(parts: Parts) -> Self {
         // The sandbox does not let this process make a timer later.
-        interrupt::have_timer()?;
-        Ok(Self {
+        interrupt::have_timer();
+        Self {
             turns: Turns::new(parts.listeners),
             shortage: Shortage::default(),
             proxy: parts.proxy,
@@ -136,7 +133,7 @@ impl Acceptor {
             supervisor: parts.supervisor,
             signals: parts.signals,
             log: parts.log,
-        })
+        }
     }
 
     /// Runs until a signal, or until consumers or command end. Returns the exit status.

@@ -95,7 +95,7 @@ pub fn run() -> anyhow::Result<u8> {
         signals,
         grace: arguments.grace,
         log,
-    })?;
+    });
     footprint.reduce();
     if arguments.service.sandbox() {
         log_output::prepare();

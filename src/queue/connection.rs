@@ -49,12 +49,10 @@ impl Connection {
     /// descriptor is, the kernel is asked.
     pub(crate) fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
         let info = told.and_then(|info| with_own_ids(info, descriptor.as_fd()));
-        // A connection of TCP carries no descriptors, and an acceptor's does not linger.
-        let proto = info.as_ref().and_then(|info| info.get(message::PROTO));
-        let is_plain = proto == Some(b"TCP");
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
         Self {
-            descriptor: QuickClose::if_needed(descriptor.into(), !is_plain),
+            // Whatever the message says, the descriptor may be any.
+            descriptor: QuickClose::new(descriptor.into()),
             lease,
             info,
         }

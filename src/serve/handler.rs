@@ -160,11 +160,12 @@ pub(crate) fn clean_environment() -> Vec<CString> {
 /// Whether an inherited variable describes a connection, which then is not the handler's.
 fn is_of_a_connection(name: &[u8]) -> bool {
     /// Variables that other servers set and fdtools does not.
-    const OTHERS: [&[u8]; 5] = [
+    const OTHERS: [&[u8]; 6] = [
         b"TCPREMOTEHOST",
         b"TCPREMOTEINFO",
         b"TCPLOCALHOST",
         b"IPCREMOTEINFO",
+        b"IPCCONNNUM",
         b"REMOTE_HOST",
     ];
     /// The families of sslserver, s6-tlsserver and unixserver.

@@ -51,6 +51,10 @@ impl Shortage {
         log.once(&mut self.said_last, Verbosity::Quiet, what);
     }
 
+    pub fn end_pause(&self) {
+        self.pause.end();
+    }
+
     /// Whether the pause is on.
     pub fn is_on(&self) -> bool {
         self.pause.is_on()

@@ -72,8 +72,8 @@ impl Slot<'_> {
 
     fn serve_all(&self, mut queue: Option<Receiver>) -> Result<End> {
         queue.iter_mut().for_each(Receiver::leave_name);
-        interrupt::have_timer()?;
         let mut clock = Clock::new()?;
+        interrupt::have_timer();
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an
         // orphaned process group with a stopped process.
@@ -179,8 +179,15 @@ impl Slot<'_> {
                     if self.scoreboard.activity(self.index) != Activity::GivingBack {
                         // The pool logs it, once for all slots, and makes room.
                         self.set_stuck(Some(errno));
-                    } else if self.returned.give(connection).is_ok() {
-                        return Start::GivenBack;
+                    } else {
+                        match self.returned.give(connection) {
+                            Ok(()) => return Start::GivenBack,
+                            Err(error) => {
+                                self.set_stuck(Some(errno));
+                                self.log
+                                    .once(&mut said, Verbosity::Quiet, error.to_string());
+                            }
+                        }
                     }
                 }
                 _ => {
@@ -203,13 +210,17 @@ impl Slot<'_> {
     fn set_stuck(&self, cause: Option<Errno>) {
         let now = cause.map_or(Activity::Busy, Activity::Stuck);
         if self.scoreboard.activity(self.index) != now {
-            self.scoreboard.set(self.index, now);
+            let before = self.scoreboard.set(self.index, now);
+            if cause.is_none() && matches!(before, Activity::Stuck(_)) {
+                // This slot needs no room any more, so it takes its wish back.
+                self.scoreboard.makes_room();
+            }
             tell_pool();
         }
     }
 
-    /// Waits for a handler, and ends it with all that it has started when there is a reason to. Returns the raw
-    /// status of the handler, as tcpserver logs it.
+    /// Waits for a handler, and ends it with all that it has started when there is a reason to.
+    /// Returns the raw status of the handler, as tcpserver logs it.
     fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);

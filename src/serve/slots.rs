@@ -123,9 +123,7 @@ impl Slots {
         // A returned connection waits neither for a queue nor for the end of the pause.
         let returned = usize::from(self.returned.is_there());
         match (link.queue(), self.shortage.is_on()) {
-            (None, _) if self.children.is_empty() => returned,
-            (None, _) => 0,
-            (Some(_), true) => missing.min(returned),
+            (None, _) | (Some(_), true) => missing.min(returned),
             (Some(_), false) => missing,
         }
     }
@@ -134,7 +132,8 @@ impl Slots {
     /// once, and slots that finish their connection end then. Where that is not enough, one of two
     /// stuck slots gives its connection back, and ends to make room for the other one.
     fn make_room(&mut self) {
-        let (mut idle, mut stuck, mut coming) = (Vec::new(), Vec::new(), 0);
+        let (mut idle, mut stuck) = (Vec::new(), Vec::new());
+        let (mut busy, mut coming) = (0, 0);
         let mut cause = None;
         for (pid, child) in &mut self.children {
             match self.scoreboard.activity(child.index) {
@@ -144,7 +143,7 @@ impl Slots {
                     cause = Some(errno);
                     stuck.push((*pid, child.index));
                 }
-                Activity::Busy => {}
+                Activity::Busy => busy += 1,
             }
         }
         // A returned connection waits for a new slot: an idle slot does not look for it.
@@ -165,7 +164,8 @@ impl Slots {
             }
         }
         lacking = lacking.saturating_sub(2 * pairs);
-        self.scoreboard.ask_for_room(lacking);
+        // A slot that finds room meanwhile must not be the one that makes it.
+        self.scoreboard.ask_for_room(lacking.min(busy));
         self.crowded = !stuck.is_empty();
         self.tell_of_shortage(cause);
     }
@@ -335,7 +335,11 @@ impl Crew for Slots {
                     .notice(format_args!("slot {pid} was ended by signal {signal}"));
             }
             // The slot has logged the reason.
-            _ => self.shortage.begin(),
+            _ => return self.shortage.begin(),
+        }
+        if self.children.is_empty() {
+            // Somebody must try whether the shortage is over.
+            self.shortage.end_pause();
         }
     }
 

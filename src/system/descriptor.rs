@@ -59,7 +59,9 @@ pub(crate) fn has_peer_gone(fd: BorrowedFd<'_>) -> bool {
     let state = ready(fd, PollFlags::empty());
     // Both ways are closed. A TCP socket that was reset has an error as well, one that never was
     // connected has none. A Unix socket whose client has closed may still hold what the client said.
-    state.contains(PollFlags::HUP) && (state.contains(PollFlags::ERR) || is_at_end(fd))
+    state.contains(PollFlags::HUP)
+        && file_type(fd) == Some(SFlag::S_IFSOCK)
+        && (state.contains(PollFlags::ERR) || is_at_end(fd))
 }
 
 fn is_at_end(socket: BorrowedFd<'_>) -> bool {

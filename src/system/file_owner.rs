@@ -4,11 +4,20 @@
 //! given away later can be met in between, by a process that may not use it yet. It can also be
 //! replaced in between, and then another file is given away.
 
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{capabilities, set_capabilities, set_thread_res_gid, set_thread_res_uid};
 
 use crate::error::to_nix;
+use crate::system::descriptor::type_of;
+use crate::system::text::printable;
 
 /// The user and the group that a file is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +58,56 @@ impl FileOwner {
 /// Whether what this user has put somewhere can be meant for us: it is root, or us.
 pub(crate) fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
+}
+
+/// How many links to follow, as the kernel does.
+pub(crate) const MAX_LINKS: usize = 40;
+
+/// Opens the directory that `path` is in (`O_PATH`), behind links of root's and ours alone: the link
+/// of a user with fewer rights may lead to where only we can read or write.
+///
+/// # Errors
+/// Those of open(2); `ELOOP` after too many links; another one if a link is somebody else's.
+pub(crate) fn open_parent(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let start = |path: &Path| if path.is_absolute() { "/" } else { "." };
+    let mut directory = open(start(path), flags, Mode::empty())?;
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let mut left: Vec<OsString> = parent.iter().rev().map(OsStr::to_owned).collect();
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        if name == "/" {
+            directory = open("/", flags, Mode::empty())?;
+            continue;
+        }
+        let next = openat(&directory, &*name, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let stat = fstat(&next)?;
+        if type_of(&stat) != SFlag::S_IFLNK {
+            directory = next;
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(Errno::ELOOP.into());
+        }
+        let shown = printable(name.as_encoded_bytes());
+        check_link(&stat, &shown)?;
+        let target = PathBuf::from(readlinkat(&next, "")?);
+        left.extend(target.iter().rev().map(OsStr::to_owned));
+    }
+    Ok(directory)
+}
+
+/// Refuses a symbolic link that is neither root's nor ours.
+///
+/// # Errors
+/// One that begins with `what`.
+pub(crate) fn check_link(link: &FileStat, what: &str) -> io::Result<()> {
+    if is_trusted(link.st_uid) {
+        return Ok(());
+    }
+    let problem = format!("{what} is a symbolic link of uid {}", link.st_uid);
+    Err(io::Error::other(problem))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t};
 
 use crate::error::{Error, Result};
 use crate::system::null;
+use crate::system::text::digits;
 
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
@@ -74,9 +75,17 @@ pub(crate) fn number_of(path: &Path) -> Option<RawFd> {
             let number = path
                 .strip_prefix("/dev/fd/")
                 .or_else(|| path.strip_prefix("/proc/self/fd/"))?;
-            number.parse().ok()
+            digits(number)
         }
     }
+}
+
+/// Checks a path that is to be read: one of a descriptor must not name a descriptor of our own.
+///
+/// # Errors
+/// [`Error::Invalid`] if the parent process did not leave that descriptor open, or it is claimed.
+pub(crate) fn check_path(path: &Path) -> Result<()> {
+    number_of(path).map_or(Ok(()), |number| copy(number).map(drop))
 }
 
 fn unclaimed(number: RawFd, claimed: &BTreeSet<RawFd>) -> Result<BorrowedFd<'static>> {

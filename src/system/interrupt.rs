@@ -59,6 +59,8 @@ pub fn on_signals(signals: &[i32]) -> Result<()> {
         SaFlags::empty(),
         SigSet::empty(),
     );
+    // The handler cannot make it.
+    have_timer();
     for number in signals {
         Signal::try_from(*number)
             // SAFETY: `handler` makes only async-signal-safe calls.
@@ -128,15 +130,12 @@ pub(crate) fn allow_limits() {
 }
 
 /// Makes the timer for a [`Limit`], if this process has none: for a process that soon may not. The
-/// first limit does it otherwise.
-///
-/// # Errors
-/// [`Error::System`] if no timer is available.
-pub(crate) fn have_timer() -> Result<()> {
-    if TIMER.load(Ordering::SeqCst) == NO_TIMER {
-        return make_timer();
+/// first limit does it otherwise. Without a timer, which the kernel may refuse, calls block as long as
+/// they would have.
+pub(crate) fn have_timer() {
+    if MAY_LIMIT.load(Ordering::Relaxed) && TIMER.load(Ordering::SeqCst) == NO_TIMER {
+        let _ = make_timer();
     }
-    Ok(())
 }
 
 /// In a forked process: its parent's timer is not its own.
@@ -177,10 +176,7 @@ pub(crate) struct Limit {
 impl Limit {
     /// Begins a limit, if this process may use a signal. Makes the timer with the first one.
     pub fn begin(time: Duration) -> Self {
-        if MAY_LIMIT.load(Ordering::Relaxed) {
-            // Without a timer the call blocks as long as it would have.
-            let _ = have_timer();
-        }
+        have_timer();
         Self::begin_in_handler(time)
     }
 

@@ -1,6 +1,7 @@
 //! Reads a file that the command line names. Nothing there makes the program wait for ever, or read
 //! without end.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,16 +9,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, readlinkat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::system::descriptor::file_type;
-use crate::system::file_owner::is_trusted;
+use crate::system::file_owner::{MAX_LINKS, check_link, open_parent};
 use crate::system::inherited;
 use crate::system::poll::{PollFlags, wait_for};
-
-/// How many links to follow, as the kernel does.
-const MAX_LINKS: usize = 40;
 
 /// How long a FIFO may take while no client waits.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,21 +54,18 @@ fn open_trusted(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
-        let follows = match inherited::number_of(&path) {
-            Some(_) => OFlag::empty(),
-            None => OFlag::O_NOFOLLOW,
-        };
-        match open(&path, flags | follows, Mode::empty()) {
+        if inherited::number_of(&path).is_some() {
+            return Ok(open(&path, flags, Mode::empty())?);
+        }
+        let directory = open_parent(&path)?;
+        let name = path.file_name().unwrap_or(OsStr::new("."));
+        match openat(&directory, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
             Err(Errno::ELOOP) => {}
             opened => return Ok(opened?),
         }
         let as_link = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let link = open(&path, as_link, Mode::empty())?;
-        let owner = fstat(&link)?.st_uid;
-        if !is_trusted(owner) {
-            let problem = format!("it is a symbolic link of uid {owner}");
-            return Err(io::Error::other(problem));
-        }
+        let link = openat(&directory, name, as_link, Mode::empty())?;
+        check_link(&fstat(&link)?, "it")?;
         // Not by the path again, where another link may be by now.
         let target = readlinkat(&link, "")?;
         path = path.parent().unwrap_or(Path::new("")).join(target);

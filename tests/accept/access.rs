@@ -2,7 +2,7 @@
 //! counters.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{lchown, symlink};
 use std::process::{Command, Stdio};
 
@@ -565,6 +565,38 @@ fn a_link_of_a_user_with_fewer_rights_is_not_followed() {
         let expected = format!("./link: it is a symbolic link of uid {NOBODY}");
         ends(theirs, options, 1, &expected);
     }
+}
+
+/// The same on the way to the file.
+#[test]
+fn a_folder_behind_a_link_of_a_user_with_fewer_rights_is_not_entered() {
+    needs!(root());
+    for options in ["--rules ./link/file", "--max 1 --when-full ./link/file"] {
+        let fdaccept = || {
+            let fdaccept = Fdaccept::bound();
+            std::fs::create_dir(fdaccept.names.text("folder")).unwrap();
+            symlink("folder", fdaccept.names.text("link")).unwrap();
+            fdaccept.file("folder/file", "# secret")
+        };
+        fdaccept().options(options).start();
+        let theirs = fdaccept();
+        lchown(theirs.names.text("link"), Some(NOBODY), None).unwrap();
+        let expected = format!("./link/file: link is a symbolic link of uid {NOBODY}");
+        ends(theirs, options, 1, &expected);
+    }
+}
+
+#[test]
+fn a_descriptor_that_nobody_left_open_is_no_empty_file_of_rules() {
+    for options in ["--rules /dev/fd/3", "--max 1 --when-full /dev/fd/3"] {
+        let log = Fdaccept::bound().options(options).spawn().expect_end(2);
+        assert!(log.contains("descriptor 3 is not open"), "{log}");
+    }
+    let text = "exec fdaccept --rules /dev/fd/3 --bind ./queue 127.0.0.1:0 3<rules";
+    let mut fdaccept = Fdaccept::sh(text).file("rules", "deny 127.0.0.1\n").spawn();
+    let client = TcpStream::connect((Ipv4Addr::LOCALHOST, fdaccept.port()));
+    let denied = client.and_then(|mut client| client.read(&mut [0]));
+    assert_eq!(denied.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]

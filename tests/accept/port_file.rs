@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -237,6 +237,28 @@ fn a_link_is_not_followed() {
         assert_eq!(std::fs::read(names.file("target")).unwrap(), b"precious");
         assert_eq!(std::fs::read(names.file("out")).unwrap(), b"");
         assert!(names.file("ports").symlink_metadata().unwrap().is_symlink());
+    }
+}
+
+#[test]
+fn a_folder_behind_a_link_of_a_user_with_fewer_rights_is_not_written_to() {
+    needs!(root());
+    for (owner, is_followed) in [(0, true), (NOBODY, false)] {
+        let names = Names::new();
+        std::fs::create_dir(names.file("folder")).unwrap();
+        symlink("folder", names.file("link")).unwrap();
+        lchown(names.file("link"), Some(owner), None).unwrap();
+        let fdaccept = Fdaccept::bound().dir(&names.directory);
+        let fdaccept = fdaccept.options("--port-file ./link/ports");
+        if is_followed {
+            let acceptor = fdaccept.listen("127.0.0.1:0").start();
+            assert_eq!(ports(names.file("folder/ports")), [acceptor.port]);
+        } else {
+            let log = fdaccept.listen("127.0.0.1:0").spawn().expect_end(1);
+            let expected = format!("./link/ports: link is a symbolic link of uid {NOBODY}");
+            assert!(log.contains(&expected), "{log}");
+            assert!(!names.file("folder/ports").exists());
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::support::*;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::io::ioctl_fionread;
 use tempfile::TempDir;
@@ -138,6 +139,25 @@ fn slots_come_back_when_the_shortage_is_over() {
     assert_eq!(limited.pool.stop(), SHORT);
 }
 
+/// The pause that a shortage has left does not keep the only slot away.
+#[test]
+fn a_slot_that_is_killed_after_a_shortage_is_replaced_at_once() {
+    needs!(can_limit());
+    let (mut limited, clients) = Limited::start(10, 2, &["1", "--", "cat"], 1);
+    limited.pool.line("no room for its handler");
+    // The pause is 4 seconds by now.
+    std::thread::sleep(Duration::from_secs(3));
+    limited.allow(100);
+    clients[0].expect_served();
+    drop(clients);
+    limited.pool.until_idle();
+    kill(limited.pool.members()[0], Signal::SIGKILL).unwrap();
+    let start = Instant::now();
+    limited.queue.client().expect_echo("hello");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    limited.pool.stop();
+}
+
 #[test]
 fn a_slot_without_room_for_its_handler_says_so_and_keeps_its_connection() {
     needs!(can_limit());
@@ -146,10 +166,7 @@ fn a_slot_without_room_for_its_handler_says_so_and_keeps_its_connection() {
     let expected = "fdpool: cannot start a process: Resource temporarily unavailable; \
                     there is one slot, and no room for its handler";
     assert_eq!(line, expected);
-    are_idle(
-        &limited.pool.members(),
-        std::time::Duration::from_millis(80),
-    );
+    are_idle(&limited.pool.members(), Duration::from_millis(80));
     clients[0].expect_waiting();
     limited.allow(3);
     clients[0].expect_served();

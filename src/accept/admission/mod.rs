@@ -14,6 +14,7 @@ use crate::accept::admission::rules::Access;
 use crate::accept::client::{Client, SourcePrefix};
 use crate::accept::counters::{Counters, Refusal};
 use crate::error::{Error, Result};
+use crate::system::inherited;
 use crate::system::peer_groups;
 use crate::system::poll::{PollFlags, Watched};
 use crate::system::quick_close::QuickClose;
@@ -51,6 +52,7 @@ impl WhenFull {
         }
         let shown = Path::new(text).display();
         let failed = |error| Error::io(format!("read {shown}"), error);
+        inherited::check_path(Path::new(text))?;
         let words = read(Path::new(text), MOST_WORDS + 1, PATIENCE).map_err(failed)?;
         if words.len() > MOST_WORDS {
             let problem = format!("{shown} has more than {MOST_WORDS} bytes");

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use crate::error::{Error, Result};
+use crate::system::inherited;
 use crate::system::read_file::{PATIENCE, read};
 use crate::system::text::{digits, printable};
 
@@ -70,6 +71,10 @@ impl Access {
             uids,
             gids,
         };
+        access
+            .file
+            .as_deref()
+            .map_or(Ok(()), inherited::check_path)?;
         access.reload(PATIENCE)?;
         Ok(access)
     }

@@ -3,19 +3,21 @@
 //! Its directory may belong to a user with fewer rights than ours: what we do not know to be safe
 //! is neither followed nor written to, and nothing waits for ever.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
 use crate::system::descriptor::type_of;
-use crate::system::file_owner::is_trusted;
+use crate::system::file_owner::{is_trusted, open_parent};
 use crate::system::inherited;
 use crate::system::interrupt;
 use crate::system::poll::{PollFlags, wait_for};
@@ -55,17 +57,19 @@ pub(crate) fn write(path: &Path, ports: impl Iterator<Item = u32>) -> Result<()>
 }
 
 fn write_at(path: &Path, text: &[u8]) -> io::Result<()> {
-    let Ok(found) = lstat(path) else {
-        return replace(path, text);
+    let directory = &open_parent(path)?;
+    let name = path.file_name().ok_or(Errno::EISDIR)?;
+    let Ok(found) = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) else {
+        return replace(directory, name, text);
     };
     let refused = |why: &str| Err(io::Error::other(why));
     match type_of(&found) {
-        SFlag::S_IFREG => replace(path, text),
+        SFlag::S_IFREG => replace(directory, name, text),
         // Anybody else could make us wait.
         SFlag::S_IFIFO if !is_trusted(found.st_uid) => {
             refused(&format!("it belongs to uid {}", found.st_uid))
         }
-        SFlag::S_IFIFO | SFlag::S_IFCHR => write_to(path, &found, text),
+        SFlag::S_IFIFO | SFlag::S_IFCHR => write_to(directory, name, &found, text),
         SFlag::S_IFDIR => Err(Errno::EISDIR.into()),
         SFlag::S_IFLNK => refused("it is a symbolic link"),
         _ => refused("it is not a plain file"),
@@ -76,37 +80,37 @@ fn is_unread() -> io::Error {
     io::Error::other("nobody reads it")
 }
 
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let (new, mut file) = make_beside(path)?;
+fn replace(directory: &OwnedFd, name: &OsStr, text: &[u8]) -> io::Result<()> {
+    let (new, mut file) = make_in(directory)?;
     let written = file
         .write_all(text)
-        .and_then(|()| std::fs::rename(&new, path));
+        .and_then(|()| Ok(renameat(directory, &*new, directory, name)?));
     if written.is_err() {
-        let _ = std::fs::remove_file(&new);
+        let _ = unlinkat(directory, &*new, UnlinkatFlags::NoRemoveDir);
     }
     written
 }
 
-/// A new file in the directory of `path`, never one that somebody else has put there.
-fn make_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+/// A new file in a directory, never one that somebody else has put there.
+fn make_in(directory: &OwnedFd) -> io::Result<(String, File)> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let mode = Mode::from_bits_truncate(0o666);
     let pid = std::process::id();
     let mut tries = 0;
     loop {
-        let name = path.with_file_name(format!(".fdaccept-{pid}-{tries}"));
-        match File::create_new(&name) {
+        let name = format!(".fdaccept-{pid}-{tries}");
+        match openat(directory, &*name, flags, mode) {
             // A process that was killed may have left it.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < MAX_TRIES => {
-                tries += 1;
-            }
-            made => return made.map(|file| (name, file)),
+            Err(Errno::EEXIST) if tries < MAX_TRIES => tries += 1,
+            made => return Ok((name, made?.into())),
         }
     }
 }
 
 /// Writes to the FIFO or device that was `found`. The open of a FIFO waits for a reader.
-fn write_to(path: &Path, found: &FileStat, text: &[u8]) -> io::Result<()> {
+fn write_to(directory: &OwnedFd, name: &OsStr, found: &FileStat, text: &[u8]) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let opened = interrupt::after(PATIENCE, || open(path, flags, Mode::empty()));
+    let opened = interrupt::after(PATIENCE, || openat(directory, name, flags, Mode::empty()));
     let file = match opened {
         Err(Errno::EINTR) => return Err(is_unread()),
         opened => File::from(opened?),

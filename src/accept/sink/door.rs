@@ -91,6 +91,7 @@ impl Door {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match accept_with(&self.listener, flags) {
                 Ok(consumer) => {
+                    self.looks_in_vain = 0;
                     let consumer = QuickClose::new(consumer.into());
                     react(Event::Consumer(consumer));
                 }
