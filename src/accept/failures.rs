@@ -1,4 +1,5 @@
-//! Failures of accept(2) at one listener: a failure that lasts pauses the listener, and is logged once.
+//! Failures of accept(2) at one listener. A failure that lasts pauses the listener, and is logged
+//! once.
 
 use std::time::{Duration, Instant};
 

@@ -45,8 +45,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// `told` is what the message says about the connection. If it says nothing, or not what the
-    /// descriptor is, the kernel is asked.
+    /// `told` is what the message says about the connection. If it says nothing, or if it says that
+    /// another descriptor is a Unix connection, the kernel is asked.
     pub(crate) fn new(descriptor: OwnedFd, lease: Option<OwnedFd>, told: Option<Info>) -> Self {
         let info = told.and_then(|info| with_own_ids(info, descriptor.as_fd()));
         let info = info.unwrap_or_else(|| ask(descriptor.as_fd()));
@@ -126,8 +126,7 @@ impl Write for Connection {
 }
 
 /// `told` with the ids of a Unix client as this process sees them: the sender's namespaces may
-/// number them otherwise. `None` if `told` names no protocol, or if the descriptor is no connection
-/// of that protocol.
+/// number them otherwise. `None` if `told` names no protocol, or the Unix one for another descriptor.
 fn with_own_ids(mut told: Info, descriptor: BorrowedFd<'_>) -> Option<Info> {
     let ids = match told.get(message::PROTO)? {
         b"IPC" => peer_ids(descriptor)?,

@@ -315,8 +315,8 @@ impl Clock {
         })
     }
 
-    /// Waits without a handler for `time`, or until the pool has news. A child that could not execute its program has
-    /// left a signal, which must not make the time shorter.
+    /// Waits without a handler for `time`, or until the pool has news. A child that could not
+    /// execute its program has left a signal, which must not make the time shorter.
     fn pause(&mut self, time: Duration) {
         let until = Instant::now() + time;
         while self.wait(Some(until)) != Some(URGENT) && Instant::now() < until {}

@@ -42,8 +42,8 @@ pub(crate) fn adopt() -> Result<()> {
     Ok(())
 }
 
-/// While this process serves, it waits for SIGCHLD and SIGALRM by itself, and reaps all children then.
-/// A SIGCHLD that comes outside of such a wait is noted, and becomes a SIGALRM.
+/// While this process serves, it waits for SIGCHLD and SIGALRM by itself, and reaps all children
+/// then. A SIGCHLD that comes outside of such a wait is noted, and becomes a SIGALRM.
 pub(crate) fn set_serving(serves: bool) {
     SERVES.store(serves, Ordering::SeqCst);
     if !serves && ENDED.swap(false, Ordering::SeqCst) {
