@@ -457,6 +457,9 @@ fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
     let two: [(&[u8], &[_]); 2] = [(b"y", &[its_end.as_fd()]), (b"z", &[nested.as_fd()])];
     visit(address, &two);
     visit(address, &[(&[b'x'; 60000], &[listens.as_fd()])]);
+    // fdaccept may have closed its copies by now. Then the close of ours blocks until the other sides
+    // are closed.
+    std::thread::spawn(move || drop((lingers, inner, nested, its_end)));
     [other, inner_other]
 }
 
