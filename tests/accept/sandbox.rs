@@ -437,9 +437,10 @@ fn visit(address: &UnixAddr, messages: &[(&[u8], &[BorrowedFd<'_>])]) -> OwnedFd
     visitor
 }
 
-/// Strangers send all kinds of descriptors to a door. While the returned connections are not read,
-/// closing some of these descriptors takes long.
-fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
+/// Strangers send all kinds of descriptors to a door. The last close of some of them takes long until
+/// their other sides are dropped. Returns our copies, and these other sides, which are to be dropped
+/// first.
+fn leave_things_at(address: &UnixAddr) -> (impl Sized + use<>, [TcpStream; 2]) {
     let (lingers, other) = lingering();
     let (nested, its_end) = socket_pair(SockType::SeqPacket);
     let (inner, inner_other) = lingering();
@@ -457,15 +458,16 @@ fn leave_things_at(address: &UnixAddr) -> [TcpStream; 2] {
     let two: [(&[u8], &[_]); 2] = [(b"y", &[its_end.as_fd()]), (b"z", &[nested.as_fd()])];
     visit(address, &two);
     visit(address, &[(&[b'x'; 60000], &[listens.as_fd()])]);
-    // fdaccept may have closed its copies by now. Then the close of ours blocks until the other sides
-    // are closed.
-    std::thread::spawn(move || drop((lingers, inner, nested, its_end)));
-    [other, inner_other]
+    ((lingers, inner, nested, its_end), [other, inner_other])
 }
 
 /// The same while fdaccept is stopped, so that it finds everything at once.
 fn misbehave_at(address: &UnixAddr, acceptor: &Acceptor) -> [TcpStream; 2] {
-    acceptor.at_once(&[], || leave_things_at(address))
+    acceptor.at_once(&[], || {
+        let (ours, others) = leave_things_at(address);
+        leave(ours);
+        others
+    })
 }
 
 #[test]
@@ -636,7 +638,8 @@ fn nothing_that_a_named_queue_needs_is_refused() {
     expect_nothing_refused(fdaccept.listen(ADDRESS).listen(listener), |acceptor| {
         let _pool = Pool::on(name).slots(8, ["cat"]).start();
         let address = UnixAddr::new_abstract(&name.as_bytes()[1..]).unwrap();
-        let _others = leave_things_at(&address);
+        // fdaccept may close its copies before we do, so that ours are the last.
+        let (_ours, _others) = leave_things_at(&address);
         let _kept = [(); 3].map(|()| acceptor.served_client());
         assert_eq!(exchange(acceptor.port, b"hello"), b"421 later\r\n");
         // A client of another group.

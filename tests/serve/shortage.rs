@@ -151,8 +151,11 @@ fn a_slot_that_is_killed_after_a_shortage_is_replaced_at_once() {
     clients[0].expect_served();
     drop(clients);
     limited.pool.until_idle();
-    kill(limited.pool.members()[0], Signal::SIGKILL).unwrap();
+    let slot = limited.pool.members()[0];
     let start = Instant::now();
+    kill(slot, Signal::SIGKILL).unwrap();
+    // Until then it may take a connection along.
+    until("the end of the slot", || !is_alive(slot));
     limited.queue.client().expect_echo("hello");
     assert!(start.elapsed() < Duration::from_secs(2));
     limited.pool.stop();
