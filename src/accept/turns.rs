@@ -12,6 +12,7 @@ use crate::accept::listen::{Listener, Transport, backlog};
 use crate::error::{Error, to_nix};
 use crate::system::interrupt;
 use crate::system::log::Log;
+use crate::system::pause::is_short;
 use crate::system::poll::{PollFlags, earliest, ready};
 
 /// The most connections from a listener before the next listener's turn.
@@ -36,7 +37,7 @@ pub(super) enum Class {
 pub(super) fn classify(errno: Errno) -> Class {
     match errno {
         Errno::EAGAIN => Class::Nobody,
-        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => Class::Pause,
+        errno if is_short(errno) => Class::Pause,
         Errno::EBADF | Errno::EFAULT | Errno::EINVAL | Errno::ENOSYS | Errno::ENOTSOCK => {
             Class::Fatal
         }

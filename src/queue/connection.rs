@@ -190,7 +190,8 @@ pub(crate) fn tcp(descriptor: BorrowedFd<'_>, remote: SocketAddr, local: SocketA
     info
 }
 
-/// `ids` are those of the peer; the socket tells the names of both ends.
+/// The facts about a Unix connection. `ids` belong to the peer. The socket tells the names of both
+/// ends.
 pub(crate) fn unix(descriptor: BorrowedFd<'_>, ids: PeerIds) -> Info {
     let (local, remote) = unix_socket::names(descriptor);
     Info::unix(UnixPeer {

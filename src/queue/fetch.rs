@@ -11,6 +11,7 @@ use crate::queue::name::Name;
 use crate::queue::scm;
 use crate::queue::trust::Trust;
 use crate::system::descriptor::check_is_queue;
+use crate::system::pause::is_short;
 use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
 
@@ -101,10 +102,8 @@ pub(crate) fn is_absent(errno: Errno) -> bool {
 /// Whether another try may succeed: nobody owns the name, another process owns it, or descriptors
 /// or memory are short.
 pub(crate) fn is_passing(error: &Error) -> bool {
-    use Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    let short = |errno| matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM);
     matches!(error, Error::Peer(_) | Error::Untrusted { .. })
         || error
             .errno()
-            .is_some_and(|errno| is_absent(errno) || short(errno))
+            .is_some_and(|errno| is_absent(errno) || is_short(errno))
 }

@@ -45,7 +45,7 @@ impl Link {
     /// ([`crate::system::interrupt`]); then there is no queue.
     ///
     /// # Errors
-    /// Those of [`Source::queue`]; [`Error::Closed`] if there never was a queue.
+    /// The errors of [`Source::queue`]; [`Error::Closed`] if there never was a queue.
     pub fn open(mut source: Source, once: bool) -> Result<Self> {
         let queue = match &source {
             Source::Named { .. } => Queue::Absent(Instant::now()),

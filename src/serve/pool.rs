@@ -92,7 +92,7 @@ impl<C: Crew> Pool<C> {
     /// unless a name gives it.
     ///
     /// # Errors
-    /// Those of [`Link::open`]; [`Error::System`].
+    /// The errors of [`Link::open`]; [`Error::System`] if a signal cannot be caught or blocked.
     pub fn new(source: Source, crew: C, options: PoolOptions, log: Log) -> Result<Self> {
         // Our parent may have ignored these signals. With CHLD ignored, children would vanish
         // without a status; and a reload must always work.

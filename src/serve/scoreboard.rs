@@ -1,7 +1,8 @@
 //! A page of memory that a pool shares with its slots.
 //!
-//! A slot stores whether it is busy, the pool stores how urgent a stop is. That costs no system
-//! call, and a killed slot leaves nothing locked.
+//! A slot stores what it does, and counts what it passed over or refused. The pool stores its size,
+//! how urgent a stop is, and how many slots are to make room. That costs no system call, and a
+//! killed slot leaves nothing locked.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;

@@ -61,8 +61,8 @@ pub(super) struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    /// Serves connections until there is a reason to end: returned ones, then those of `queue`. Needs
-    /// a process of its own.
+    /// Serves connections until there is a reason to end. Returned connections come before the
+    /// connections of `queue`. Needs a process of its own.
     pub fn run(&self, queue: Option<Receiver>) -> End {
         self.serve_all(queue).unwrap_or_else(|error| {
             self.log.error(error);

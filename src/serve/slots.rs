@@ -164,7 +164,7 @@ impl Slots {
             }
         }
         lacking = lacking.saturating_sub(2 * pairs);
-        // A slot that finds room meanwhile must not be the one that makes it.
+        // Only a busy slot makes room. A stuck slot may start its handler meanwhile, and must stay.
         self.scoreboard.ask_for_room(lacking.min(busy));
         self.crowded = !stuck.is_empty();
         self.tell_of_shortage(cause);

@@ -3,8 +3,18 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 /// How long accept(2) and open(2) pause while descriptors or memory are short.
 pub(crate) const SHORTAGE: Duration = Duration::from_millis(250);
+
+/// Whether descriptors or memory are short, by the errno of a call that needs a new descriptor.
+pub(crate) fn is_short(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM
+    )
+}
 
 /// A pause that ends by itself. Its end is told once, by [`Pause::is_on`] or by [`Pause::deadline`]: a
 /// loop may call both in any order, never sleeps past the end, and is not woken by it for ever.

@@ -17,7 +17,7 @@ use crate::system::file_owner::{MAX_LINKS, check_link, open_parent};
 use crate::system::inherited;
 use crate::system::poll::{PollFlags, wait_for};
 
-/// How long a FIFO may take while no client waits.
+/// How long the other end of a FIFO may take while no client waits.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Reads at most `most` bytes. A FIFO or a terminal has `patience` to give something, and its end.

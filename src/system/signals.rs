@@ -122,8 +122,8 @@ pub(crate) fn only_interrupt(number: Signal) -> Result<()> {
     );
     // SAFETY: `do_nothing` does nothing.
     unsafe { sigaction(number, &action) }
-        .and_then(|_| SigSet::from_iter([number]).thread_unblock())
-        .map_err(|errno| Error::system(format!("catch {number}"), errno))
+        .map_err(|errno| Error::system(format!("catch {number}"), errno))?;
+    unblock(number)
 }
 
 extern "C" fn do_nothing(_: libc::c_int) {}

@@ -291,26 +291,26 @@ fn a_program_that_is_told_to_stop_waits_for_no_log() {
 const HANDLER: &str = "sh -c 'echo served >&2; exec cat'";
 
 /// Expects that 2 clients are served in a session that stops who writes to its terminal in the
-/// background, and that `count` lines are written. `text` is the script.
+/// background, and that the terminal shows `line` so many times. `text` is the script.
 #[track_caller]
-fn serve_in_session(text: &str, count: usize) {
+fn serve_in_session(text: &str, line: &str, count: usize) {
     needs!(peer("setsid"));
     let screen = Screen::for_the_foreground();
-    let text = format!("exec fdaccept {ADDRESS} -- {text}");
-    let mut logging = Logging::of(screen.session(&text), screen.terminal.try_clone().unwrap());
+    let mut logging = Logging::of(screen.session(text), screen.terminal.try_clone().unwrap());
     let (mut screen, _terminal) = screen.apart();
     logging.serve(2);
     let mut log = String::new();
     until("all lines", || {
         log += &drain(&mut screen);
-        log.matches("served").count() == count
+        log.matches(line).count() == count
     });
     logging.stop();
 }
 
 #[test]
 fn a_handler_that_logs_to_its_terminal_in_the_background_is_not_stopped() {
-    serve_in_session(&format!("fdpool 1 -- {HANDLER}"), 2);
+    let text = format!("exec fdaccept {ADDRESS} -- fdpool 1 -- {HANDLER}");
+    serve_in_session(&text, "served", 2);
 }
 
 #[test]
@@ -318,26 +318,17 @@ fn a_worker_that_logs_to_its_terminal_in_the_background_is_not_stopped() {
     let handler = HANDLER.replace('\'', "\"");
     let handler = format!("fdrecv -- {handler} || exit 0");
     let worker = format!("sh -c 'echo served >&2; while :; do {handler}; done'");
-    serve_in_session(&format!("fdpool --worker 1 -- {worker}"), 3);
+    let text = format!("exec fdaccept {ADDRESS} -- fdpool --worker 1 -- {worker}");
+    serve_in_session(&text, "served", 3);
 }
 
 #[test]
 fn programs_that_log_to_their_terminal_in_the_background_are_not_stopped() {
-    needs!(peer("setsid"));
-    let screen = Screen::for_the_foreground();
     let text = format!(
         "set -m; fdaccept -v {ADDRESS} -- fdpool -v 1 -- cat & \
          trap 'kill -TERM $!' TERM; wait; wait $!"
     );
-    let mut logging = Logging::of(screen.session(&text), screen.terminal.try_clone().unwrap());
-    let (mut screen, _terminal) = screen.apart();
-    logging.serve(2);
-    let mut log = String::new();
-    until("all lines", || {
-        log += &drain(&mut screen);
-        log.matches("fdpool: end ").count() == 2
-    });
-    logging.stop();
+    serve_in_session(&text, "fdpool: end ", 2);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::accept::listen::{
     ListenOptions, Listener, Transport, apply_options, canonical, finish, listen, show_tcp,
     tcp_address,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, words};
 use crate::queue::name::Name;
 use crate::queue::owned_name;
 use crate::system::text::digits;
@@ -68,7 +68,7 @@ impl Neighbours<'_> {
         match owner.filter(|_| errno == Errno::EADDRINUSE) {
             Some((_, address)) => Error::Other {
                 action,
-                cause: format!("{} ({address} on this command line has it)", errno.desc()),
+                cause: format!("{} ({address} on this command line has it)", words(errno)),
             },
             None => Error::system(action, errno),
         }

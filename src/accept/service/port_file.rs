@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
@@ -21,10 +21,8 @@ use crate::system::file_owner::{is_trusted, open_parent};
 use crate::system::inherited;
 use crate::system::interrupt;
 use crate::system::poll::{PollFlags, wait_for};
+use crate::system::read_file::PATIENCE;
 use crate::system::text::printable;
-
-/// How long to wait for a reader.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A pipe that poll calls writable has room for so many bytes (`PIPE_BUF`).
 const ROOM: usize = 4096;
@@ -91,7 +89,7 @@ fn replace(directory: &OwnedFd, name: &OsStr, text: &[u8]) -> io::Result<()> {
     written
 }
 
-/// A new file in a directory, never one that somebody else has put there.
+/// Makes a new file in a directory. A file that is there already is not touched.
 fn make_in(directory: &OwnedFd) -> io::Result<(String, File)> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let mode = Mode::from_bits_truncate(0o666);
