@@ -652,7 +652,14 @@ mod tests {
             for name in ["TCPREMOTEIP", "TCPREMOTEPORT", "TCPLOCALIP", "TCPLOCALPORT", "REMOTE_ADDR"] {
                 prop_assert!(told.contains(&name));
             }
-            prop_assert_eq!(info.client(), remote.ip().to_canonical().to_string());
+            let ip = remote.ip().to_canonical();
+            let expected = match remote {
+                SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() != 0 => {
+                    format!("{ip}%{}", v6.scope_id())
+                }
+                _ => ip.to_string(),
+            };
+            prop_assert_eq!(info.client(), expected);
         }
 
         #[test]
