@@ -207,6 +207,7 @@ impl Acceptor {
         let is_listening = self.is_accepting(now);
         let status_due = self.status_due();
         let must_look = self.shutdown.is_emptying() || self.sink.must_look_for_room();
+        self.sink.look();
         let mut set = PollSet::new();
         set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
         // After the last consumer the sink would report nothing but its end, forever.
@@ -556,15 +557,16 @@ impl Acceptor {
         let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
         let (untaken, taken) = self.sink.give_up();
         self.log.notice(self.admission.counters.line(taken));
-        match untaken {
-            Untaken::Some => self.log.error("connections were accepted and not taken"),
-            Untaken::Exactly(in_queue) => match in_queue + in_hand {
-                0 => return false,
-                1 => self.log.error("1 connection was accepted and not taken"),
-                count => self.log.error(format_args!(
-                    "{count} connections were accepted and not taken"
-                )),
-            },
+        let (up_to, count) = match untaken {
+            Untaken::AtMost(in_queue) => ("up to ", in_queue + in_hand),
+            Untaken::Exactly(in_queue) => ("", in_queue + in_hand),
+        };
+        match count {
+            0 => return false,
+            1 => self.log.error("1 connection was accepted and not taken"),
+            _ => self.log.error(format_args!(
+                "{up_to}{count} connections were accepted and not taken"
+            )),
         }
         true
     }

@@ -7,11 +7,12 @@ use nix::sys::socket::{SockType, UnixAddr, connect as connect_to};
 use crate::support::*;
 
 /// `fdpool 2 -- cat` behind an fdaccept whose calls of accept(2) with the numbers `which` fail with
-/// `error`. The tracer is a grandchild, so that the child is fdaccept itself.
+/// `error`.
 fn failing(error: &str, which: &str) -> Option<Fdaccept> {
-    peer("strace")?;
-    let inject = format!("inject=accept4:error={error}:when={which}");
-    let chain = Fdaccept::behind(&["strace", "-D", "-qq", "-o", "/dev/null", "-e", &inject]);
+    let traced = traced(&format!(
+        "-o /dev/null -e inject=accept4:error={error}:when={which}"
+    ))?;
+    let chain = Fdaccept::behind(&traced);
     Some(chain.words("fdpool 2 -- cat"))
 }
 
@@ -82,9 +83,8 @@ fn failures_that_successes_part_are_no_lasting_failure() {
 /// Checks that fdaccept rests while its door lets no consumer in.
 #[track_caller]
 fn assert_a_shut_door_keeps_nobody_busy(error: &str) {
-    needs!(peer("strace"));
-    let inject = format!("inject=accept4:error={error}");
-    let fdaccept = Fdaccept::behind(&["strace", "-D", "-qq", "-o", "/dev/null", "-e", &inject]);
+    let inject = format!("-o /dev/null -e inject=accept4:error={error}");
+    let fdaccept = Fdaccept::behind(&needs!(traced(&inject)));
     let acceptor = fdaccept.args(["--bind", "./queue"]).start();
     let consumer = unix_socket(SockType::SeqPacket);
     let door = UnixAddr::new(acceptor.names.path().as_str()).unwrap();

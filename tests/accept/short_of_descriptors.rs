@@ -333,8 +333,11 @@ fn the_end_of_the_queue_while_too_many_are_on_their_way_is_waited_out() {
     are_idle(&[pid]);
     kill(command, Signal::SIGTERM).unwrap();
     let log = acceptor.expect_end(128 + 15);
-    let left = "fdaccept: connections were accepted and not taken";
-    assert_eq!(log.lines().last(), Some(left), "{log}");
+    let last = log.lines().last().unwrap();
+    assert!(
+        last.ends_with(" connections were accepted and not taken"),
+        "{log}"
+    );
 }
 
 /// Another service of the user `uid`, with as many descriptors in flight as the kernel allows. Returns

@@ -375,13 +375,15 @@ fn strangers_who_take_turns_at_a_name_do_not_fill_the_log() {
 #[test]
 fn a_stranger_at_the_name_of_an_acceptor_does_not_stop_a_pool() {
     let name = needs!(root().then(|| Names::new().abstract_name()));
-    needs!(peer("strace"));
     // The answer is there before the pool asks who gave it, which is one of these calls.
-    let text = "exec strace -D -qq -o ./trace -e trace=getsockopt \
-                -e inject=getsockopt:delay_enter=1000000 fdpool --connect \"$NAME\" 1 cat";
+    let slow = "-o ./trace -e trace=getsockopt -e inject=getsockopt:delay_enter=1000000";
+    let traced = needs!(traced(slow));
     let names = Names::new();
-    let mut command = sh(text);
-    command.env("NAME", &name).current_dir(&names.directory);
+    let mut command = sh("exec \"$0\" \"$1\" fdpool --connect \"$NAME\" 1 cat");
+    command
+        .args(traced)
+        .env("NAME", &name)
+        .current_dir(&names.directory);
     let mut pool = Pool::of(&mut command);
     let _others = as_user(NOBODY, || {
         let listener = listener_at(&name);

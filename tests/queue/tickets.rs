@@ -390,14 +390,12 @@ fn a_reader_that_redeems_no_ticket_is_told_once() {
 
 #[test]
 fn a_signal_while_random_bytes_are_waited_for_costs_no_ticket() {
-    needs!(peer("strace"));
     // Every second call is interrupted, whether the first one is the C library's or not.
     for calls in ["1+2", "2+2"] {
-        let text = format!(
-            "strace -D -qq -o /dev/null -e inject=getrandom:error=EINTR:when={calls} \
-             fdaccept 127.0.0.1:0 | fdpool 1 -- cat"
-        );
-        let mut process = sh(&text).start();
+        let inject = format!("-o /dev/null -e inject=getrandom:error=EINTR:when={calls}");
+        let traced = needs!(traced(&inject));
+        let text = "\"$0\" \"$1\" fdaccept 127.0.0.1:0 | fdpool 1 -- cat";
+        let mut process = sh(text).args(traced).start();
         assert_eq!(exchange(process.port(), b"hello"), b"hello");
     }
 }

@@ -61,7 +61,7 @@ fn who_keeps_to_the_rules_is_served_among_200_who_do_not() {
 fn so_it_is_behind_a_proxy_and_in_a_sandbox() {
     let is_root = nix::unistd::geteuid().is_root();
     let user = if is_root { "--user nobody" } else { "" };
-    let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 3";
+    let proxy = "--proxy-protocol any --proxy-from 127.0.0.0/8 --proxy-timeout 10";
     // nobody may have no access to the build directory.
     let directory = open_dir();
     copy_of("fdpool", directory.path());

@@ -166,12 +166,22 @@ where
         rustix::net::shutdown(&self.0, Side::Write).unwrap();
     }
 
+    /// A signal, as of a debugger or a freezer, ends a read that has a timeout.
+    fn read(&self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match (&self.0).read(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
     /// The next line, without its end; what there is of it, if the connection ends.
     #[track_caller]
     pub fn line(&self) -> String {
         let mut line = Vec::new();
         let mut byte = [0];
-        while (&self.0).read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        while self.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
             line.push(byte[0]);
         }
         String::from_utf8(line).unwrap()
@@ -251,14 +261,14 @@ where
     /// Expects a reset.
     #[track_caller]
     pub fn expect_reset(self) {
-        let error = (&self.0).read(&mut [0]).map_err(|error| error.kind());
+        let error = self.read(&mut [0]).map_err(|error| error.kind());
         assert_eq!(error, Err(ErrorKind::ConnectionReset));
     }
 
     /// Expects the end or a reset, without a word before it.
     #[track_caller]
     pub fn expect_closed(self) {
-        match (&self.0).read(&mut [0]) {
+        match self.read(&mut [0]) {
             Ok(0) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             other => panic!("{other:?}"),

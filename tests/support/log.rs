@@ -5,6 +5,22 @@ pub fn is_counters(line: &str) -> bool {
     line.starts_with("fdaccept: accepted ") && line.contains(", passed ")
 }
 
+/// Whether fdaccept says that so many connections are lost with their consumers. How many exactly it knows
+/// only if it has looked between the end of the first consumer and that of the last.
+pub fn is_left(line: &str, count: usize) -> bool {
+    let what = match count {
+        1 => "1 connection was accepted and not taken".to_owned(),
+        _ => format!("{count} connections were accepted and not taken"),
+    };
+    let said = line.strip_prefix("fdaccept: ").unwrap_or_default();
+    said.strip_prefix("up to ").unwrap_or(said) == what
+}
+
+#[track_caller]
+pub fn expect_left(line: &str, count: usize) {
+    assert!(is_left(line, count), "{line:?} is not of {count}");
+}
+
 /// The lines of the log of an fdaccept that has ended, but for its counters, which are there once.
 #[track_caller]
 pub fn besides_counters(log: &str) -> Vec<&str> {

@@ -58,6 +58,14 @@ pub fn peer(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// What runs the command that follows it under strace(1) with these options, if that is installed. The
+/// process is a child as without it.
+pub fn traced(options: &str) -> Option<[String; 2]> {
+    peer("strace")?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/traced");
+    Some([script, options].map(str::to_owned))
+}
+
 /// The Python interpreter itself, if it is installed: what comes first on the path may be a script
 /// that looks for it.
 pub fn python() -> Option<PathBuf> {

@@ -154,7 +154,8 @@ pub fn until_named(pid: Pid, name: &str) {
 #[track_caller]
 pub fn freeze(pid: Pid) {
     nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
-    until_state(pid, 'T');
+    // The second is that of a stop under strace(1).
+    until("a stop", || matches!(state(pid), Some('T' | 't')));
 }
 
 #[track_caller]

@@ -444,7 +444,8 @@ mod tests {
 
     #[test]
     fn a_fixed_address_is_bound() {
-        let listener = open_one("127.0.0.1:0", &ListenOptions::default());
+        // No other test takes a port there, which would be in use.
+        let listener = open_one("127.0.0.11:0", &ListenOptions::default());
         assert_eq!(listener.transport(), Transport::Tcp);
         assert!(!listener.is_inherited());
         let local = listener.local().unwrap();

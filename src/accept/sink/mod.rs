@@ -66,14 +66,15 @@ pub(crate) enum Delivery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Untaken {
     Exactly(usize),
-    /// An unknown number: the process with the read end is gone.
-    Some,
+    /// The processes with the read end are gone, and so is what they had not taken: so many connections
+    /// at the last look.
+    AtMost(usize),
 }
 
 pub(crate) struct Sink {
     sender: Option<Sender>,
     unread: Unread,
-    /// A consumer is gone, and connections that it has not received may be lost.
+    /// The owner of a name is gone, and connections that it has not received may be lost.
     left_unread: bool,
     limit: Option<QueueLimit>,
     in_flight_limit: InFlightLimit,
@@ -321,8 +322,9 @@ impl Sink {
                 }
                 Way::Tickets { .. } | Way::Named { .. } => Err(shut_down()),
                 Way::Chain { .. } | Way::Straight { .. } => {
-                    // The kernel reports this error once: SO_ERROR will not show it again.
-                    self.left_unread |= errno == Errno::ECONNRESET;
+                    if errno == Errno::ECONNRESET {
+                        self.unread.lose();
+                    }
                     Ok(Delivery::Gone)
                 }
             },
@@ -497,6 +499,13 @@ impl Sink {
         sender.is_none_or(|sender| waiting(sender.as_fd()) == 0)
     }
 
+    /// Counts what waits in a queue that may be lost with its consumers, since it cannot be counted then.
+    pub fn look(&mut self) {
+        if matches!(self.way, Way::Chain { .. } | Way::Straight { .. }) {
+            self.untaken();
+        }
+    }
+
     /// How many connections wait in the queue.
     fn untaken(&mut self) -> usize {
         let sender = self.sender.as_ref();
@@ -515,36 +524,35 @@ impl Sink {
     pub fn give_up(mut self) -> (Untaken, Option<u64>) {
         let taken = self.taken();
         let nobody_comes = self.nobody_comes();
-        let mut waiting = self.untaken();
         let sender = match self.sender {
             Some(sender) if !matches!(self.way, Way::Remote { .. }) => sender,
             _ => return (Untaken::Exactly(0), taken),
         };
+        self.unread.count(sender.as_fd());
+        let mut is_counted = !self.unread.is_lost(sender.as_fd());
         // Without our own read end, the kernel reports that nobody has one.
         drop(self.way);
         let until = Instant::now() + LETTING_GO;
-        let untaken = loop {
-            let count = self.unread.count(sender.as_fd());
-            if is_lost(sender.as_fd()) {
-                // The number from before: the kernel has freed what was lost.
-                break match waiting {
-                    0 => Untaken::Some,
-                    _ => Untaken::Exactly(waiting),
+        let (untaken, waiting) = loop {
+            let waiting = self.unread.count(sender.as_fd());
+            if self.unread.is_lost(sender.as_fd()) {
+                let untaken = if is_counted {
+                    Untaken::Exactly(waiting)
+                } else {
+                    Untaken::AtMost(waiting)
                 };
+                break (untaken, waiting);
             }
-            waiting = count;
+            is_counted = true;
             if waiting == 0 || !nobody_comes {
-                break Untaken::Exactly(0);
+                break (Untaken::Exactly(0), waiting);
             }
             if until <= Instant::now() {
-                break Untaken::Exactly(waiting);
+                break (Untaken::Exactly(waiting), waiting);
             }
             std::thread::sleep(LET_GO);
         };
-        if self.left_unread {
-            return (Untaken::Some, None);
-        }
-        let is_known = untaken != Untaken::Some;
+        let is_known = matches!(untaken, Untaken::Exactly(_));
         let taken = is_known.then(|| self.unread.sent().saturating_sub(waiting as u64));
         (untaken, taken)
     }
@@ -587,11 +595,6 @@ fn is_gone(errno: Errno) -> bool {
 
 fn shut_down() -> Error {
     Error::Peer("the queue was shut down by one of its consumers".into())
-}
-
-/// Whether all read ends were closed while connections waited.
-fn is_lost(sender: BorrowedFd<'_>) -> bool {
-    ready(sender, PollFlags::empty()).contains(PollFlags::ERR)
 }
 
 fn hung_up(descriptor: BorrowedFd<'_>) -> bool {

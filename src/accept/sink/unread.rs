@@ -15,6 +15,7 @@ use rustix::event::{Timespec, epoll};
 use crate::error::{Error, Result, to_nix};
 use crate::queue::scm::try_send;
 use crate::queue::{self, Sender};
+use crate::system::poll::{PollFlags, ready};
 
 /// The length of most messages.
 const TYPICAL: usize = 150;
@@ -36,6 +37,8 @@ pub(crate) struct Unread {
     weights: VecDeque<u64>,
     /// The sum of `weights`.
     total: u64,
+    /// All receivers have gone and left messages, which the kernel has freed.
+    is_lost: bool,
     /// The measured memory of a message, by its length.
     weighed: BTreeMap<usize, u64>,
 }
@@ -58,7 +61,8 @@ impl Unread {
         }
     }
 
-    /// How many messages are unreceived, including messages of an earlier owner.
+    /// How many messages are unreceived, including messages of an earlier owner. If all receivers are
+    /// gone and the kernel has freed what they left: how many were unreceived at most.
     pub fn count(&mut self, socket: BorrowedFd<'_>) -> usize {
         let waiting = waiting(socket);
         for length in std::mem::take(&mut self.lengths) {
@@ -66,13 +70,18 @@ impl Unread {
             self.weights.push_back(weight);
             self.total += weight;
         }
-        while let Some(oldest) = self.weights.front()
-            && self.total - oldest + REMAINDER >= waiting
-        {
-            self.total -= oldest;
-            self.weights.pop_front();
+        // Less is waiting because of receipts, or because the kernel frees what nobody will receive.
+        if self.is_oldest_gone(waiting) && !self.is_lost(socket) {
+            while self.is_oldest_gone(waiting) {
+                self.total -= self.weights.pop_front().unwrap_or_default();
+            }
         }
         self.weights.len()
+    }
+
+    fn is_oldest_gone(&self, waiting: u64) -> bool {
+        let oldest = self.weights.front();
+        oldest.is_some_and(|oldest| self.total - oldest + REMAINDER >= waiting)
     }
 
     /// How many messages of our own were sent.
@@ -80,9 +89,20 @@ impl Unread {
         self.sent
     }
 
-    /// How many of our own messages were received.
+    /// How many of our own messages were received; at least so many, if others are lost.
     pub fn received(&mut self, socket: BorrowedFd<'_>) -> u64 {
         self.sent.saturating_sub(self.count(socket) as u64)
+    }
+
+    /// Whether all receivers have gone and left messages, which nobody will receive.
+    pub fn is_lost(&mut self, socket: BorrowedFd<'_>) -> bool {
+        self.is_lost |= ready(socket, PollFlags::empty()).contains(PollFlags::ERR);
+        self.is_lost
+    }
+
+    /// The same, told by an error of a send: the kernel reports it once.
+    pub fn lose(&mut self) {
+        self.is_lost = true;
     }
 
     /// Starts again with a new socket, which is empty.
@@ -180,7 +200,7 @@ mod tests {
     use super::*;
     use crate::queue::message::MAX_PAYLOAD;
     use crate::queue::scm::try_receive;
-    use crate::system::poll::{PollFlags, ready};
+    use nix::errno::Errno;
 
     #[test]
     fn messages_of_every_length_are_counted() {
@@ -218,6 +238,28 @@ mod tests {
             try_receive(&read_end).unwrap();
         }
         assert_eq!(unread.received(sender.as_fd()), 1);
+    }
+
+    #[test]
+    fn what_is_lost_with_its_receivers_is_counted_as_before() {
+        let (sender, read_end) = queue::ends().unwrap();
+        let mut unread = Unread::default();
+        for _ in 0..5 {
+            try_send(&sender, b"-", &[]).unwrap();
+            unread.remember(1, sender.as_fd());
+        }
+        try_receive(&read_end).unwrap();
+        assert_eq!(unread.count(sender.as_fd()), 4);
+        // Nobody has counted this receipt.
+        try_receive(&read_end).unwrap();
+        drop(read_end);
+        for _ in 0..2 {
+            assert_eq!(unread.count(sender.as_fd()), 4);
+            assert_eq!(unread.received(sender.as_fd()), 1);
+        }
+        // The kernel tells it once.
+        assert_eq!(try_send(&sender, b"-", &[]), Err(Errno::ECONNRESET));
+        assert_eq!(unread.count(sender.as_fd()), 4);
     }
 
     #[test]

@@ -19,12 +19,11 @@ fn with_paths(wrapper: &[impl AsRef<OsStr>]) -> Fdaccept {
 #[test]
 fn a_path_belongs_to_the_user_from_the_first_instant() {
     needs!(root());
-    let strace = needs!(peer("strace"));
     // A path that is given away later would be seen before.
-    let slow = "--inject=fchownat,chown,lchown:delay_enter=300000";
-    let strace = strace.to_str().unwrap();
+    let slow = "-o /dev/null --inject=fchownat,chown,lchown:delay_enter=300000";
+    let traced = needs!(traced(slow));
     for name in ["queue", "listener"] {
-        let fdaccept = with_paths(&[strace, "-D", "-qq", "-o", "/dev/null", slow]);
+        let fdaccept = with_paths(&traced);
         let path = fdaccept.names.file(name);
         let mut acceptor = fdaccept.spawn();
         let first = eventually("the path", || (0..500).find_map(|_| whose_if_there(&path)));

@@ -82,7 +82,7 @@ fn bytes_now_and_then_do_not_put_the_end_off() {
 #[test]
 fn the_time_for_a_header_is_none_for_what_follows() {
     for (acceptor, _pool, header) in each_version(&["--proxy-timeout", "1.5"]) {
-        let client = acceptor.says(&header);
+        let client = acceptor.has_heard(&header);
         assert_eq!(client.line(), TOLD);
         // A client that came later has had all its time.
         acceptor.client().expect_closed();
@@ -93,7 +93,7 @@ fn the_time_for_a_header_is_none_for_what_follows() {
 #[test]
 fn headers_that_wait_for_a_consumer_are_not_late() {
     let mut acceptor = proxied("any", &["--proxy-timeout", "1.5"]);
-    let clients = [(); 5].map(|()| acceptor.says(&v1(CLIENT, SERVER)));
+    let clients = [(); 5].map(|()| acceptor.has_heard(&v1(CLIENT, SERVER)));
     acceptor.until_counted("passed", 5);
     acceptor.client().expect_closed();
     let _pool = acceptor.who();

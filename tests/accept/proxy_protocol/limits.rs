@@ -46,7 +46,7 @@ fn max_counts_those_in_service_and_headers_that_are_complete_wait_for_their_turn
 
 #[test]
 fn complete_headers_that_wait_for_room_cost_no_time_and_are_never_late() {
-    let mut acceptor = proxied("any", &["--max", "1", "--proxy-timeout", "3"]);
+    let mut acceptor = proxied("any", &["--max", "1", "--proxy-timeout", "8"]);
     let receiver = acceptor.receiver();
     let clients = acceptor.begun(6);
     let (waiting, stalled) = clients.split_at(4);

@@ -106,7 +106,7 @@ fn a_client_that_resets_its_connection_in_its_header_is_counted_and_forgotten() 
 /// Streams that look random, most of which begin like a header.
 #[test]
 fn nothing_that_clients_say_keeps_others_from_being_served() {
-    let (mut acceptor, _pool) = proxied("any", &["--proxy-timeout", "2"]).with_pool();
+    let (mut acceptor, _pool) = proxied("any", &["--proxy-timeout", "8"]).with_pool();
     let before = settled_descriptors(acceptor.pid());
     let mut random = Random(5);
     for _ in 0..20 {

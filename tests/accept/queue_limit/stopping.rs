@@ -40,7 +40,7 @@ fn a_command_that_takes_nothing_gets_term_after_the_grace_and_what_it_left_is_to
     });
     acceptor.term();
     let log = acceptor.expect_end(128 + 15);
-    assert_eq!(log.lines().last(), Some(LEFT), "{log}");
+    expect_left(log.lines().last().unwrap(), 2);
     clients.into_iter().for_each(Client::expect_closed);
 }
 
