@@ -1,12 +1,13 @@
 //! Directories, names and ports for sockets.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
+    SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 
 use super::*;
@@ -65,13 +66,19 @@ pub fn lock_of(path: impl AsRef<Path>) -> PathBuf {
     lock.into()
 }
 
-/// A port of 127.0.0.1 that the kernel gives to no other socket, but that can be listened on. It is
+/// A port that the kernel gives to no other socket, of any address, but that can be listened on. It is
 /// free again when the descriptor is closed.
 pub fn reserve_port() -> (OwnedFd, u16) {
-    let kind = SockType::Stream;
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    let bound: SockaddrIn = getsockname(socket.as_raw_fd()).unwrap();
-    (socket, bound.port())
+    let everywhere: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    let socket = everywhere.into_iter().find_map(|address| {
+        let address = SockaddrStorage::from(SocketAddr::new(address, 0));
+        let family = address.family().unwrap();
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok()?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+        bind(socket.as_raw_fd(), &address).ok()?;
+        Some(socket)
+    });
+    let listener = TcpListener::from(socket.unwrap());
+    let port = listener.local_addr().unwrap().port();
+    (listener.into(), port)
 }
