@@ -14,8 +14,7 @@ use crate::support::*;
 use fdtools::queue;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn6, UnixAddr, VsockAddr, bind, getsockopt,
-    setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, UnixAddr, VsockAddr, getsockopt, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -302,24 +301,10 @@ fn a_port_that_is_in_use_is_an_error() {
     echoes(address_of(&first));
 }
 
-/// A port that both families have for this test alone.
-fn reserve_both() -> ([OwnedFd; 2], u16) {
-    eventually("a port of both families", || {
-        let (v4, port) = reserve_port();
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let v6 = socket(AddressFamily::Inet6, SockType::Stream, flags, None).unwrap();
-        setsockopt(&v6, sockopt::ReuseAddr, &true).unwrap();
-        setsockopt(&v6, sockopt::Ipv6V6Only, &true).unwrap();
-        let address = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
-        let bound = bind(v6.as_raw_fd(), &address);
-        bound.ok().map(|()| ([v4, v6], port))
-    })
-}
-
 #[test]
 fn the_wildcards_of_both_families_share_a_port_in_any_order() {
     needs!(has_ipv6());
-    let (_reserved, port) = reserve_both();
+    let (_reserved, port) = reserve_port();
     let [v4, v6] = ["0.0.0.0", "[::]"].map(|ip| format!("{ip}:{port}"));
     for addresses in [[&v4, &v6], [&v6, &v4]] {
         let acceptor = cats_at(&format!("{} {}", addresses[0], addresses[1]));
@@ -357,7 +342,7 @@ fn an_ipv6_wildcard_alone_still_has_ipv4() {
 #[test]
 fn addresses_in_each_others_way_name_each_other() {
     needs!(has_ipv6());
-    let (_reserved, port) = reserve_both();
+    let (_reserved, port) = reserve_port();
     for (options, one, other) in [
         ("", "P", "127.0.0.1:P"),
         ("", "P", "P"),
