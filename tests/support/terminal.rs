@@ -35,11 +35,10 @@ impl Screen {
 
     /// Nearly full: there is room, but not for a line of 80 bytes.
     pub fn crowded() -> Self {
-        let capacity = Self::new().fill(usize::MAX);
+        let capacity = Self::new().fill(usize::MAX, Duration::from_millis(500));
         let crowded = Self::new();
-        crowded.fill(capacity - 10);
-        let state = poll::ready(crowded.terminal.as_fd(), PollFlags::OUT);
-        assert_eq!(state, PollFlags::OUT);
+        crowded.fill(capacity - 10, DEADLINE);
+        assert!(crowded.has_room_within(DEADLINE));
         crowded
     }
 
@@ -68,14 +67,15 @@ impl Screen {
         (self.screen, self.terminal)
     }
 
-    /// Writes up to `most` bytes, one by one, as long as there is room. Returns their number.
-    fn fill(&self, most: usize) -> usize {
+    /// Writes up to `most` bytes, one by one, as long as there is room within `patience`. Returns their
+    /// number.
+    fn fill(&self, most: usize, patience: Duration) -> usize {
         let mut filler = unblocked(&self.terminal);
         let mut count = 0;
         while count < most {
             if filler.write(b"x").is_ok() {
                 count += 1;
-            } else if !self.has_room_soon() {
+            } else if !self.has_room_within(patience) {
                 break;
             }
         }
@@ -83,10 +83,9 @@ impl Screen {
     }
 
     /// The kernel makes room for some of what was written, a moment later.
-    fn has_room_soon(&self) -> bool {
+    fn has_room_within(&self, time: Duration) -> bool {
         let mut fds = [PollFd::new(&self.terminal, PollFlags::OUT)];
-        let soon = Instant::now() + Duration::from_millis(200);
-        poll::wait(&mut fds, Some(soon)).unwrap();
+        poll::wait(&mut fds, Some(Instant::now() + time)).unwrap();
         fds[0].revents().contains(PollFlags::OUT)
     }
 }
