@@ -504,6 +504,14 @@ readme! {
         assert_eq!(ask(port, "alive"), "alive");
     }
 
+    fn a_client_that_speaks_is_served_though_others_are_silent(terminal: [
+        "fdaccept -o defer=15 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let _silent = [(); 4].map(|()| connect(port));
+        assert_eq!(ask(port, "spoken"), "spoken");
+    }
+
     fn each_connection_is_logged(terminal: ["fdaccept -v 8888 | fdpool -v 4 -- cat"]) {
         let process = terminal.run(0);
         let port = process.port();
