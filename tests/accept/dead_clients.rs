@@ -37,7 +37,7 @@ fn a_client_that_acknowledges_nothing_is_given_up(options: &str) {
     let (has_begun, begun) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut bytes = [0; 65536];
-        reader.read_exact(&mut bytes).unwrap();
+        assert_ne!(reader.read(&mut bytes).unwrap(), 0);
         has_begun.send(()).unwrap();
         // Reads on, so that the handler never waits for room at the client.
         while reader.read(&mut bytes).is_ok_and(|count| count > 0) {}

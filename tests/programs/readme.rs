@@ -11,10 +11,12 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Group;
 
 use crate::support::*;
 
@@ -449,6 +451,19 @@ readme! {
         terminal.install_programs();
         let port = terminal.run(0).port();
         assert_eq!(ask(port, "as nobody"), "as nobody");
+    }
+
+    fn a_group_may_use_a_socket(terminal: [
+        "fdaccept --owner :nogroup --mode 0660 ./app.sock | fdpool 4 -- cat"
+    ]) {
+        let Some(group) = Group::from_name("nogroup").unwrap().filter(|_| root()) else {
+            return;
+        };
+        assert_eq!(terminal.run(0).listening(), "./app.sock");
+        let path = terminal.dir().join("app.sock");
+        let meta = path.metadata().unwrap();
+        assert_eq!((meta.gid(), meta.mode() & 0o777), (group.gid.as_raw(), 0o660));
+        Client::connect_unix(path).expect_echo("hello");
     }
 
     fn a_pool_runs_behind_prlimit_and_nice(terminal: [
