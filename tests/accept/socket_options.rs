@@ -1,5 +1,6 @@
 //! Options of `-o` on the connections that are accepted.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
 use crate::support::*;
@@ -83,15 +84,18 @@ fn a_user_timeout_counts_more_than_that_of_keepalive() {
 
 #[test]
 fn an_inherited_listener_takes_the_options_of_connections_and_of_accepting() {
-    let listener = std::net::TcpListener::bind(ADDRESS).unwrap();
+    let listener = TcpListener::bind(ADDRESS).unwrap();
     let inherited = Fdaccept::plain().listen("fd:0");
-    let options = "-o keepalive=60 -o user-timeout=7 -o defer=5";
+    let options = "-o keepalive=60 -o user-timeout=7 -o defer=1000";
     let inherited = inherited.options(options).stdin(OwnedFd::from(listener));
     let straight = Straight::start(inherited);
+    let _silent = straight.acceptor.client();
     let client = straight.acceptor.client();
     client.send("hello");
-    let found = keepalive(&straight.receive());
-    assert_eq!(found, (true, [30, 10, 60], 7000));
+    let connection = straight.receive();
+    assert_eq!(keepalive(&connection), (true, [30, 10, 60], 7000));
+    let peer = TcpStream::from(connection).peer_addr().unwrap();
+    assert_eq!(peer.port(), client.local_port());
 }
 
 #[test]
