@@ -3,13 +3,18 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Args, Parser};
 
 use crate::cli::{answer, usage};
+use crate::error::Error;
+use crate::queue::name::Name;
+use crate::queue::owned_name::PathAccess;
 use crate::queue::rendezvous::Rendezvous;
+use crate::system::file_owner::{FileOwner, NamedOwner};
 use crate::system::log::{Log, Verbosity};
-use crate::system::text::{parse_descriptor, parse_mode, parse_number};
+use crate::system::text::{parse_descriptor, parse_mode, parse_number, printable};
 
 /// Where the queue is, for acceptors and consumers alike. Each of the 3 ways excludes the others.
 #[derive(Args, Clone, Debug)]
@@ -30,6 +35,10 @@ pub(super) struct QueueArguments {
     #[arg(long, value_name = "MODE", value_parser = parse_mode)]
     mode: Option<u32>,
 
+    /// Owner of the sockets that are made, and their group, as for chown [default: this user]
+    #[arg(long, value_name = "[USER][:GROUP]")]
+    owner: Option<String>,
+
     /// Also trust UID at the other side of an @NAME, besides this user and root (repeatable)
     #[arg(long, value_name = "UID", value_parser = parse_number::<u32>)]
     allow_uid: Vec<u32>,
@@ -41,20 +50,57 @@ impl QueueArguments {
         self.bind.is_some() || self.connect.is_some() || self.queue_fd.is_some()
     }
 
-    pub fn mode(&self) -> Option<u32> {
-        self.mode
+    pub fn binds(&self) -> bool {
+        self.bind.is_some()
+    }
+
+    pub fn connects(&self) -> bool {
+        self.connect.is_some()
+    }
+
+    /// Whether `--owner` needs another path than that of `--bind`, which is none.
+    pub fn lacks_path(&self) -> bool {
+        let name = self.bind.as_ref().map(|name| Name::parse(name));
+        // What is no name is refused for that.
+        let has_path = name.is_some_and(|name| !name.is_ok_and(|name| name.is_abstract()));
+        self.owner.is_some() && !has_path
+    }
+
+    /// `--mode` and `--owner` of the paths that are made. What `--owner` does not name is as of
+    /// `user`, or ours.
+    pub fn access(&self, user: Option<FileOwner>) -> anyhow::Result<PathAccess> {
+        let owner = match &self.owner {
+            None => user,
+            Some(text) => match NamedOwner::find(text) {
+                Err(error @ Error::Invalid(_)) => {
+                    let option = format!("--owner {}", printable(text.as_bytes()));
+                    return Err(error).context(option);
+                }
+                found => Some(found?.instead_of(user)),
+            },
+        };
+        let mode = self.mode;
+        Ok(PathAccess { mode, owner })
     }
 
     pub fn allow_uid(&self) -> &[u32] {
         &self.allow_uid
     }
 
-    pub fn rendezvous(&self) -> Rendezvous {
+    /// Where a consumer finds its queue.
+    pub fn source(&self) -> anyhow::Result<Rendezvous> {
+        if self.lacks_path() {
+            return Err(usage("--owner needs a path for --bind"));
+        }
+        Ok(self.rendezvous(self.access(None)?))
+    }
+
+    pub fn rendezvous(&self, access: PathAccess) -> Rendezvous {
         Rendezvous {
             queue_fd: self.queue_fd,
             connect: self.connect.clone(),
             bind: self.bind.clone(),
-            mode: self.mode,
+            access,
             allow_uid: self.allow_uid.clone(),
         }
     }
@@ -161,7 +207,14 @@ pub(super) mod tests {
         for both in [["-v", "-q"], ["--quiet", "--verbose"]] {
             refuses::<T>(&[&both, rest].concat(), "cannot be used with");
         }
-        for option in ["--bind", "--connect", "--queue-fd", "--mode", "--allow-uid"] {
+        for option in [
+            "--bind",
+            "--connect",
+            "--queue-fd",
+            "--mode",
+            "--owner",
+            "--allow-uid",
+        ] {
             refuses::<T>(&[option], "a value is required");
         }
         let expected = "octal number from 0 to 777";

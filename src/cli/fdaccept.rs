@@ -53,13 +53,14 @@ pub fn run() -> anyhow::Result<u8> {
     let limit = FdLimit::raise();
     let command = arguments.command()?;
     let user = arguments.service.user()?;
+    let access = arguments.queue.access(user.as_ref().map(User::owner))?;
     let passed = ListenFds::from_environment()?;
     let supervisor = arguments.service.supervisor(&log)?;
     let mut store = FdStore::open(&passed, &supervisor, arguments.service.store(), &log)?;
-    let (sink, read_end) = arguments.sink(user.as_ref(), &mut store)?;
+    let (sink, read_end) = arguments.sink(user.as_ref(), access, &mut store)?;
     let admission = arguments.admission()?;
     // A host look-up may take long. No signal is handled yet, so a signal simply ends the program.
-    let listeners = arguments.listeners(user.as_ref(), &passed, &mut store)?;
+    let listeners = arguments.listeners(access, &passed, &mut store)?;
     let proxy = arguments.admission.awaited_headers(&listeners)?;
     arguments.service.write_ports(&listeners)?;
     let signals = Signals::new(&accept::signals(arguments.admission.has_rules()))?;
@@ -166,8 +167,7 @@ impl AcceptArguments {
 
     /// Rejects options that exclude each other.
     fn check(&self) -> anyhow::Result<()> {
-        let rendezvous = self.queue.rendezvous();
-        let is_own = !self.command.is_empty() || rendezvous.bind.is_some();
+        let is_own = !self.command.is_empty() || self.queue.binds();
         if self.service.store() && !is_own {
             return Err(usage(
                 "--store needs a queue that outlives this process: --bind or -- COMMAND",
@@ -179,12 +179,14 @@ impl AcceptArguments {
                  beside each",
             ));
         }
+        if self.queue.lacks_path() && !self.addresses()?.iter().any(Address::makes_path) {
+            return Err(usage("--owner needs a path, as an ADDRESS or for --bind"));
+        }
         let later = if self.admission.has_rules() {
             Some("--rules is read again later")
         } else {
-            rendezvous
-                .connect
-                .map(|_| "--connect finds the other side again later")
+            let again = "--connect finds the other side again later";
+            self.queue.connects().then_some(again)
         };
         match later.filter(|_| self.service.sandbox()) {
             Some(why) => Err(usage(format!("{why}, which --sandbox does not let it do"))),
@@ -211,14 +213,14 @@ impl AcceptArguments {
     fn sink(
         &self,
         user: Option<&User>,
+        access: PathAccess,
         store: &mut FdStore<'_>,
     ) -> anyhow::Result<(Sink, Option<OwnedFd>)> {
-        let mut rendezvous = self.queue.rendezvous();
+        let mut rendezvous = self.queue.rendezvous(access);
         rendezvous.allow_uid.extend(user.map(User::uid));
         let (mut sink, read_end) = if self.command.is_empty() {
-            let owner = user.map(User::owner);
             let queue = || restore::queue(store);
-            (Sink::open(&rendezvous, owner, queue)?, None)
+            (Sink::open(&rendezvous, queue)?, None)
         } else {
             let (sender, read_end) = restore::queue(store)?;
             (Sink::chain(sender, store.is_wanted()), Some(read_end))
@@ -235,24 +237,24 @@ impl AcceptArguments {
         )?)
     }
 
-    /// Listeners on the addresses, or else the `passed` listeners. `user` is the user that we
-    /// become later.
+    fn addresses(&self) -> crate::error::Result<Vec<Address>> {
+        let addresses = self.addresses.iter();
+        addresses.map(|text| Address::parse(text)).collect()
+    }
+
+    /// Listeners on the addresses, or else the `passed` listeners.
     fn listeners(
         &self,
-        user: Option<&User>,
+        access: PathAccess,
         passed: &ListenFds,
         store: &mut FdStore<'_>,
     ) -> anyhow::Result<Vec<Listener>> {
         let options = ListenOptions {
             backlog: self.backlog,
-            access: PathAccess {
-                mode: self.queue.mode(),
-                owner: user.map(User::owner),
-            },
+            access,
             socket_options: self.options.clone(),
         };
-        let addresses = self.addresses.iter().map(|text| Address::parse(text));
-        let addresses = addresses.collect::<crate::error::Result<Vec<_>>>()?;
+        let addresses = self.addresses()?;
         if !addresses.is_empty() {
             return Ok(restore::listeners(&addresses, &options, store)?);
         }

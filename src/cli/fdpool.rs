@@ -91,7 +91,7 @@ pub fn run() -> anyhow::Result<u8> {
 fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let handler = Handler::find(&arguments.command)?;
-    let source = Source::open(&arguments.queue.rendezvous())?;
+    let source = Source::open(&arguments.queue.source()?)?;
     inherited::close_others_on_exec()?;
     log_output::share()?;
     let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
@@ -107,7 +107,7 @@ fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
         timeout: arguments.ready_timeout,
     });
     let command = WorkerCommand::find(&arguments.command, ready)?;
-    let rendezvous = arguments.queue.rendezvous();
+    let rendezvous = arguments.queue.source()?;
     check_name_of_workers(&rendezvous)?;
     let source = Source::open(&rendezvous)?;
     inherited::close_others_on_exec()?;

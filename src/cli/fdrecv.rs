@@ -61,7 +61,7 @@ pub fn run() -> anyhow::Result<u8> {
     let log = arguments.log.log(PROGRAM);
     let handler = Handler::find(&arguments.command)?;
     let placement = placement(&arguments)?;
-    let mut source = Source::open(&arguments.queue.rendezvous())?;
+    let mut source = Source::open(&arguments.queue.source()?)?;
     inherited::close_others_on_exec()?;
     let alarm = watch_signals(arguments.timeout)?;
     let connection = match find(&mut source)? {

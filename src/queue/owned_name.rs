@@ -3,14 +3,14 @@
 //! The owner of a path holds its lock ([`PathLock`]), so a socket with a free lock has no owner and
 //! may be removed. A name in the abstract namespace ends with its socket and needs no lock.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, umask};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, lstat, stat, umask};
 use nix::unistd::{Gid, Uid, fchownat, unlink};
 
 use crate::error::{Error, Result};
@@ -147,20 +147,13 @@ pub(crate) fn reclaim(
     if let Name::Path(path) = name {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let lock = PathLock::take(name, &path, owner)?;
-        let found = lstat(&path).ok();
-        // If the kernel does not tell the socket's inode, any socket at the path must do.
-        let inode = bound_inode(socket);
-        let is_it = |stat: &FileStat| {
-            type_of(stat) == SFlag::S_IFSOCK
-                && inode.is_none_or(|inode| inode == stat.st_ino as u32)
-        };
-        let Some(stat) = found.filter(is_it) else {
+        let Some(id) = id_of_bound(socket, &path) else {
             lock.remove();
             return Ok(None);
         };
-        let id = file_id(&stat);
         if let Some(owner) = owner {
-            give(&path, id, owner).map_err(|errno| cannot_give(name, owner, errno))?;
+            let given = open_bound(&path, id).and_then(|file| give(&file, owner));
+            given.map_err(|errno| cannot_give(name, owner, errno))?;
         }
         file = Some(OwnedFile::new(path, id, lock));
     }
@@ -168,6 +161,15 @@ pub(crate) fn reclaim(
         name: name.clone(),
         file,
     }))
+}
+
+/// The file at `path`, if `socket` is bound to it. If the kernel does not tell what the socket is
+/// bound to, any socket at the path must do.
+fn id_of_bound(socket: BorrowedFd<'_>, path: &Path) -> Option<FileId> {
+    let found = lstat(path).ok()?;
+    let is_socket = type_of(&found) == SFlag::S_IFSOCK;
+    let is_it = bound_inode(socket).is_none_or(|inode| inode == found.st_ino as u32);
+    (is_socket && is_it).then(|| file_id(&found))
 }
 
 fn all_modes() -> Mode {
@@ -185,10 +187,10 @@ fn bind_locked(
     let failed = |errno| Error::system(format!("bind {name}"), errno);
     let mode = Mode::from_bits_truncate(access.mode.unwrap_or(DEFAULT_MODE)) & all_modes();
     for _ in 0..MAX_TRIES {
-        let bind = || bind_with_mode(socket, address, mode);
         let bound = match access.owner {
-            Some(owner) => bind_for(owner, name, path, bind)?,
-            None => bind(),
+            Some(owner) => bind_for(owner, socket, address, path, mode)
+                .map_err(|errno| cannot_give(name, owner, errno))?,
+            None => bind_with_mode(socket, address, mode),
         };
         match bound {
             Ok(()) => return lstat(path).map(|stat| file_id(&stat)).map_err(failed),
@@ -218,46 +220,84 @@ fn bind_locked(
     Err(failed(Errno::EADDRINUSE))
 }
 
-/// Binds by `bind`, so that the path belongs to `owner` at once.
+/// Binds `socket` so that the path belongs to `owner` before anybody can connect. The inner errno is
+/// that of bind(2), the outer one that of giving the path away.
 fn bind_for(
     owner: FileOwner,
-    name: &Name,
+    socket: BorrowedFd<'_>,
+    address: &UnixAddr,
     path: &Path,
-    bind: impl Fn() -> nix::Result<()>,
-) -> Result<nix::Result<()>> {
-    let cannot_give = |errno| cannot_give(name, owner, errno);
-    let bound = owner.make(&bind).map_err(cannot_give)?;
-    if bound != Err(Errno::EACCES) {
-        return Ok(bound);
+    mode: Mode,
+) -> nix::Result<nix::Result<()>> {
+    if !has_group_of_directory(owner, path) {
+        match owner.make(|| bind_with_mode(socket, address, mode)) {
+            // Without CAP_DAC_OVERRIDE, perhaps only we can make files in this directory.
+            Ok(Err(Errno::EACCES)) => {}
+            // Without CAP_SETGID, we can still give a file of ours to a group of ours.
+            Err(Errno::EPERM) => {}
+            // A file system can be mounted so that a file has the directory's group, mount(8).
+            Ok(Ok(())) if owner.is_group_named => {
+                return give_away(socket, path, owner, mode).map(Ok);
+            }
+            made => return made,
+        }
     }
-    // Without CAP_DAC_OVERRIDE, only we can make files in this directory. So `owner` cannot replace
-    // the path before it is given away.
-    let bound = bind();
+    // Until the path is given away, nobody but us can connect.
+    let bound = bind_with_mode(socket, address, mode & Mode::S_IRWXU);
     if bound.is_ok() {
-        let id = lstat(path)
-            .map(|stat| file_id(&stat))
-            .map_err(cannot_give)?;
-        give(path, id, owner).map_err(|errno| {
-            remove_if(path, id);
-            cannot_give(errno)
-        })?;
+        give_away(socket, path, owner, mode)?;
     }
     Ok(bound)
 }
 
-/// Gives a socket's path to `owner`, if it still is the file `id`.
-fn give(path: &Path, id: FileId, owner: FileOwner) -> nix::Result<()> {
+/// Gives the path that `socket` is bound to its owner, then its mode. Removes it if that fails.
+fn give_away(socket: BorrowedFd<'_>, path: &Path, owner: FileOwner, mode: Mode) -> nix::Result<()> {
+    // In a directory of somebody else's the path may have been replaced.
+    let id = id_of_bound(socket, path).ok_or(Errno::ENOENT)?;
+    let given = open_bound(path, id).and_then(|file| {
+        give(&file, owner)?;
+        set_mode(&file, mode)
+    });
+    given.inspect_err(|_| remove_if(path, id))
+}
+
+/// Whether a new file at `path` would have another group than the one that was named for it.
+fn has_group_of_directory(owner: FileOwner, path: &Path) -> bool {
+    let directory = path.parent().and_then(|directory| stat(directory).ok());
+    owner.is_group_named
+        && directory.is_some_and(|directory| {
+            directory.st_gid != owner.gid
+                && Mode::from_bits_truncate(directory.st_mode).contains(Mode::S_ISGID)
+        })
+}
+
+/// Opens a socket's path (`O_PATH`), if it still is the file `id`.
+fn open_bound(path: &Path, id: FileId) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let socket = open(path, flags, Mode::empty())?;
-    let found = fstat(&socket)?;
+    let file = open(path, flags, Mode::empty())?;
+    let found = fstat(&file)?;
     if file_id(&found) != id || type_of(&found) != SFlag::S_IFSOCK {
         return Err(Errno::ENOENT);
     }
+    Ok(file)
+}
+
+fn give(file: &OwnedFd, owner: FileOwner) -> nix::Result<()> {
+    let found = fstat(file)?;
     if (found.st_uid, found.st_gid) == (owner.uid, owner.gid) {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    fchownat(&socket, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+    fchownat(file, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+}
+
+fn set_mode(file: &OwnedFd, mode: Mode) -> nix::Result<()> {
+    if Mode::from_bits_truncate(fstat(file)?.st_mode) & all_modes() == mode {
+        return Ok(());
+    }
+    // fchmod(2) refuses a descriptor of O_PATH; its link in /proc leads to the file itself.
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fchmodat(AT_FDCWD, &*link, mode, FchmodatFlags::FollowSymlink)
 }
 
 /// The umask gives the path exactly `mode` from the first instant.
@@ -285,7 +325,7 @@ fn is_stale(address: &UnixAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};

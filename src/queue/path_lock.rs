@@ -36,7 +36,13 @@ pub(super) fn remove_if(path: &Path, id: FileId) {
 }
 
 pub(super) fn cannot_give(name: &Name, owner: FileOwner, errno: Errno) -> Error {
-    Error::system(format!("give {name} to uid {}", owner.uid), errno)
+    let FileOwner { uid, gid, .. } = owner;
+    let group = if owner.is_group_named {
+        format!(" and gid {gid}")
+    } else {
+        String::new()
+    };
+    Error::system(format!("give {name} to uid {uid}{group}"), errno)
 }
 
 /// An exclusive lock on a file that we have made, until its descriptor is closed.

@@ -105,6 +105,15 @@ impl Receiver {
     /// [`Error::System`]: `EADDRINUSE` if the name has another owner; [`Error::Invalid`] if the
     /// path exists and is no socket, or if its lock file (`PATH.lock`) is not ours.
     pub fn bind(name: &Name, mode: Option<u32>, trust: Trust) -> Result<Self> {
+        Self::bind_for(name, PathAccess { mode, owner: None }, trust)
+    }
+
+    /// Like [`Receiver::bind`], for an owner of the path.
+    ///
+    /// # Errors
+    /// Those of [`Receiver::bind`]; [`Error::System`] with `EPERM` if this process may not make
+    /// files for the owner.
+    pub(crate) fn bind_for(name: &Name, access: PathAccess, trust: Trust) -> Result<Self> {
         let socket = QuickClose::new(unix_socket::new(SockType::Datagram)?);
         let trust = if name.is_abstract() {
             trust
@@ -116,7 +125,6 @@ impl Receiver {
             setsockopt(&*socket, sockopt::PassCred, &true)
                 .map_err(|errno| Error::system(format!("ask who sends to {name}"), errno))?;
         }
-        let access = PathAccess { mode, owner: None };
         let owned = owned_name::bind(socket.as_fd(), name, access)?;
         Ok(Self::new(socket, trust, Some(owned)))
     }

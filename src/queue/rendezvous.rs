@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use crate::error::Error;
+use crate::queue::owned_name::PathAccess;
 
 /// At most one of the first three is given. Without any, the queue is a standard stream.
 #[derive(Clone, Debug, Default)]
@@ -14,8 +15,8 @@ pub(crate) struct Rendezvous {
     pub connect: Option<OsString>,
     /// `--bind`: a name for us to own.
     pub bind: Option<OsString>,
-    /// `--mode`: the permissions of the socket file that `--bind` makes; 0600 if `None`.
-    pub mode: Option<u32>,
+    /// `--mode` and `--owner`: of the path that `--bind` makes.
+    pub access: PathAccess,
     /// `--allow-uid`: uids that may be on the other side of an abstract name, besides ours and
     /// root's.
     pub allow_uid: Vec<u32>,

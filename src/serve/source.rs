@@ -45,7 +45,7 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::Invalid`] if a descriptor cannot be the source of a queue; those of
-    /// [`Receiver::bind`].
+    /// [`Receiver::bind_for`].
     pub fn open(options: &Rendezvous) -> Result<Self> {
         let trust = Trust::us_and(&options.allow_uid);
         if let Some(name) = &options.connect {
@@ -53,7 +53,7 @@ impl Source {
             return Ok(Source::Named { name, trust });
         }
         if let Some(name) = &options.bind {
-            let receiver = Receiver::bind(&Name::parse(name)?, options.mode, trust)?;
+            let receiver = Receiver::bind_for(&Name::parse(name)?, options.access, trust)?;
             return Ok(Source::Queue(Some(receiver)));
         }
         let number = options.queue_fd.unwrap_or(0);

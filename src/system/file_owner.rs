@@ -15,7 +15,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{capabilities, set_capabilities, set_thread_res_gid, set_thread_res_uid};
 
-use crate::error::to_nix;
+use crate::error::{Error, Result, to_nix};
+use crate::system::accounts::{find_group, find_user};
 use crate::system::descriptor::type_of;
 use crate::system::text::printable;
 
@@ -24,6 +25,77 @@ use crate::system::text::printable;
 pub(crate) struct FileOwner {
     pub uid: u32,
     pub gid: u32,
+    /// The group was named for the file, so a set-group-ID directory does not change it.
+    pub is_group_named: bool,
+}
+
+/// `[USER][:GROUP]`, as chown(1) understands it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamedOwner {
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl NamedOwner {
+    /// Finds user and group, each by name or by number. `USER:` is USER with the group of its
+    /// account.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no such user or group, or neither is named; [`Error::System`]
+    /// if the accounts cannot be read.
+    pub fn find(text: &str) -> Result<Self> {
+        let bad = |problem: &str| Error::Invalid(problem.into());
+        let failed = |errno| {
+            let shown = printable(text.as_bytes());
+            Error::system(format!("look up owner {shown}"), errno)
+        };
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let found = match user {
+            "" => None,
+            user => {
+                let found = find_user(user).map_err(failed)?;
+                Some(found.ok_or_else(|| bad("no such user"))?)
+            }
+        };
+        let gid = match (group, &found) {
+            (None, Some(_)) => None,
+            (None | Some(""), None) => return Err(bad("write USER, USER:GROUP or :GROUP")),
+            (Some(""), Some(found)) => {
+                let account = found.account.as_ref();
+                let account = account
+                    .ok_or_else(|| bad("there is no account with that number, so give a group"))?;
+                Some(account.gid)
+            }
+            (Some(group), _) => {
+                let gid = find_group(group).map_err(failed)?;
+                Some(gid.ok_or_else(|| bad("no such group"))?)
+            }
+        };
+        let (uid, gid) = (
+            found.map(|found| found.uid.as_raw()),
+            gid.map(|gid| gid.as_raw()),
+        );
+        // -1 means "unchanged" to chown(2).
+        match (uid, gid) {
+            (Some(u32::MAX), _) => Err(bad("no such user")),
+            (_, Some(u32::MAX)) => Err(bad("no such group")),
+            _ => Ok(Self { uid, gid }),
+        }
+    }
+
+    /// Whose a file is that otherwise would be `owner`'s, or ours.
+    pub fn instead_of(self, owner: Option<FileOwner>) -> FileOwner {
+        let uid = owner.map_or_else(|| geteuid().as_raw(), |owner| owner.uid);
+        let gid = owner.map_or_else(|| getegid().as_raw(), |owner| owner.gid);
+        FileOwner {
+            uid: self.uid.unwrap_or(uid),
+            gid: self.gid.unwrap_or(gid),
+            is_group_named: self.gid.is_some(),
+        }
+    }
 }
 
 impl FileOwner {
@@ -130,12 +202,73 @@ mod tests {
         Ok((meta.uid(), meta.gid()))
     }
 
+    fn owner(uid: u32, gid: u32) -> FileOwner {
+        FileOwner {
+            uid,
+            gid,
+            is_group_named: false,
+        }
+    }
+
+    #[test]
+    fn an_owner_is_named_as_for_chown() {
+        let named = |uid, gid| NamedOwner { uid, gid };
+        for (text, expected) in [
+            ("root", named(Some(0), None)),
+            ("0", named(Some(0), None)),
+            ("root:", named(Some(0), Some(0))),
+            (":root", named(None, Some(0))),
+            ("4000000001", named(Some(4_000_000_001), None)),
+            (":4000000001", named(None, Some(4_000_000_001))),
+            ("root:4000000001", named(Some(0), Some(4_000_000_001))),
+        ] {
+            assert_eq!(NamedOwner::find(text).unwrap(), expected, "{text}");
+        }
+        for (text, expected) in [
+            ("", "write USER, USER:GROUP or :GROUP"),
+            (":", "write USER, USER:GROUP or :GROUP"),
+            ("no-such", "no such user"),
+            ("no-such:root", "no such user"),
+            ("-1", "no such user"),
+            ("+0", "no such user"),
+            ("4294967295", "no such user"),
+            ("4294967296", "no such user"),
+            ("root:no-such", "no such group"),
+            (":no-such", "no such group"),
+            (":4294967295", "no such group"),
+            ("root:root:root", "no such group"),
+            ("root.root", "no such user"),
+            ("4000000001:", "there is no account with that number"),
+        ] {
+            let error = NamedOwner::find(text).unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{text}");
+            assert!(error.to_string().starts_with(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_named_stays() {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        let found = |text| NamedOwner::find(text).unwrap();
+        let named = |uid, gid| FileOwner {
+            is_group_named: true,
+            ..owner(uid, gid)
+        };
+        assert_eq!(found("7").instead_of(None), owner(7, gid));
+        assert_eq!(found(":7").instead_of(None), named(uid, 7));
+        assert_eq!(found("7:8").instead_of(None), named(7, 8));
+        let other = Some(owner(5, 6));
+        assert_eq!(found("7").instead_of(other), owner(7, 6));
+        assert_eq!(found(":7").instead_of(other), named(5, 7));
+        assert_eq!(found("7:8").instead_of(other), named(7, 8));
+    }
+
     #[test]
     fn a_file_is_made_for_another_user_by_who_may() {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        assert_eq!(made_for(FileOwner { uid, gid }), Ok((uid, gid)));
+        assert_eq!(made_for(owner(uid, gid)), Ok((uid, gid)));
         let (uid, gid) = (4_000_000_001, 4_000_000_002);
-        let made = made_for(FileOwner { uid, gid });
+        let made = made_for(owner(uid, gid));
         let is_root = geteuid().is_root();
         assert_eq!(
             made,

@@ -1,5 +1,6 @@
 //! Linux, seen from Rust. Nothing here knows of queues or of our programs.
 
+pub(crate) mod accounts;
 pub(crate) mod alarm;
 pub(crate) mod command;
 pub(crate) mod descendants;

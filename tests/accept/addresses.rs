@@ -11,12 +11,10 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::*;
-use fdtools::queue;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, VsockAddr, getsockopt, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, UnixAddr, VsockAddr, setsockopt, socket, sockopt,
 };
-use nix::sys::time::{TimeVal, TimeValLike};
 
 const IPV6_LOOPBACK: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
@@ -74,37 +72,6 @@ fn repeatedly(mut is_so: impl FnMut() -> bool) -> bool {
 /// Says that this machine lacks what a test is about.
 fn lacks(what: &str) {
     eprintln!("skipped: this machine has no {what}");
-}
-
-/// fdaccept whose queue ends in this process.
-struct Straight {
-    acceptor: Acceptor,
-    queue: OwnedFd,
-}
-
-impl Straight {
-    fn start(fdaccept: Fdaccept) -> Self {
-        let (queue, other) = socket_pair(SockType::SeqPacket);
-        let deadline = TimeVal::seconds(DEADLINE.as_secs() as i64);
-        setsockopt(&queue, sockopt::ReceiveTimeout, &deadline).unwrap();
-        let acceptor = fdaccept.stdout(other).start();
-        Self { acceptor, queue }
-    }
-
-    #[track_caller]
-    fn receive(&self) -> OwnedFd {
-        let mut message = queue::receive(&self.queue).unwrap();
-        assert_eq!(message.descriptors.len(), 1);
-        message.descriptors.pop().unwrap()
-    }
-}
-
-/// A TCP connection out of the queue of an fdaccept with these options.
-#[track_caller]
-fn accepted_with(options: &str) -> OwnedFd {
-    let straight = Straight::start(Fdaccept::plain().options(options));
-    let _client = straight.acceptor.client();
-    straight.receive()
 }
 
 #[test]
@@ -451,49 +418,6 @@ fn the_backlog_is_the_kernels_maximum_by_default() {
     assert_eq!(backlog(""), maximum);
     assert_eq!(backlog("--backlog=4294967295"), maximum);
     assert_eq!(backlog("--backlog=7"), 7);
-}
-
-#[test]
-fn nodelay_is_set_on_what_is_accepted() {
-    let nodelay = |options| getsockopt(&accepted_with(options), sockopt::TcpNoDelay).unwrap();
-    assert!(nodelay("-o nodelay"));
-    assert!(nodelay("--option=nodelay=1"));
-    assert!(!nodelay(""));
-    // The last one counts.
-    assert!(!nodelay("-o nodelay -o nodelay=0"));
-}
-
-#[test]
-fn keepalive_is_set_on_what_is_accepted() {
-    let keepalive = |options| {
-        let connection = accepted_with(options);
-        let is_on = getsockopt(&connection, sockopt::KeepAlive).unwrap();
-        let idle = getsockopt(&connection, sockopt::TcpKeepIdle).unwrap();
-        (is_on, idle)
-    };
-    assert_eq!(keepalive("-o keepalive=7"), (true, 7));
-    let (is_on, default) = keepalive("");
-    assert!(!is_on);
-    assert_eq!(keepalive("-o keepalive"), (true, default));
-}
-
-#[test]
-fn buffer_sizes_are_set_on_what_is_accepted() {
-    let connection = accepted_with("-o rcvbuf=30000 -o sndbuf=20000");
-    // The kernel doubles them, socket(7).
-    assert_eq!(getsockopt(&connection, sockopt::RcvBuf).unwrap(), 60000);
-    assert_eq!(getsockopt(&connection, sockopt::SndBuf).unwrap(), 40000);
-}
-
-#[test]
-fn an_option_is_set_where_it_applies() {
-    let both = Fdaccept::plain().listen("./s").listen(ADDRESS);
-    let straight = Straight::start(both.options("-o nodelay"));
-    let _client = straight.acceptor.client();
-    let connection = straight.receive();
-    assert!(getsockopt(&connection, sockopt::TcpNoDelay).unwrap());
-    let _client = connect_unix(straight.acceptor.names.file("s"));
-    straight.receive();
 }
 
 #[test]

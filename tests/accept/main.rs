@@ -5,6 +5,7 @@ mod support;
 
 mod access;
 mod addresses;
+mod dead_clients;
 mod failing_accept;
 mod inherited_listeners;
 mod limits;
@@ -17,6 +18,8 @@ mod queue_limit;
 mod readiness;
 mod sandbox;
 mod short_of_descriptors;
+mod silent_clients;
+mod socket_options;
 mod stopping;
 mod strangers;
 mod supervision;

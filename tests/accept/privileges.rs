@@ -22,6 +22,7 @@ use rustix::thread::{
 };
 use tempfile::TempDir;
 
+mod owner;
 mod paths;
 
 /// Uids without an account.
@@ -527,18 +528,24 @@ fn consumers_of_any_user_have_the_queue_by_a_ticket() {
     acceptor.expect_exit(0);
 }
 
+/// Does `action` as a user with one group.
+fn as_member<T: Send>(uid: u32, gid: u32, action: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // The calls change this thread alone.
+            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            set_thread_groups(&[]).unwrap();
+            set_thread_res_gid(group, group, group).unwrap();
+            set_thread_res_uid(user, user, user).unwrap();
+            action()
+        });
+        thread.join().unwrap()
+    })
+}
+
 /// Whether a process with this uid and gid may connect to a Unix socket.
 fn may_connect(uid: u32, path: &Path) -> bool {
-    let path = path.to_owned();
-    let client = std::thread::spawn(move || {
-        // The calls change this thread alone.
-        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-        set_thread_groups(&[]).unwrap();
-        set_thread_res_gid(group, group, group).unwrap();
-        set_thread_res_uid(user, user, user).unwrap();
-        UnixStream::connect(path).is_ok()
-    });
-    client.join().unwrap()
+    as_member(uid, uid, || UnixStream::connect(path).is_ok())
 }
 
 /// fdaccept for [`SOMEBODY`] with a pool, from a copy that this user may execute.

@@ -224,6 +224,28 @@ fn a_path_stays_that_of_another_user() {
 }
 
 #[test]
+fn a_path_gets_another_owner_at_a_start_that_names_one() {
+    needs!(root());
+    let keeper = Keeper::new();
+    let path = keeper.file("s");
+    for (owner, expected) in [
+        (&["--owner", ":4000000005"][..], (0, 4_000_000_005)),
+        (
+            &["--owner", "4000000001:4000000006"],
+            (4_000_000_001, 4_000_000_006),
+        ),
+        (&[], (4_000_000_001, 4_000_000_006)),
+    ] {
+        let mut process = keeper.start(&[owner, &[&path]].concat());
+        assert_eq!(process.listening(), path);
+        let facts = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!((facts.uid(), facts.gid()), expected);
+        keeper.expect_kept(1);
+        crash(process);
+    }
+}
+
+#[test]
 fn a_relative_path_stays() {
     let keeper = Keeper::new();
     let start = || {

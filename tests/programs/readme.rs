@@ -11,10 +11,12 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Group;
 
 use crate::support::*;
 
@@ -451,6 +453,19 @@ readme! {
         assert_eq!(ask(port, "as nobody"), "as nobody");
     }
 
+    fn a_group_may_use_a_socket(terminal: [
+        "fdaccept --owner :nogroup --mode 0660 ./app.sock | fdpool 4 -- cat"
+    ]) {
+        let Some(group) = Group::from_name("nogroup").unwrap().filter(|_| root()) else {
+            return;
+        };
+        assert_eq!(terminal.run(0).listening(), "./app.sock");
+        let path = terminal.dir().join("app.sock");
+        let meta = path.metadata().unwrap();
+        assert_eq!((meta.gid(), meta.mode() & 0o777), (group.gid.as_raw(), 0o660));
+        Client::connect_unix(path).expect_echo("hello");
+    }
+
     fn a_pool_runs_behind_prlimit_and_nice(terminal: [
         "fdaccept 8888 | prlimit --nofile=64 nice fdpool 4 -- cat"
     ]) {
@@ -502,6 +517,14 @@ readme! {
     ]) {
         let port = terminal.run(0).port();
         assert_eq!(ask(port, "alive"), "alive");
+    }
+
+    fn a_client_that_speaks_is_served_though_others_are_silent(terminal: [
+        "fdaccept -o defer=15 8888 | fdpool 4 -- cat"
+    ]) {
+        let port = terminal.run(0).port();
+        let _silent = [(); 4].map(|()| connect(port));
+        assert_eq!(ask(port, "spoken"), "spoken");
     }
 
     fn each_connection_is_logged(terminal: ["fdaccept -v 8888 | fdpool -v 4 -- cat"]) {

@@ -4,7 +4,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::*;
 
@@ -59,5 +62,28 @@ impl Process {
     #[track_caller]
     pub fn until_accepted(&mut self, count: usize) {
         (0..count).for_each(|_| drop(self.line("accepted ")));
+    }
+}
+
+/// fdaccept whose queue ends in this process.
+pub struct Straight {
+    pub acceptor: Acceptor,
+    queue: OwnedFd,
+}
+
+impl Straight {
+    pub fn start(fdaccept: Fdaccept) -> Self {
+        let (queue, other) = socket_pair(SockType::SeqPacket);
+        let deadline = TimeVal::seconds(DEADLINE.as_secs() as i64);
+        setsockopt(&queue, sockopt::ReceiveTimeout, &deadline).unwrap();
+        let acceptor = fdaccept.stdout(other).start();
+        Self { acceptor, queue }
+    }
+
+    #[track_caller]
+    pub fn receive(&self) -> OwnedFd {
+        let mut message = fdtools::queue::receive(&self.queue).unwrap();
+        assert_eq!(message.descriptors.len(), 1);
+        message.descriptors.pop().unwrap()
     }
 }

@@ -84,6 +84,13 @@ impl Place {
     }
 }
 
+impl Address {
+    /// Whether a listener there makes a path in the file system.
+    pub fn makes_path(&self) -> bool {
+        matches!(self, Address::New(Place::Unix(Name::Path(_))))
+    }
+}
+
 impl std::str::FromStr for Address {
     type Err = Error;
 

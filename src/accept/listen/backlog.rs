@@ -1,9 +1,10 @@
 //! Backlogs: connections that wait at a listener to be accepted.
-#![allow(unsafe_code)] // one getsockopt, which no library has
+#![allow(unsafe_code)] // one getsockopt and one setsockopt, which no library has
 
-use std::mem::offset_of;
+use std::mem::{offset_of, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::errno::Errno;
 use nix::libc;
 
 /// How many connections wait at a TCP listener, as in ss(8); 0 if the kernel does not tell.
@@ -28,6 +29,30 @@ pub(crate) fn waiting(listener: BorrowedFd<'_>) -> usize {
     } else {
         0
     }
+}
+
+/// The longest time, in seconds, for which the kernel defers a connection: 255 times, by up to 120
+/// seconds each (seen).
+pub(crate) const MAX_DEFERRED: u32 = 29_887;
+
+/// Keeps a connection out of the backlog of a TCP listener until its client has sent something, or
+/// for about `seconds` (`TCP_DEFER_ACCEPT`, tcp(7)); 0 for not at all.
+///
+/// The kernel rounds up to 1, 3, 7, 15, 31, 63 or 127 seconds, and so on: to when it would repeat
+/// its part of the handshake (seen).
+pub(crate) fn defer(listener: BorrowedFd<'_>, seconds: u32) -> nix::Result<()> {
+    let seconds = seconds as libc::c_int;
+    // SAFETY: the kernel reads an int, which is `seconds`.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 /// The longest backlog that the kernel allows, in connections.

@@ -88,7 +88,7 @@ pub(crate) fn adopt(claimed: Claimed, options: &ListenOptions) -> Result<Listene
         family,
         transport,
     } = claimed;
-    apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
+    apply_options(fd.as_fd(), family, options, Some(When::AnyTime))?;
     let mut listener = finish(fd, transport, None)?;
     listener.set_inherited(true);
     // A transparent listener (ip(7)) accepts connections to any address.

@@ -19,6 +19,7 @@ use crate::system::unix_socket;
 pub(crate) mod address;
 pub(crate) mod backlog;
 pub(crate) mod inherit;
+mod keepalive;
 pub(crate) mod open;
 pub(crate) mod socket_option;
 
@@ -47,7 +48,7 @@ pub(crate) struct ListenOptions {
     pub backlog: Option<u32>,
     /// Of the path of a Unix socket.
     pub access: PathAccess,
-    /// In the order in which they are set.
+    /// Of an option that is given twice, the last one counts.
     pub socket_options: Vec<SocketOption>,
 }
 
@@ -132,12 +133,14 @@ pub(crate) fn apply_options(
     options: &ListenOptions,
     when: Option<When>,
 ) -> Result<()> {
-    options
+    let mut due: Vec<_> = options
         .socket_options
         .iter()
         .filter(|option| option.applies_to(family))
         .filter(|option| when.is_none_or(|when| option.when() == when))
-        .try_for_each(|option| option.apply(fd))
+        .collect();
+    due.sort_by_key(|option| option.rank());
+    due.into_iter().try_for_each(|option| option.apply(fd))
 }
 
 /// Makes a listener of a listening socket. `name` is the right to the name that it is bound to.

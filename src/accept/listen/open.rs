@@ -608,7 +608,9 @@ mod tests {
         let connection = accept(&listener);
         assert!(getsockopt(&connection, sockopt::TcpNoDelay).unwrap());
         assert!(getsockopt(&connection, sockopt::KeepAlive).unwrap());
-        assert_eq!(getsockopt(&connection, sockopt::TcpKeepIdle).unwrap(), 77);
+        assert_eq!(getsockopt(&connection, sockopt::TcpKeepIdle).unwrap(), 41);
+        let user_timeout = getsockopt(&connection, sockopt::TcpUserTimeout).unwrap();
+        assert_eq!(user_timeout, 77_000);
         assert_eq!(getsockopt(&connection, sockopt::RcvBuf).unwrap(), 60000);
         open_one(&listener.to_string(), &with(&["reuseport"]));
     }

@@ -2,16 +2,20 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, setsockopt, sockopt};
 
+use crate::accept::listen::backlog;
+use crate::accept::listen::keepalive::{self, Probes};
 use crate::error::{Error, Result};
-use crate::system::text::digits;
+use crate::system::text::{digits, parse_seconds};
 
 /// A socket option and its value, as in `-o NAME[=VALUE]`.
 #[derive(Clone, Copy)]
 pub(crate) struct SocketOption {
     row: &'static Row,
+    /// Of [`Takes::Seconds`] in milliseconds.
     value: Option<u32>,
 }
 
@@ -19,8 +23,8 @@ pub(crate) struct SocketOption {
 pub(crate) enum When {
     /// Before the listener is bound, so not on an inherited listener.
     BeforeBind,
-    /// At any time: accepted connections inherit the option from the listener.
-    Inherited,
+    /// At any time, so on an inherited listener, too.
+    AnyTime,
 }
 
 #[derive(Clone, Copy)]
@@ -31,6 +35,8 @@ enum Takes {
     Optional(&'static str, u32, u32),
     /// A number within these bounds.
     Number(&'static str, u32, u32),
+    /// Seconds with an optional fraction.
+    Seconds,
 }
 
 /// A TCP option. A Unix or vsock listener lacks the option, or does not pass it on to accepted
@@ -49,31 +55,46 @@ const TCP: &[AddressFamily] = &[AddressFamily::Inet, AddressFamily::Inet6];
 /// The kernel stores a buffer size as an int, and doubles it.
 const MAX_BUFFER: u32 = i32::MAX as u32 / 2;
 
-/// The longest idle time that tcp(7) takes (`MAX_TCP_KEEPIDLE`).
-const MAX_KEEPIDLE: u32 = 32_767;
+/// The kernel stores milliseconds as an int.
+const MAX_MILLISECONDS: u32 = i32::MAX as u32;
 
+/// The options, in the order in which they are set: `keepalive` sets a user timeout, which
+/// `user-timeout` replaces.
 const TABLE: &[Row] = &[
     Row {
         name: "nodelay",
         takes: Takes::Flag,
         families: TCP,
-        when: When::Inherited,
+        when: When::AnyTime,
         help: "send small packets at once (TCP_NODELAY)",
         set: |fd, value| setsockopt(&fd, sockopt::TcpNoDelay, &is_on(value)),
     },
     Row {
         name: "keepalive",
-        takes: Takes::Optional("SECONDS", 1, MAX_KEEPIDLE),
+        takes: Takes::Optional("SECONDS", 1, keepalive::MAX_SECONDS),
         families: TCP,
-        when: When::Inherited,
-        help: "notice dead clients, probing after SECONDS idle (SO_KEEPALIVE, TCP_KEEPIDLE)",
+        when: When::AnyTime,
+        help: "end the connections of clients that are gone for SECONDS (SO_KEEPALIVE)",
         set: |fd, value| {
             setsockopt(&fd, sockopt::KeepAlive, &true)?;
-            match value {
-                Some(seconds) => setsockopt(&fd, sockopt::TcpKeepIdle, &seconds),
-                None => Ok(()),
-            }
+            value.map_or(Ok(()), |seconds| Probes::within(seconds).set(fd))
         },
+    },
+    Row {
+        name: "user-timeout",
+        takes: Takes::Seconds,
+        families: TCP,
+        when: When::AnyTime,
+        help: "end a connection that takes no data for SECONDS (TCP_USER_TIMEOUT)",
+        set: |fd, value| setsockopt(&fd, sockopt::TcpUserTimeout, &value.unwrap_or(0)),
+    },
+    Row {
+        name: "defer",
+        takes: Takes::Number("SECONDS", 0, backlog::MAX_DEFERRED),
+        families: TCP,
+        when: When::AnyTime,
+        help: "accept a client once it speaks, or after SECONDS (TCP_DEFER_ACCEPT)",
+        set: |fd, value| backlog::defer(fd, value.unwrap_or(0)),
     },
     Row {
         name: "reuseport",
@@ -128,6 +149,19 @@ fn size(value: Option<u32>) -> usize {
     value.unwrap_or(0).try_into().unwrap_or(usize::MAX)
 }
 
+/// Rounded up: 0 has a meaning of its own.
+fn milliseconds(text: &str) -> Option<u32> {
+    let number = parse_seconds(text).ok()?.as_nanos().div_ceil(1_000_000);
+    let number = u32::try_from(number).ok()?;
+    (number <= MAX_MILLISECONDS).then_some(number)
+}
+
+/// Parses to the same number of milliseconds.
+fn seconds(milliseconds: u32) -> String {
+    let duration = Duration::from_millis(milliseconds.into());
+    duration.as_secs_f64().to_string()
+}
+
 impl SocketOption {
     /// Parses `NAME` or `NAME=VALUE`.
     ///
@@ -155,12 +189,28 @@ impl SocketOption {
         let value = match (row.takes, value) {
             (Takes::Flag | Takes::Optional(..), None) => None,
             (Takes::Flag, Some(value)) => number(0, 1, value)?,
-            (Takes::Number(..), None) => return Err(bad("the value is missing".into())),
+            (Takes::Number(..) | Takes::Seconds, None) => {
+                return Err(bad("the value is missing".into()));
+            }
             (Takes::Optional(_, min, max) | Takes::Number(_, min, max), Some(value)) => {
                 number(min, max, value)?
             }
+            (Takes::Seconds, Some(value)) => match milliseconds(value) {
+                Some(number) => Some(number),
+                None => {
+                    let most = seconds(MAX_MILLISECONDS);
+                    return Err(bad(format!(
+                        "the value is a number of seconds from 0 to {most}"
+                    )));
+                }
+            },
         };
         Ok(SocketOption { row, value })
+    }
+
+    /// An option with a lower rank is set first.
+    pub fn rank(&self) -> Option<usize> {
+        TABLE.iter().position(|row| row.name == self.row.name)
     }
 
     pub fn when(&self) -> When {
@@ -188,9 +238,10 @@ impl fmt::Display for SocketOption {
     /// The spelling that parses to this option.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.row.name)?;
-        match self.value {
-            Some(value) => write!(f, "={value}"),
-            None => Ok(()),
+        match (self.row.takes, self.value) {
+            (_, None) => Ok(()),
+            (Takes::Seconds, Some(value)) => write!(f, "={}", seconds(value)),
+            (_, Some(value)) => write!(f, "={value}"),
         }
     }
 }
@@ -216,6 +267,7 @@ impl Row {
             Takes::Flag => format!("{}[=0|1]", self.name),
             Takes::Optional(unit, ..) => format!("{}[={unit}]", self.name),
             Takes::Number(unit, ..) => format!("{}={unit}", self.name),
+            Takes::Seconds => format!("{}=SECONDS", self.name),
         }
     }
 }
@@ -279,6 +331,12 @@ mod tests {
             "nodelay=1",
             "keepalive",
             "keepalive=60",
+            "user-timeout=60",
+            "user-timeout=0.25",
+            "user-timeout=2147483.647",
+            "user-timeout=0",
+            "defer=5",
+            "defer=0",
             "reuseport",
             "v6only=0",
             "freebind",
@@ -303,6 +361,21 @@ mod tests {
             ("keepalive=x", "from 1 to 32767"),
             ("keepalive=0", "from 1 to 32767"),
             ("keepalive=+5", "from 1 to 32767"),
+            ("keepalive=32768", "from 1 to 32767"),
+            ("keepalive=1.5", "from 1 to 32767"),
+            ("user-timeout", "write user-timeout=SECONDS: the value is"),
+            ("user-timeout=", "a number of seconds from 0 to 2147483.647"),
+            (
+                "user-timeout=-1",
+                "a number of seconds from 0 to 2147483.647",
+            ),
+            ("user-timeout=2147483.648", "from 0 to 2147483.647"),
+            ("user-timeout=inf", "from 0 to 2147483.647"),
+            ("user-timeout=1m", "from 0 to 2147483.647"),
+            ("usertimeout=1", "no such socket option"),
+            ("defer", "write defer=SECONDS: the value is missing"),
+            ("defer=29888", "the value is a number from 0 to 29887"),
+            ("defer=0.5", "the value is a number from 0 to 29887"),
             ("rcvbuf", "write rcvbuf=BYTES: the value is missing"),
             ("sndbuf=", "the value is a number"),
             ("sndbuf=0", "write sndbuf=BYTES"),
@@ -324,7 +397,14 @@ mod tests {
         assert!(!getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
         set("keepalive=77");
         assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
-        assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), 77);
+        let user_timeout = || getsockopt(&socket, sockopt::TcpUserTimeout).unwrap();
+        assert_eq!(user_timeout(), 77_000);
+        set("user-timeout=0.0001");
+        assert_eq!(user_timeout(), 1);
+        set("user-timeout=2147483.647");
+        assert_eq!(user_timeout(), 2_147_483_647);
+        set("user-timeout=0");
+        assert_eq!(user_timeout(), 0);
         set("reuseport");
         assert!(getsockopt(&socket, sockopt::ReusePort).unwrap());
         set("freebind");
@@ -349,11 +429,12 @@ mod tests {
         assert!(!parse("v6only").applies_to(AddressFamily::Inet));
         assert!(!parse("nodelay").applies_to(AddressFamily::Unix));
         assert_eq!(parse("rcvbuf=1").when(), When::BeforeBind);
+        assert!(parse("keepalive").rank() < parse("user-timeout=1").rank());
     }
 
     proptest! {
         #[test]
-        fn no_option_panics(text in "(nodelay|keepalive|rcvbuf)?=?\\PC{0,12}") {
+        fn no_option_panics(text in "(nodelay|keepalive|user-timeout|rcvbuf)?=?(\\PC{0,12}|[0-9]{1,7}\\.[0-9]{1,7})") {
             if let Ok(option) = SocketOption::parse(&text) {
                 prop_assert_eq!(parse(&option.to_string()), option);
             }

@@ -238,7 +238,7 @@ fn revive(
             }
             _ => None,
         };
-        apply_options(fd.as_fd(), family, options, Some(When::Inherited))?;
+        apply_options(fd.as_fd(), family, options, Some(When::AnyTime))?;
         listen(fd.as_fd(), &shown, options)?;
         let flags = fcntl(&fd, FcntlArg::F_GETFL)
             .map_err(|errno| Error::system(format!("use what was kept of {shown}"), errno))?;

@@ -5,14 +5,14 @@ use std::ffi::CString;
 
 use nix::errno::Errno;
 use nix::unistd::{
-    Gid, Group, Uid, User as Account, getgrouplist, getgroups, getresgid, getresuid, setgroups,
-    setresgid, setresuid,
+    Gid, Uid, getgrouplist, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::error::{Error, Result, to_nix};
+use crate::system::accounts::{find_group, find_user};
 use crate::system::file_owner::FileOwner;
-use crate::system::text::{digits, printable};
+use crate::system::text::printable;
 
 /// A user and its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,30 +39,25 @@ impl User {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
-        let number = digits(user).map(Uid::from_raw);
-        let account = match Account::from_name(user).map_err(failed)? {
-            None => number.map(Account::from_uid).transpose().map_err(failed)?,
-            named => Some(named),
-        }
-        .flatten();
+        let found = find_user(user).map_err(failed)?;
         let given = group.map(|group| find_group(group).map_err(failed));
         let given = match given.transpose()? {
             Some(None) => return Err(bad("no such group")),
             given => given.flatten(),
         };
-        let (uid, gid, groups) = match (account, number) {
-            (Some(account), _) => {
+        let found = found.ok_or_else(|| bad("no such user"))?;
+        let uid = found.uid;
+        let (gid, groups) = match found.account {
+            Some(account) => {
                 let gid = given.unwrap_or(account.gid);
                 let name = CString::new(account.name).unwrap_or_default();
-                let groups = getgrouplist(&name, gid).map_err(failed)?;
-                (account.uid, gid, groups)
+                (gid, getgrouplist(&name, gid).map_err(failed)?)
             }
-            (None, Some(uid)) => {
+            None => {
                 let gid = given
                     .ok_or_else(|| bad("there is no account with that number, so give a group"))?;
-                (uid, gid, vec![gid])
+                (gid, vec![gid])
             }
-            (None, None) => return Err(bad("no such user")),
         };
         // -1 means "unchanged" to setresuid(2).
         if uid.is_root() || uid.as_raw() == u32::MAX || gid.as_raw() == u32::MAX {
@@ -85,6 +80,7 @@ impl User {
         FileOwner {
             uid: self.uid.as_raw(),
             gid: self.gid.as_raw(),
+            is_group_named: false,
         }
     }
 
@@ -123,11 +119,6 @@ impl User {
             && set(&self.groups) == set(&getgroups()?)
             && setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_err())
     }
-}
-
-fn find_group(text: &str) -> Result<Option<Gid>, Errno> {
-    let named = Group::from_name(text)?.map(|group| group.gid);
-    Ok(named.or_else(|| digits(text).map(Gid::from_raw)))
 }
 
 #[cfg(test)]

@@ -21,11 +21,9 @@ use crate::error::{Error, Result};
 use crate::queue::Sender;
 use crate::queue::fetch::is_passing;
 use crate::queue::name::Name;
-use crate::queue::owned_name::PathAccess;
 use crate::queue::rendezvous::{Rendezvous, with_advice};
 use crate::queue::trust::Trust;
 use crate::system::descriptor::{describe, file_type};
-use crate::system::file_owner::FileOwner;
 use crate::system::inherited;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched, ready};
@@ -153,25 +151,21 @@ impl Sink {
         }
     }
 
-    /// The sink that the options name, or else standard output. A path that is bound belongs to
-    /// `owner`, or to us. `queue` makes our own queue, or takes the queue that the service manager
-    /// has kept.
+    /// The sink that the options name, or else standard output. `queue` makes our own queue, or
+    /// takes the queue that the service manager has kept.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the descriptor cannot carry connections; see also
     /// [`crate::queue::owned_name::bind`].
     pub fn open(
         options: &Rendezvous,
-        owner: Option<FileOwner>,
         queue: impl FnOnce() -> Result<(Sender, OwnedFd)>,
     ) -> Result<Self> {
         let trust = Trust::us_and(&options.allow_uid);
         if let Some(name) = &options.bind {
             let (sender, read_end) = queue()?;
             let read_end = ReadEnd::new(read_end)?;
-            let mode = options.mode;
-            let access = PathAccess { mode, owner };
-            let door = NamedDoor::open(&Name::parse(name)?, access, trust)?;
+            let door = NamedDoor::open(&Name::parse(name)?, options.access, trust)?;
             return Ok(Self::new(Some(sender), Way::Named { door, read_end }));
         }
         if let Some(name) = &options.connect {

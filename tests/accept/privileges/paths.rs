@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use super::*;
 
 /// Owner, group and permissions, if something is there.
-fn whose_if_there(path: &Path) -> Option<(u32, u32, u32)> {
+pub(super) fn whose_if_there(path: &Path) -> Option<(u32, u32, u32)> {
     path.symlink_metadata().ok().map(|_| whose(path))
 }
 
