@@ -149,10 +149,10 @@ impl<C: Crew> Pool<C> {
     fn say_refused(&self) {
         match self.crew.refused() {
             0 => {}
-            1 => self.log.notice("1 message was refused"),
+            1 => self.log.warning("1 message was refused"),
             count => self
                 .log
-                .notice(format_args!("{count} messages were refused")),
+                .warning(format_args!("{count} messages were refused")),
         }
     }
 

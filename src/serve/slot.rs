@@ -244,7 +244,7 @@ impl Slot<'_> {
     fn say_stopped(&self, pid: Pid, signal: i32) {
         let signal = signals::name(signal);
         self.log
-            .notice(format_args!("handler {pid} is stopped by {signal}"));
+            .warning(format_args!("handler {pid} is stopped by {signal}"));
     }
 
     /// Takes the next step of a termination, by the pool's urgency and by the clock.

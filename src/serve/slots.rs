@@ -332,7 +332,7 @@ impl Crew for Slots {
             }
             (_, Some(signal)) => {
                 self.log
-                    .notice(format_args!("slot {pid} was ended by signal {signal}"));
+                    .warning(format_args!("slot {pid} was ended by signal {signal}"));
             }
             // The slot has logged the reason.
             _ => return self.shortage.begin(),

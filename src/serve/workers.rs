@@ -243,7 +243,7 @@ impl Workers {
             .is_some_and(|((pid, _), queue)| queue.is_read_as_bytes_by(*pid));
         if is_misled {
             let name = self.command.name();
-            self.log.notice(format_args!(
+            self.log.warning(format_args!(
                 "{name} gets the queue, not a connection: did you mean fdpool N -- {name}, without \
                  --worker?"
             ));
@@ -284,7 +284,7 @@ impl Workers {
             match worker.due() {
                 Some(Step::Kill) => {
                     let grace = seconds(worker.patience);
-                    log.notice(format_args!(
+                    log.warning(format_args!(
                         "worker {pid} did not end within {grace}, and is killed"
                     ));
                     worker.kill();
@@ -333,7 +333,7 @@ impl Workers {
             delay => format!("in {}", seconds(delay)),
         };
         let how = how(status);
-        self.log.notice(format_args!(
+        self.log.warning(format_args!(
             "worker {pid} {how}; the next one is started {when}"
         ));
         self.vacancies.push(Vacancy::now(failures));
@@ -437,7 +437,7 @@ impl Crew for Workers {
         if self.workers.contains_key(&pid) {
             let signal = signals::name(signal);
             self.log
-                .notice(format_args!("worker {pid} is stopped by {signal}"));
+                .warning(format_args!("worker {pid} is stopped by {signal}"));
         }
     }
 

@@ -11,6 +11,7 @@ pub(crate) mod fork;
 pub(crate) mod free_fds;
 pub(crate) mod inherited;
 pub mod interrupt;
+pub(crate) mod journal;
 pub(crate) mod log;
 pub(crate) mod log_output;
 pub(crate) mod null;

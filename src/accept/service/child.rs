@@ -135,7 +135,7 @@ impl Child {
 
     fn say_misled(&self, log: &Log) {
         let name = &self.name;
-        log.notice(format_args!(
+        log.warning(format_args!(
             "{name} gets the queue, not a connection: did you mean -- fdpool N -- {name}?"
         ));
     }

@@ -420,7 +420,7 @@ impl Sink {
                 door.attend(read_end, log);
                 let is_read = offer_ticket(pipe, door);
                 if door.is_misread() {
-                    log.notice(format_args!(
+                    log.warning(format_args!(
                         "{IN_VAIN} tickets were read and none was redeemed: does the reader of \
                          the pipe understand them? Did you mean | fdpool N -- COMMAND?"
                     ));
