@@ -23,7 +23,7 @@ use crate::accept::shutdown::{Shutdown, Stage};
 use crate::accept::sink::{Delivery, Sink, Untaken};
 use crate::accept::turns::{Class, Turns, classify};
 use crate::error::{Error, Result};
-use crate::queue::message;
+use crate::queue::{ends, message};
 use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet};
@@ -356,7 +356,7 @@ impl Acceptor {
             info.set(message::TCP_CONN_NUM, number.to_string());
         }
         if self.log.is_verbose() {
-            let (client, listener) = (info.client(), &incoming.listener);
+            let (client, listener) = (ends::client(&info), &incoming.listener);
             self.log
                 .detail(format_args!("accepted {client} on {listener}"));
         }
@@ -376,7 +376,7 @@ impl Acceptor {
 
     fn turn_away(&mut self, incoming: Incoming, why: Refusal) {
         if self.log.is_verbose() {
-            let (client, listener) = (incoming.info().client(), &incoming.listener);
+            let (client, listener) = (ends::client(&incoming.info()), &incoming.listener);
             self.log
                 .detail(format_args!("refused {client} on {listener}: {why}"));
         }

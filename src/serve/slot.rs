@@ -14,7 +14,7 @@ use rustix::process::{self, WaitOptions};
 
 use crate::error::Result;
 use crate::queue::connection::Connection;
-use crate::queue::{Received, Receiver};
+use crate::queue::{Received, Receiver, ends};
 use crate::serve::handler::Handler;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
@@ -98,7 +98,7 @@ impl Slot<'_> {
             match self.next(queue.as_ref())? {
                 Received::Connection(connection) if connection.is_gone() => {
                     self.scoreboard.count_gone();
-                    let client = connection.info().client();
+                    let client = ends::client(connection.info());
                     self.log.detail(format_args!("{client} had gone"));
                     self.scoreboard.log_status(&self.log);
                 }
@@ -151,6 +151,8 @@ impl Slot<'_> {
         if self.log.is_verbose() {
             let client = connection.info().client();
             self.log.detail(format_args!("pid {pid} from {client}"));
+            let ends = ends::both(connection.info());
+            self.log.detail(format_args!("ok {pid} {ends}"));
         }
         // Only the handler has the connection now, so the client sees the end when the handler
         // ends. The lease stays here until then, whatever the handler closes or leaves behind.

@@ -5,6 +5,21 @@ pub fn is_counters(line: &str) -> bool {
     line.starts_with("fdaccept: accepted ") && line.contains(", passed ")
 }
 
+/// The client's port in a line that is `start`, the port, and `rest`: `fdaccept: refused 127.0.0.7`,
+/// `:45678`, ` on 127.0.0.1:8888: a rule denies it`.
+pub fn port_told(line: &str, start: &str, rest: &str) -> Option<u16> {
+    let line = line.strip_prefix(start)?.strip_prefix(':')?;
+    line.strip_suffix(rest)?.parse().ok()
+}
+
+/// How many lines of a log are such lines.
+pub fn times_told(log: &str, start: &str, rest: &str) -> usize {
+    let told = log
+        .lines()
+        .filter(|line| port_told(line, start, rest).is_some());
+    told.count()
+}
+
 /// Whether fdaccept says that so many connections are lost with their consumers. How many exactly it knows
 /// only if it has looked between the end of the first consumer and that of the last.
 pub fn is_left(line: &str, count: usize) -> bool {
