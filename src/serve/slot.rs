@@ -4,6 +4,7 @@
 //! A slot blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: at once
 //! before or during that call, and after that call when the connection is served.
 
+use std::fmt;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,8 @@ use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::system::alarm::Alarm;
 use crate::system::log::{Log, Said, Verbosity};
-use crate::system::termination::{KILL_AFTER, Target, Termination};
+use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
+use crate::system::text::seconds;
 use crate::system::vfork::Launcher;
 use crate::system::{exit, fork, interrupt, signals};
 
@@ -156,8 +158,9 @@ impl Slot<'_> {
         }
         // Only the handler has the connection now, so the client sees the end when the handler
         // ends. The lease stays here until then, whatever the handler closes or leaves behind.
+        let client = connection.info().client();
         let lease = connection.into_lease();
-        let status = self.wait_for(pid, clock);
+        let status = self.wait_for(pid, &client, clock);
         drop(lease);
         self.log.detail(format_args!("end {pid} status {status}"));
         true
@@ -223,17 +226,20 @@ impl Slot<'_> {
 
     /// Waits for a handler, and ends it with all that it has started when there is a reason to.
     /// Returns the raw status of the handler, as tcpserver logs it.
-    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
+    fn wait_for(&self, pid: Pid, client: &str, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);
         loop {
-            self.go_on(&mut end);
+            self.go_on(&mut end, format_args!("handler {pid} ({client})"));
             clock.wait(end.countdown().deadline());
             if let Some(status) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 end.leader_ended();
                 // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
-                    self.go_on(&mut end);
+                    self.go_on(
+                        &mut end,
+                        format_args!("what handler {pid} ({client}) has started"),
+                    );
                     clock.wait(Some(end.next_look()));
                     fork::reap();
                 }
@@ -249,14 +255,28 @@ impl Slot<'_> {
             .warning(format_args!("handler {pid} is stopped by {signal}"));
     }
 
-    /// Takes the next step of a termination, by the pool's urgency and by the clock.
-    fn go_on(&self, end: &mut Termination) {
-        match self.scoreboard.urgency() {
-            Urgency::None => {}
-            Urgency::End => end.ask(Instant::now() + KILL_AFTER),
-            Urgency::Now => end.kill(None),
-        }
+    /// Takes the next step of a termination, by the pool's urgency and by the clock, and says why.
+    fn go_on(&self, end: &mut Termination, who: fmt::Arguments<'_>) {
+        let urgency = self.scoreboard.urgency();
+        let why = match (urgency, end.countdown().due(Instant::now())) {
+            // Somebody has sent a second signal, and knows.
+            (Urgency::Now, _) => return end.kill(None),
+            (_, Some(Step::Ask)) => {
+                let timeout = seconds(self.timeout.unwrap_or_default());
+                format!("ran for {timeout} (--timeout), and is ended")
+            }
+            (_, Some(Step::Kill)) => {
+                let time = seconds(KILL_AFTER);
+                format!("did not end within {time}, and is killed")
+            }
+            (Urgency::End, _) if end.countdown().is_running() => {
+                end.ask(Instant::now() + KILL_AFTER);
+                "did not finish within --grace, and is ended".to_owned()
+            }
+            _ => return,
+        };
         end.go_on();
+        self.log.warning(format_args!("{who} {why}"));
     }
 }
 

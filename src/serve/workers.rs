@@ -20,6 +20,7 @@ use crate::system::poll::{PollFlags, Watched};
 use crate::system::processes::{SocketLink, children};
 use crate::system::signals;
 use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
+use crate::system::text::{counted, seconds};
 
 /// How long a place stays empty after its worker ended too soon. The delay doubles with each
 /// further failure.
@@ -445,6 +446,15 @@ impl Crew for Workers {
         self.workers.is_empty() && self.remains.is_empty()
     }
 
+    fn in_service(&self) -> Option<String> {
+        match (self.workers.len(), self.remains.len()) {
+            (0, 0) => None,
+            // They outlive their workers.
+            (0, left) => Some(format!("the children of {}", counted(left, "worker"))),
+            (workers, _) => Some(counted(workers, "worker")),
+        }
+    }
+
     fn reload(&mut self) {
         let count = self.staying().count();
         self.log
@@ -519,10 +529,6 @@ fn how(status: WaitStatus) -> String {
         (Some(status), _) => format!("ended with status {status}"),
         _ => "ended".to_owned(),
     }
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub(crate) mod read_file;
 pub(crate) mod shared;
 pub(crate) mod signals;
 pub(crate) mod sock_diag;
+pub(crate) mod stop_notice;
 pub(crate) mod termination;
 pub(crate) mod text;
 pub(crate) mod unix_socket;
