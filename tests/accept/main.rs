@@ -20,3 +20,4 @@ mod short_of_descriptors;
 mod stopping;
 mod strangers;
 mod supervision;
+mod told;
