@@ -1,5 +1,6 @@
 //! The client of a connection that was just accepted.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
@@ -52,6 +53,16 @@ pub(crate) enum ClientKey {
     /// A network, which may be a single address.
     Net(IpNet),
     User(u32),
+}
+
+impl fmt::Display for ClientKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClientKey::Net(net) if net.prefix_len() == net.max_prefix_len() => net.addr().fmt(f),
+            ClientKey::Net(net) => net.fmt(f),
+            ClientKey::User(uid) => write!(f, "uid {uid}"),
+        }
+    }
 }
 
 /// How many bits of an address identify a client.

@@ -2,13 +2,19 @@
 
 use std::fmt;
 
+use crate::accept::client::ClientKey;
+use crate::system::text::counted;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("a rule denies it")]
     Rule,
-    /// Too many connections, of all clients or of this client.
+    /// Too many connections of all clients.
     #[error("too many connections")]
     Limit,
+    /// Too many connections of this client, which has so many.
+    #[error("{}", own_limit(.0, *.1))]
+    OwnLimit(ClientKey, u32),
     /// The first bytes are no PROXY header, or the connection ended before its header did.
     #[error("no PROXY header")]
     BadHeader,
@@ -20,6 +26,16 @@ pub(crate) enum Refusal {
     /// Its PROXY header is not complete, and other connections need what it takes.
     #[error("its PROXY header is awaited, and descriptors or memory are short")]
     Shortage,
+}
+
+fn own_limit(key: &ClientKey, count: u32) -> String {
+    let connections = counted(count as usize, "connection");
+    let client = match key {
+        // Not the client alone.
+        ClientKey::Net(net) if net.prefix_len() < net.max_prefix_len() => net.to_string(),
+        _ => "it".to_owned(),
+    };
+    format!("{client} has {connections} already (--max-per-source {count})")
 }
 
 /// Totals since the start.
@@ -44,7 +60,7 @@ impl Counters {
     pub fn refused(&mut self, why: Refusal) {
         match why {
             Refusal::Rule => self.by_rule += 1,
-            Refusal::Limit => self.by_limit += 1,
+            Refusal::Limit | Refusal::OwnLimit(..) => self.by_limit += 1,
             Refusal::BadHeader | Refusal::LateHeader | Refusal::Crowd | Refusal::Shortage => {
                 self.bad_header += 1;
             }
@@ -91,6 +107,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_client_over_its_limit_has_its_number() {
+        let net = |text: &str| ClientKey::Net(text.parse().unwrap());
+        for (key, most, expected) in [
+            (
+                net("192.0.2.7/32"),
+                3,
+                "it has 3 connections already (--max-per-source 3)",
+            ),
+            (
+                net("2001:db8::7/128"),
+                1,
+                "it has 1 connection already (--max-per-source 1)",
+            ),
+            (
+                ClientKey::User(7),
+                2,
+                "it has 2 connections already (--max-per-source 2)",
+            ),
+            (
+                net("2001:db8::/64"),
+                2,
+                "2001:db8::/64 has 2 connections already (--max-per-source 2)",
+            ),
+        ] {
+            assert_eq!(Refusal::OwnLimit(key, most).to_string(), expected);
+        }
+    }
+
+    #[test]
     fn numbers_become_a_line() {
         let mut counters = Counters {
             accepted: 9,
@@ -99,7 +144,7 @@ mod tests {
         };
         counters.refused(Refusal::Rule);
         counters.refused(Refusal::Limit);
-        counters.refused(Refusal::Limit);
+        counters.refused(Refusal::OwnLimit(ClientKey::User(7), 1));
         counters.refused(Refusal::LateHeader);
         let rest = "refused by rule 1, by limit 2, held up by rate 0, bad header 1, failed 0";
         let line = counters.line(Some(3)).to_string();

@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::accept::admission::Admission;
+use crate::accept::client::ClientKey;
+use crate::accept::congestion::{Congestion, News};
 use crate::accept::counters::Refusal;
 use crate::accept::incoming::Incoming;
 use crate::accept::listen::Listener;
@@ -23,14 +25,16 @@ use crate::accept::shutdown::{Shutdown, Stage};
 use crate::accept::sink::{Delivery, Sink, Untaken};
 use crate::accept::turns::{Class, Turns, classify};
 use crate::error::{Error, Result};
-use crate::queue::message;
+use crate::queue::{ends, message};
 use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet};
 use crate::system::signals::{Signals, not_ignored};
+use crate::system::text::counted;
 
 pub(crate) mod admission;
 pub(crate) mod client;
+mod congestion;
 mod counters;
 mod failures;
 mod incoming;
@@ -86,6 +90,8 @@ pub(crate) struct Acceptor {
     shutdown: Shutdown,
     supervisor: Supervisor,
     signals: Signals,
+    queue_congestion: Congestion,
+    max_congestion: Congestion,
     log: Log,
 }
 
@@ -132,6 +138,8 @@ impl Acceptor {
             shutdown: Shutdown::new(parts.child, parts.grace),
             supervisor: parts.supervisor,
             signals: parts.signals,
+            queue_congestion: Congestion::default(),
+            max_congestion: Congestion::default(),
             log: parts.log,
         }
     }
@@ -191,8 +199,9 @@ impl Acceptor {
             if self.shutdown.is_due() {
                 // Before the signal, so that the command finds the end of its queue.
                 self.close();
-                self.shutdown.go_on();
+                self.shutdown.go_on(&self.log);
             }
+            self.attend_notice();
             self.attend_supervisor();
             self.pass()?;
             self.let_in_complete()?;
@@ -207,6 +216,8 @@ impl Acceptor {
         let is_listening = self.is_accepting(now);
         let status_due = self.status_due();
         let must_look = self.shutdown.is_emptying() || self.sink.must_look_for_room();
+        // The sink has looked for room just now.
+        self.attend_congestion(now);
         self.sink.look();
         let mut set = PollSet::new();
         set.add(Cause::Signals, self.signals.as_fd(), PollFlags::IN);
@@ -230,12 +241,15 @@ impl Acceptor {
         set.until(Cause::Other, must_look.then(|| now + LOOK_FOR_ROOM));
         set.until(Cause::Other, shortage_ends);
         set.until(Cause::Other, self.shutdown.deadline());
+        set.until(Cause::Other, self.shutdown.notice_deadline());
         set.until(
             Cause::Other,
             self.shutdown.child().and_then(Child::deadline),
         );
         set.until(Cause::Other, self.admission.shut_until(now));
         set.until(Cause::Other, status_due);
+        set.until(Cause::Other, self.queue_congestion.deadline());
+        set.until(Cause::Other, self.max_congestion.deadline());
         let failed = |errno| Error::system("wait for connections", errno);
         Ok(Ready(set.wait().map_err(failed)?))
     }
@@ -356,7 +370,7 @@ impl Acceptor {
             info.set(message::TCP_CONN_NUM, number.to_string());
         }
         if self.log.is_verbose() {
-            let (client, listener) = (info.client(), &incoming.listener);
+            let (client, listener) = (ends::client(&info), &incoming.listener);
             self.log
                 .detail(format_args!("accepted {client} on {listener}"));
         }
@@ -376,9 +390,13 @@ impl Acceptor {
 
     fn turn_away(&mut self, incoming: Incoming, why: Refusal) {
         if self.log.is_verbose() {
-            let (client, listener) = (incoming.info().client(), &incoming.listener);
+            let (client, listener) = (ends::client(&incoming.info()), &incoming.listener);
             self.log
                 .detail(format_args!("refused {client} on {listener}: {why}"));
+        } else if self.admission.is_first_excess(why) {
+            let (client, listener) = (incoming.info().client(), &incoming.listener);
+            self.log
+                .warning(format_args!("refused {client} on {listener}: {why}"));
         }
         self.admission.refuse(incoming.connection, why);
     }
@@ -387,6 +405,8 @@ impl Acceptor {
     /// shortage.
     fn attend_clients(&mut self) {
         let mut is_freed = self.admission.attend();
+        let ended = self.admission.ended_excess();
+        self.say_excess(ended);
         let proxy = self.proxy.as_mut();
         let refused = proxy.map(|proxy| proxy.attend(Instant::now()));
         for (incoming, why) in refused.into_iter().flatten() {
@@ -448,6 +468,41 @@ impl Acceptor {
         self.close();
     }
 
+    /// Logs it if clients have no room for long, and when that is over.
+    fn attend_congestion(&mut self, now: Instant) {
+        // A stop has its own words.
+        let is_open = self.shutdown.stage() == Stage::Open;
+        let is_full = is_open && self.sink.is_full();
+        match self.queue_congestion.look(is_full, now) {
+            Some(News::Full) => self.log.warning(
+                "the queue is full: consumers are busy, or there are none; further clients wait in \
+                 the backlog",
+            ),
+            Some(News::Room) if is_open => self.log.notice("the queue has room again"),
+            _ => {}
+        }
+        let Some(max) = self.admission.max() else {
+            return;
+        };
+        let is_full = is_open && self.admission.has_max();
+        match self.max_congestion.look(is_full, now) {
+            Some(News::Full) => {
+                let fate = if self.admission.is_full() {
+                    "wait in the backlog"
+                } else {
+                    "are turned away"
+                };
+                let reached = format!("--max {max} is reached; further clients {fate}");
+                self.log.warning(reached);
+            }
+            Some(News::Room) if is_open => {
+                let below = format!("fewer connections than --max {max} are in service again");
+                self.log.notice(below);
+            }
+            _ => {}
+        }
+    }
+
     fn attend_signals(&mut self) {
         while let Some(signal) = self.signals.next() {
             match signal {
@@ -463,7 +518,21 @@ impl Acceptor {
         }
     }
 
+    /// Logs how often clients were refused after they were named.
+    fn say_excess(&self, clients: Vec<(ClientKey, u64)>) {
+        for (client, besides) in clients {
+            let times = match besides {
+                1 => "once".to_owned(),
+                _ => format!("{besides} times"),
+            };
+            self.log
+                .warning(format_args!("refused {client} {times} more"));
+        }
+    }
+
     fn say_counters(&mut self) {
+        let refused = self.admission.excess_so_far();
+        self.say_excess(refused);
         let taken = self.sink.taken();
         self.log.notice(self.admission.counters.line(taken));
     }
@@ -503,6 +572,30 @@ impl Acceptor {
         if self.shutdown.stop() {
             self.turns.call_last_orders();
         }
+    }
+
+    /// Logs once what a stop waits for.
+    fn attend_notice(&mut self) {
+        let headers = self.proxy.as_ref().map_or(0, AwaitedHeaders::incomplete);
+        let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
+        let is_last_orders = self.shutdown.stage() == Stage::LastOrders;
+        let has_waiting = is_last_orders && !self.turns.is_empty();
+        let sink = &mut self.sink;
+        self.shutdown.attend_notice(&self.log, || {
+            let untaken = sink.untaken() + in_hand;
+            let mut all = Vec::new();
+            if has_waiting {
+                all.push("clients in the backlog".to_owned());
+            }
+            if headers > 0 {
+                all.push(counted(headers, "PROXY header"));
+            }
+            if untaken > 0 {
+                let connections = counted(untaken, "connection");
+                all.push(format!("consumers to take {connections}"));
+            }
+            all
+        });
     }
 
     /// Closes at the end of last orders, when every connection is in the queue.
@@ -553,7 +646,9 @@ impl Acceptor {
 
     /// Gives up the queue, and logs what became of the connections. Returns whether any connection
     /// was accepted in vain.
-    fn say_untaken(self) -> bool {
+    fn say_untaken(mut self) -> bool {
+        let refused = self.admission.excess_so_far();
+        self.say_excess(refused);
         let in_hand = usize::from(!self.outbox.is_free()) + self.complete_headers();
         let (untaken, taken) = self.sink.give_up();
         self.log.notice(self.admission.counters.line(taken));

@@ -7,7 +7,9 @@ use nix::sys::signal::Signal;
 use crate::accept::service::child::Child;
 use crate::accept::sink::Sink;
 use crate::system::log::Log;
+use crate::system::stop_notice::{STOPS_NOW, StopNotice};
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
+use crate::system::text::seconds;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -26,6 +28,7 @@ pub(super) struct Shutdown {
     /// In `Running`: the end of the grace period, when the command gets TERM.
     countdown: Countdown,
     grace: Duration,
+    notice: StopNotice,
     child: Option<Child>,
 }
 
@@ -35,6 +38,7 @@ impl Shutdown {
             stage: Stage::Open,
             countdown: Countdown::Running(None),
             grace,
+            notice: StopNotice::default(),
             child,
         }
     }
@@ -98,6 +102,7 @@ impl Shutdown {
 
     /// The first TERM or INT. Returns whether to call last orders.
     pub fn stop(&mut self) -> bool {
+        self.notice.begin(self.grace);
         self.countdown = Countdown::Running(Some(Instant::now() + self.grace));
         let is_open = self.stage == Stage::Open;
         if is_open {
@@ -108,6 +113,7 @@ impl Shutdown {
 
     /// The second TERM or INT: waits no longer.
     pub fn stop_at_once(&mut self) {
+        self.notice.cancel();
         let Some(child) = &self.child else {
             self.countdown = Countdown::Asked(None);
             return;
@@ -142,8 +148,27 @@ impl Shutdown {
         self.countdown.due(Instant::now()).is_some()
     }
 
-    /// Sends the command TERM or KILL, if due.
-    pub fn go_on(&mut self) {
+    /// Logs once, if due, what a stop waits for: for `clients`, if there are any, and for the command.
+    pub fn attend_notice(&mut self, log: &Log, clients: impl FnOnce() -> Vec<String>) {
+        let child = &self.child;
+        self.notice.attend(log, || {
+            let mut all = clients();
+            all.extend(child.as_ref().map(|child| format!("the end of {child}")));
+            let second = match child {
+                Some(child) => format!("ends {child}"),
+                None => STOPS_NOW.to_owned(),
+            };
+            (!all.is_empty()).then(|| (all.join(" and for "), second))
+        });
+    }
+
+    /// When [`Shutdown::attend_notice`] is due.
+    pub fn notice_deadline(&self) -> Option<Instant> {
+        self.notice.deadline()
+    }
+
+    /// Sends the command TERM or KILL, if due, and logs it.
+    pub fn go_on(&mut self, log: &Log) {
         let (signal, next) = match self.countdown.due(Instant::now()) {
             // No KILL is due after this TERM: only another signal from outside ends the wait.
             Some(Step::Ask) => (Signal::SIGTERM, Countdown::Asked(None)),
@@ -152,6 +177,11 @@ impl Shutdown {
         };
         if let Some(child) = &self.child {
             child.signal(signal);
+            let what = match signal {
+                Signal::SIGTERM => "did not end within --grace, and gets TERM".to_owned(),
+                _ => format!("did not end within {}, and is killed", seconds(KILL_AFTER)),
+            };
+            log.warning(format_args!("{child} {what}"));
         }
         self.countdown = next;
     }
@@ -165,6 +195,7 @@ impl Shutdown {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::system::log::Verbosity;
 
     fn shutdown(grace: Duration) -> Shutdown {
         Shutdown::new(None, grace)
@@ -188,7 +219,7 @@ mod tests {
         let mut end = shutdown(Duration::ZERO);
         end.stop();
         assert!(end.is_due());
-        end.go_on();
+        end.go_on(&Log::new("fdaccept", Verbosity::Quiet));
         assert_eq!((end.deadline(), end.is_due()), (None, false));
         assert!(end.is_told());
     }

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::cli::common::{LogArguments, QueueArguments, parse};
 use crate::error::{Error, Result};
 use crate::queue::connection::Connection;
-use crate::queue::{Received, Receiver};
+use crate::queue::{Received, Receiver, ends};
 use crate::serve::handler::{Handler, Placement};
 use crate::serve::source::{Found, Source};
 use crate::system::alarm::Alarm;
@@ -77,11 +77,11 @@ pub fn run() -> anyhow::Result<u8> {
     };
     // Before exec: the timeout must not end the command.
     drop(alarm);
-    log.detail(format_args!(
-        "pid {} from {}",
-        std::process::id(),
-        connection.info().client()
-    ));
+    if log.is_verbose() {
+        let (pid, info) = (std::process::id(), connection.info());
+        log.detail(format_args!("pid {pid} from {}", info.client()));
+        log.detail(format_args!("ok {pid} {}", ends::both(info)));
+    }
     Err(handler.exec(&connection, placement).into())
 }
 
@@ -127,7 +127,7 @@ fn receive(queue: &Receiver, log: &Log) -> Result<Option<Connection>> {
     loop {
         match queue.receive()? {
             Received::Connection(connection) if connection.is_gone() => {
-                let client = connection.info().client();
+                let client = ends::client(connection.info());
                 log.detail(format_args!("{client} had gone"));
             }
             Received::Connection(connection) => return Ok(Some(connection)),

@@ -17,7 +17,7 @@ use rustix::stdio;
 use crate::error::{Error, Result};
 use crate::queue::rendezvous::with_advice;
 use crate::system::log::{Log, Verbosity};
-use crate::system::{exit, interrupt, log_output, null, signals};
+use crate::system::{exit, interrupt, journal, log_output, null, signals};
 
 mod admission;
 mod common;
@@ -72,6 +72,8 @@ fn prepare() -> Result<()> {
     }
     // Needed later, when a connection may be in hand: fails now, before anything is taken.
     null::device()?;
+    // Before anything is forked that would have to look for itself.
+    journal::is_stderr();
     interrupt::allow_limits();
     signals::ignore(&signals::OF_FAILED_WRITES)
 }

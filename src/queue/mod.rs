@@ -11,6 +11,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use crate::error::{Error, Result};
 
 pub mod connection;
+#[cfg(feature = "programs")]
+pub(crate) mod ends;
 pub(crate) mod fetch;
 pub mod message;
 pub mod name;

@@ -15,6 +15,7 @@ use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet, Watched};
 use crate::system::signals::{self, Signals};
+use crate::system::stop_notice::{STOPS_NOW, StopNotice};
 
 /// The signals that resize a pool.
 const RESIZING: [Signal; 3] = [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGUSR1];
@@ -43,6 +44,9 @@ pub(crate) trait Crew: Watched {
 
     /// Whether no process is left.
     fn is_gone(&self) -> bool;
+
+    /// What a stop waits for, in words, if it does: clients may be in service there.
+    fn in_service(&self) -> Option<String>;
 
     /// Replaces all processes without a gap, on a signal of [`Crew::RELOADING`].
     fn reload(&mut self) {}
@@ -84,6 +88,7 @@ pub(crate) struct Pool<C> {
     told: bool,
     /// The pool takes no more connections, because of a signal or of idleness.
     stopping: bool,
+    notice: StopNotice,
     log: Log,
 }
 
@@ -122,6 +127,7 @@ impl<C: Crew> Pool<C> {
             since: Instant::now(),
             told,
             stopping: told,
+            notice: StopNotice::default(),
             log,
         })
     }
@@ -139,6 +145,7 @@ impl<C: Crew> Pool<C> {
                 self.say_refused();
                 return Ok(0);
             }
+            self.attend_notice();
             self.wait(look)?;
             self.attend_signals();
             self.reap();
@@ -149,11 +156,17 @@ impl<C: Crew> Pool<C> {
     fn say_refused(&self) {
         match self.crew.refused() {
             0 => {}
-            1 => self.log.notice("1 message was refused"),
+            1 => self.log.warning("1 message was refused"),
             count => self
                 .log
-                .notice(format_args!("{count} messages were refused")),
+                .warning(format_args!("{count} messages were refused")),
         }
+    }
+
+    fn attend_notice(&mut self) {
+        let crew = &self.crew;
+        let waits_for = || Some((crew.in_service()?, STOPS_NOW.to_owned()));
+        self.notice.attend(&self.log, waits_for);
     }
 
     fn wait(&self, look: Option<Instant>) -> Result<()> {
@@ -162,6 +175,7 @@ impl<C: Crew> Pool<C> {
         set.watch((), &self.link);
         set.watch((), &self.crew);
         set.until((), look);
+        set.until((), self.notice.deadline());
         set.wait()
             .map(drop)
             .map_err(|errno| Error::system("wait for the pool's processes", errno))
@@ -186,8 +200,10 @@ impl<C: Crew> Pool<C> {
     /// The first signal stops the pool; the second signal ends all processes now.
     fn attend_stop(&mut self) {
         if std::mem::replace(&mut self.told, true) {
+            self.notice.cancel();
             self.crew.stop_now();
         } else if !self.stopping {
+            self.notice.begin(self.options.grace);
             self.stop();
         }
     }

@@ -4,6 +4,7 @@
 //! A slot blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: at once
 //! before or during that call, and after that call when the connection is served.
 
+use std::fmt;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -14,13 +15,14 @@ use rustix::process::{self, WaitOptions};
 
 use crate::error::Result;
 use crate::queue::connection::Connection;
-use crate::queue::{Received, Receiver};
+use crate::queue::{Received, Receiver, ends};
 use crate::serve::handler::Handler;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::system::alarm::Alarm;
 use crate::system::log::{Log, Said, Verbosity};
-use crate::system::termination::{KILL_AFTER, Target, Termination};
+use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
+use crate::system::text::seconds;
 use crate::system::vfork::Launcher;
 use crate::system::{exit, fork, interrupt, signals};
 
@@ -98,7 +100,7 @@ impl Slot<'_> {
             match self.next(queue.as_ref())? {
                 Received::Connection(connection) if connection.is_gone() => {
                     self.scoreboard.count_gone();
-                    let client = connection.info().client();
+                    let client = ends::client(connection.info());
                     self.log.detail(format_args!("{client} had gone"));
                     self.scoreboard.log_status(&self.log);
                 }
@@ -151,11 +153,14 @@ impl Slot<'_> {
         if self.log.is_verbose() {
             let client = connection.info().client();
             self.log.detail(format_args!("pid {pid} from {client}"));
+            let ends = ends::both(connection.info());
+            self.log.detail(format_args!("ok {pid} {ends}"));
         }
         // Only the handler has the connection now, so the client sees the end when the handler
         // ends. The lease stays here until then, whatever the handler closes or leaves behind.
+        let client = connection.info().client();
         let lease = connection.into_lease();
-        let status = self.wait_for(pid, clock);
+        let status = self.wait_for(pid, &client, clock);
         drop(lease);
         self.log.detail(format_args!("end {pid} status {status}"));
         true
@@ -221,17 +226,20 @@ impl Slot<'_> {
 
     /// Waits for a handler, and ends it with all that it has started when there is a reason to.
     /// Returns the raw status of the handler, as tcpserver logs it.
-    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
+    fn wait_for(&self, pid: Pid, client: &str, clock: &mut Clock) -> i32 {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);
         loop {
-            self.go_on(&mut end);
+            self.go_on(&mut end, format_args!("handler {pid} ({client})"));
             clock.wait(end.countdown().deadline());
             if let Some(status) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 end.leader_ended();
                 // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
-                    self.go_on(&mut end);
+                    self.go_on(
+                        &mut end,
+                        format_args!("what handler {pid} ({client}) has started"),
+                    );
                     clock.wait(Some(end.next_look()));
                     fork::reap();
                 }
@@ -244,17 +252,31 @@ impl Slot<'_> {
     fn say_stopped(&self, pid: Pid, signal: i32) {
         let signal = signals::name(signal);
         self.log
-            .notice(format_args!("handler {pid} is stopped by {signal}"));
+            .warning(format_args!("handler {pid} is stopped by {signal}"));
     }
 
-    /// Takes the next step of a termination, by the pool's urgency and by the clock.
-    fn go_on(&self, end: &mut Termination) {
-        match self.scoreboard.urgency() {
-            Urgency::None => {}
-            Urgency::End => end.ask(Instant::now() + KILL_AFTER),
-            Urgency::Now => end.kill(None),
-        }
+    /// Takes the next step of a termination, by the pool's urgency and by the clock, and says why.
+    fn go_on(&self, end: &mut Termination, who: fmt::Arguments<'_>) {
+        let urgency = self.scoreboard.urgency();
+        let why = match (urgency, end.countdown().due(Instant::now())) {
+            // Somebody has sent a second signal, and knows.
+            (Urgency::Now, _) => return end.kill(None),
+            (_, Some(Step::Ask)) => {
+                let timeout = seconds(self.timeout.unwrap_or_default());
+                format!("ran for {timeout} (--timeout), and is ended")
+            }
+            (_, Some(Step::Kill)) => {
+                let time = seconds(KILL_AFTER);
+                format!("did not end within {time}, and is killed")
+            }
+            (Urgency::End, _) if end.countdown().is_running() => {
+                end.ask(Instant::now() + KILL_AFTER);
+                "did not finish within --grace, and is ended".to_owned()
+            }
+            _ => return,
+        };
         end.go_on();
+        self.log.warning(format_args!("{who} {why}"));
     }
 }
 

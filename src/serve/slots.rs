@@ -23,6 +23,7 @@ use crate::system::fork;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched, earliest};
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
+use crate::system::text::counted;
 
 /// A slot that is alone, and stuck for this long, has no room for its handler.
 const ALONE: Duration = Duration::from_millis(500);
@@ -332,7 +333,7 @@ impl Crew for Slots {
             }
             (_, Some(signal)) => {
                 self.log
-                    .notice(format_args!("slot {pid} was ended by signal {signal}"));
+                    .warning(format_args!("slot {pid} was ended by signal {signal}"));
             }
             // The slot has logged the reason.
             _ => return self.shortage.begin(),
@@ -345,6 +346,11 @@ impl Crew for Slots {
 
     fn is_gone(&self) -> bool {
         self.children.is_empty() && !self.returned.is_there()
+    }
+
+    fn in_service(&self) -> Option<String> {
+        let busy = self.scoreboard.count_busy();
+        (busy > 0).then(|| counted(busy, "handler"))
     }
 
     fn stop(&mut self, grace: Duration) {

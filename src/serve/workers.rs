@@ -20,6 +20,7 @@ use crate::system::poll::{PollFlags, Watched};
 use crate::system::processes::{SocketLink, children};
 use crate::system::signals;
 use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
+use crate::system::text::{counted, seconds};
 
 /// How long a place stays empty after its worker ended too soon. The delay doubles with each
 /// further failure.
@@ -243,7 +244,7 @@ impl Workers {
             .is_some_and(|((pid, _), queue)| queue.is_read_as_bytes_by(*pid));
         if is_misled {
             let name = self.command.name();
-            self.log.notice(format_args!(
+            self.log.warning(format_args!(
                 "{name} gets the queue, not a connection: did you mean fdpool N -- {name}, without \
                  --worker?"
             ));
@@ -284,7 +285,7 @@ impl Workers {
             match worker.due() {
                 Some(Step::Kill) => {
                     let grace = seconds(worker.patience);
-                    log.notice(format_args!(
+                    log.warning(format_args!(
                         "worker {pid} did not end within {grace}, and is killed"
                     ));
                     worker.kill();
@@ -333,7 +334,7 @@ impl Workers {
             delay => format!("in {}", seconds(delay)),
         };
         let how = how(status);
-        self.log.notice(format_args!(
+        self.log.warning(format_args!(
             "worker {pid} {how}; the next one is started {when}"
         ));
         self.vacancies.push(Vacancy::now(failures));
@@ -437,12 +438,21 @@ impl Crew for Workers {
         if self.workers.contains_key(&pid) {
             let signal = signals::name(signal);
             self.log
-                .notice(format_args!("worker {pid} is stopped by {signal}"));
+                .warning(format_args!("worker {pid} is stopped by {signal}"));
         }
     }
 
     fn is_gone(&self) -> bool {
         self.workers.is_empty() && self.remains.is_empty()
+    }
+
+    fn in_service(&self) -> Option<String> {
+        match (self.workers.len(), self.remains.len()) {
+            (0, 0) => None,
+            // They outlive their workers.
+            (0, left) => Some(format!("the children of {}", counted(left, "worker"))),
+            (workers, _) => Some(counted(workers, "worker")),
+        }
     }
 
     fn reload(&mut self) {
@@ -519,10 +529,6 @@ fn how(status: WaitStatus) -> String {
         (Some(status), _) => format!("ended with status {status}"),
         _ => "ended".to_owned(),
     }
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64())
 }
 
 #[cfg(test)]

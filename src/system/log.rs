@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
+use crate::system::journal::Priority;
 use crate::system::log_output;
 use crate::system::text::printable;
 
@@ -36,37 +37,48 @@ impl Log {
     }
 
     pub fn error(&self, what: impl Display) {
-        self.say(Verbosity::Quiet, what);
+        self.say(Verbosity::Quiet, Priority::Error, what);
     }
 
+    /// For what an operator would look into.
+    pub fn warning(&self, what: impl Display) {
+        self.say(Verbosity::Normal, Priority::Warning, what);
+    }
+
+    /// For what happens in good order.
     pub fn notice(&self, what: impl Display) {
-        self.say(Verbosity::Normal, what);
+        self.say(Verbosity::Normal, Priority::Notice, what);
     }
 
     pub fn detail(&self, what: impl Display) {
-        self.say(Verbosity::Verbose, what);
+        self.say(Verbosity::Verbose, Priority::Info, what);
     }
 
     /// Logs a lasting problem once for each of its texts, of which there are few: strangers who
-    /// change the text again and again do not fill the log.
+    /// change the text again and again do not fill the log. A problem is an error or a warning.
     pub fn once(&self, said: &mut Said, least: Verbosity, what: impl Display) {
         let what = what.to_string();
         if said.0.len() < MOST_SAID && !said.0.contains(&what) {
-            self.say(least, &what);
+            let priority = match least {
+                Verbosity::Quiet => Priority::Error,
+                Verbosity::Normal | Verbosity::Verbose => Priority::Warning,
+            };
+            self.say(least, priority, &what);
             said.0.insert(what);
         }
     }
 
-    fn say(&self, least: Verbosity, what: impl Display) {
+    fn say(&self, least: Verbosity, priority: Priority, what: impl Display) {
         if self.verbosity >= least {
-            self.line(what);
+            self.line(priority, what);
         }
     }
 
-    /// Text from outside must not make further lines or move the terminal's cursor.
-    fn line(&self, what: impl Display) {
+    /// Text from outside must not make further lines, which could have a priority of their own, or
+    /// move the terminal's cursor.
+    fn line(&self, priority: Priority, what: impl Display) {
         let text = printable(what.to_string().as_bytes());
-        log_output::write_line(self.program, &text);
+        log_output::write_line(self.program, priority, &text);
     }
 }
 

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::stdio::stderr;
 
 use crate::error::{Error, Result};
+use crate::system::journal::Priority;
 use crate::system::poll::{PollFlags, ready, wait_for};
 use crate::system::{interrupt, shared, signals};
 
@@ -73,9 +74,11 @@ pub(crate) fn prepare() {
     let _ = may_block();
 }
 
-/// Writes a line that begins with the name of the program.
-pub(crate) fn write_line(program: &str, text: &str) {
-    write(program, &format!("{program}: {text}\n"), 1);
+/// Writes a line that begins with the name of the program, behind its priority where the log is the
+/// journal.
+pub(crate) fn write_line(program: &str, priority: Priority, text: &str) {
+    let prefix = priority.prefix();
+    write(program, &format!("{prefix}{program}: {text}\n"), 1);
 }
 
 /// Says how many lines were lost, if nobody knows yet.
@@ -90,10 +93,11 @@ pub(crate) fn say_lost(program: &str) {
 fn write(program: &str, lines: &str, count: u64) {
     let (lost, torn) = (take(LOST), take(TORN));
     let end = if torn == 0 { "" } else { "\n" };
+    let prefix = Priority::Warning.prefix();
     let gap = match lost {
         0 => String::new(),
-        1 => format!("{program}: 1 message was lost, which the log did not take\n"),
-        lost => format!("{program}: {lost} messages were lost, which the log did not take\n"),
+        1 => format!("{prefix}{program}: 1 message was lost, which the log did not take\n"),
+        _ => format!("{prefix}{program}: {lost} messages were lost, which the log did not take\n"),
     };
     let text = format!("{end}{gap}{lines}");
     let written = write_all(text.as_bytes());

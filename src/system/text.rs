@@ -79,6 +79,26 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     duration.map_err(|_| "not a number of seconds".to_owned())
 }
 
+/// A duration in words: `0.2 s`.
+pub(crate) fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+/// `up to 30 s `; nothing if the time is for ever.
+pub(crate) fn up_to(duration: Duration) -> String {
+    if duration.as_secs_f64() < FOR_EVER {
+        format!("up to {} ", seconds(duration))
+    } else {
+        String::new()
+    }
+}
+
+/// `1 handler`, `2 handlers`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// Parses seconds above 0.
 ///
 /// # Errors
@@ -156,6 +176,18 @@ mod tests {
             assert_eq!(parse_seconds(bad), error, "{bad}");
             assert_eq!(parse_timeout(bad), error, "{bad}");
         }
+    }
+
+    #[test]
+    fn times_and_counts_are_put_into_words() {
+        let time = |text| up_to(parse_seconds(text).unwrap());
+        assert_eq!(
+            (time("0.5").as_str(), time("30").as_str()),
+            ("up to 0.5 s ", "up to 30 s ")
+        );
+        assert_eq!((time("inf").as_str(), time("1e10").as_str()), ("", ""));
+        assert_eq!(counted(1, "worker"), "1 worker");
+        assert_eq!(counted(0, "worker"), "0 workers");
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn the_interface_of_a_link_local_client_is_told() {
         let (_, told) = told(&acceptor, "link-0.1");
         let ip = "fe80::1%link-0.1";
         assert_eq!(told, format!("{ip} {ip} {ip}"));
-        acceptor.line(&format!("accepted {ip} on "));
+        acceptor.line(&format!("accepted [{ip}]:"));
         acceptor.line(&format!(" from {ip}"));
     }
 }
@@ -128,7 +128,7 @@ fn rules_and_limits_look_at_the_address_alone() {
     needs!(python());
     let mut acceptor = on_interface("eth0", "0", &["-v", "--deny", "fe80::1"]);
     let _ = run(&mut client(&acceptor, "eth0"));
-    acceptor.line("refused fe80::1%eth0 on ");
+    acceptor.line("refused [fe80::1%eth0]:");
     let options = ["--allow", "fe80::/64", "--max-per-source", "1"];
     let acceptor = on_interface("eth0", "0", &options);
     for _ in 0..3 {

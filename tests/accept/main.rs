@@ -23,3 +23,4 @@ mod socket_options;
 mod stopping;
 mod strangers;
 mod supervision;
+mod told;

@@ -202,6 +202,33 @@ fn a_log_that_takes_lines_again_says_how_many_were_lost() {
 }
 
 #[test]
+fn that_lines_were_lost_is_a_warning_in_the_journal() {
+    let (mut log, writer) = one_page();
+    fill(&writer);
+    let journal = "export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2)";
+    let words = format!("{journal}; exec fdaccept -v");
+    let mut logging = Logging::start(&words, "fdpool 1", writer);
+    logging.serve(1);
+    drain(&mut log);
+    logging.signal(Signal::SIGUSR1);
+    let mut text = String::new();
+    until("the counters", || {
+        text += &drain(&mut log);
+        text.ends_with('\n') && text.contains(", passed 1, ")
+    });
+    let mut lines = text.lines().filter(|line| !line.is_empty());
+    let lost = "<4>fdaccept: 2 messages were lost, which the log did not take";
+    assert_eq!(lines.next(), Some(lost), "{text}");
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .starts_with("<5>fdaccept: accepted 1, ")
+    );
+    logging.stop();
+}
+
+#[test]
 fn a_line_after_half_a_line_begins_anew() {
     let (mut screen, terminal) = Screen::crowded().apart();
     let mut logging = Logging::start("exec fdaccept -v", "fdpool 1", terminal);
@@ -268,8 +295,8 @@ fn the_slots_of_a_pool_wait_for_a_slow_log_together_and_count_together() {
         let count = line.strip_suffix(" messages were lost, which the log did not take")?;
         count.parse::<usize>().ok()
     });
-    // At the start and for each client but the last: "status", "pid", "end" and "status".
-    assert!((45..=49).contains(&lost.sum::<usize>()), "{rest}");
+    // At the start and for each client but the last: "status", "pid", "ok", "end" and "status".
+    assert!((56..=61).contains(&lost.sum::<usize>()), "{rest}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod foreign_workers;
 mod forking;
 mod haproxy;
 mod interoperation;
+mod journal;
 mod layers;
 mod logs;
 mod readme;

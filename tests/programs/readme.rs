@@ -533,6 +533,8 @@ readme! {
         assert_eq!(ask(port, "seen"), "seen");
         let line = process.line("fdpool: pid ");
         assert!(line.ends_with(" from 127.0.0.1"), "{line}");
+        let line = process.line("fdpool: ok ");
+        assert!(line.contains(&format!(" :127.0.0.1:{port} :127.0.0.1::")), "{line}");
         let line = process.line("fdpool: end ");
         assert!(line.ends_with(" status 0"), "{line}");
     }

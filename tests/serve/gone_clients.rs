@@ -32,7 +32,7 @@ fn clients_that_reset_while_they_wait_start_no_handler_and_are_counted() {
     let log = pool.stop();
     assert_eq!(log.matches("fdpool: pid ").count(), 2, "{log}");
     assert_eq!(
-        log.matches("fdpool: 127.0.0.1 had gone").count(),
+        times_told(&log, "fdpool: 127.0.0.1", " had gone"),
         5,
         "{log}"
     );

@@ -11,4 +11,5 @@ mod idle;
 mod pool;
 mod replacement;
 mod shortage;
+mod told;
 mod workers;

@@ -556,22 +556,29 @@ fn when_the_parent_is_killed_waiting_slots_end_and_running_handlers_finish() {
 fn verbose_logs_each_connection_in_the_words_of_tcpserver() {
     let text = "echo $$; read line; exit 3";
     let chain = ["fdpool", "-v", "4", "--", "sh", "-c", text];
-    let mut process = Fdaccept::chain(chain).start();
+    let mut process = Fdaccept::chain(chain).arg("-v").start();
     let client = process.client();
     let pid = client.pid();
     process.line(&format!("pid {pid} from"));
     client.finish();
     process.line("status: 0/4");
     let log = process.stop();
+    let accepted = log.lines().find_map(|line| {
+        let listener = format!(" on 127.0.0.1:{port}", port = process.port);
+        port_told(line, "fdaccept: accepted 127.0.0.1", &listener)
+    });
+    let (server, client) = (process.port, accepted.expect(&log));
     let lines = besides_counters(&log);
     let expected = [
         "fdpool: status: 0/4".to_owned(),
         "fdpool: status: 1/4".to_owned(),
         format!("fdpool: pid {pid} from 127.0.0.1"),
+        format!("fdpool: ok {pid} :127.0.0.1:{server} :127.0.0.1::{client}"),
         format!("fdpool: end {pid} status 768"),
         "fdpool: status: 0/4".to_owned(),
     ];
-    assert_eq!(lines[1..], expected);
+    let of_pool = lines.iter().filter(|line| line.starts_with("fdpool: "));
+    assert!(of_pool.eq(&expected), "{log}");
 }
 
 #[test]
@@ -580,7 +587,7 @@ fn the_words_are_those_that_tcpserver_uses() {
         return;
     }
     // It does not say which port it got, except on standard output.
-    let text = "exec tcpserver -v -1 -c 4 -H -R -l localhost 127.0.0.1 0 sh -c 'exit 3'";
+    let text = "exec tcpserver -v -1 -c 4 -H -R -l '' 127.0.0.1 0 sh -c 'exit 3'";
     let mut tcpserver = sh(text).stdout(std::process::Stdio::piped()).start();
     let mut port = String::new();
     let mut stdout = tcpserver.child().stdout.take().unwrap();
@@ -588,7 +595,9 @@ fn the_words_are_those_that_tcpserver_uses() {
     while stdout.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
         port.push(byte[0].into());
     }
-    exchange(port.parse().unwrap(), b"");
+    let client = connect(port.parse().unwrap());
+    let from = client.local_addr().unwrap().port();
+    drop(client);
     tcpserver.line("end ");
     tcpserver.line("status: 0/4");
     let log = tcpserver.log();
@@ -598,6 +607,7 @@ fn the_words_are_those_that_tcpserver_uses() {
         "status: 0/4".to_owned(),
         "status: 1/4".to_owned(),
         format!("pid {pid} from 127.0.0.1"),
+        format!("ok {pid} :127.0.0.1:{port} :127.0.0.1::{from}"),
         format!("end {pid} status 768"),
     ] {
         let line = format!("tcpserver: {line}");

@@ -611,11 +611,13 @@ impl<'a> Site<'a> {
         let log = std::fs::read_to_string(&self.log).unwrap();
         for line in log.lines().filter(|line| !is_counters(line)) {
             let Some(rest) = line.strip_prefix("fdaccept: accepted ") else {
-                assert!(line.contains(": listening on "), "{line}");
+                let others = [": listening on ", ": the queue "];
+                let is_usual = others.iter().any(|other| line.contains(other));
+                assert!(is_usual || is_of_a_wait(line), "{line}");
                 continue;
             };
-            let client = rest.split(' ').next().unwrap().parse().unwrap();
-            self.load.count(client, 1);
+            let (client, _) = rest.split_once(':').unwrap();
+            self.load.count(client.parse().unwrap(), 1);
         }
     }
 

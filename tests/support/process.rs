@@ -233,17 +233,21 @@ impl Process {
         log
     }
 
-    /// Expects exit status 0 and an empty standard error.
+    /// Expects exit status 0 and an empty standard error, but for what a stop waited for.
     #[track_caller]
     pub fn expect_quiet_end(&mut self) {
-        assert_eq!(self.expect_end(0), "");
+        let log = self.expect_end(0);
+        assert!(log.lines().all(is_of_a_wait), "{log}");
     }
 
-    /// Sends TERM, and expects exit status 0. Returns all of its standard error.
+    /// Sends TERM, and expects exit status 0. Returns all of its standard error, but for what the stop
+    /// waited for.
     #[track_caller]
     pub fn stop(&mut self) -> String {
         self.term();
-        self.expect_end(0)
+        let log = self.expect_end(0);
+        let lines = log.lines().filter(|line| !is_of_a_wait(line));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// What it has written to standard error so far.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::accept::admission::excess::Excess;
 use crate::accept::admission::lease::Leases;
 use crate::accept::admission::lingering_close::{LingeringCloses, reset};
 use crate::accept::admission::rate::Rate;
 use crate::accept::admission::rules::Access;
-use crate::accept::client::{Client, SourcePrefix};
+use crate::accept::client::{Client, ClientKey, SourcePrefix};
 use crate::accept::counters::{Counters, Refusal};
 use crate::error::{Error, Result};
 use crate::system::inherited;
@@ -20,6 +21,7 @@ use crate::system::poll::{PollFlags, Watched};
 use crate::system::quick_close::QuickClose;
 use crate::system::read_file::{PATIENCE, read};
 
+mod excess;
 mod lease;
 mod lingering_close;
 pub(crate) mod rate;
@@ -90,6 +92,7 @@ pub(crate) struct Admission {
     options: AdmissionOptions,
     /// Only with a limit on connections in service.
     leases: Option<Leases>,
+    excess: Excess,
     lingering: LingeringCloses,
     pub counters: Counters,
 }
@@ -102,6 +105,7 @@ impl Admission {
         Ok(Self {
             leases: counts.then(Leases::new).transpose()?,
             options,
+            excess: Excess::default(),
             lingering: LingeringCloses::default(),
             counters: Counters::default(),
         })
@@ -121,7 +125,13 @@ impl Admission {
         waits && self.has_max()
     }
 
-    fn has_max(&self) -> bool {
+    /// The most connections in service at once, if there is a limit.
+    pub fn max(&self) -> Option<usize> {
+        self.options.max
+    }
+
+    /// Whether so many are in service.
+    pub fn has_max(&self) -> bool {
         let count = self.leases.as_ref().map(Leases::count);
         count
             .zip(self.options.max)
@@ -163,8 +173,13 @@ impl Admission {
         let key = self.options.source_prefix.key(client);
         let number = key.map_or(0, |key| leases.count_of(&key));
         let most = self.options.max_per_source;
-        if is_full || key.is_some() && most.is_some_and(|most| number >= most) {
+        if is_full {
             return Err(Refusal::Limit);
+        }
+        if let Some((key, most)) = key.zip(most)
+            && number >= most
+        {
+            return Err(Refusal::OwnLimit(key, number));
         }
         Ok(Entry {
             lease: leases.grant(key),
@@ -189,11 +204,34 @@ impl Admission {
     pub fn refuse(&mut self, connection: QuickClose<OwnedFd>, why: Refusal) {
         self.counters.refused(why);
         match (&self.options.when_full, why) {
-            (Some(WhenFull::Say(words)), Refusal::Limit) => self.lingering.say(connection, words),
-            (_, Refusal::Rule | Refusal::Limit) => reset(connection),
+            (Some(WhenFull::Say(words)), Refusal::Limit | Refusal::OwnLimit(..)) => {
+                self.lingering.say(connection, words);
+            }
+            (_, Refusal::Rule | Refusal::Limit | Refusal::OwnLimit(..)) => reset(connection),
             // The proxy is honest, only slow: a plain close will do.
             _ => drop(connection),
         }
+    }
+
+    /// Counts the refusal of a client by its own limit. Returns whether the client is to be named, once
+    /// for all its refusals.
+    pub fn is_first_excess(&mut self, why: Refusal) -> bool {
+        match why {
+            Refusal::OwnLimit(key, _) => self.excess.refuse(key, Instant::now()),
+            _ => false,
+        }
+    }
+
+    /// The named clients that have no connection left, and how often each was refused besides.
+    pub fn ended_excess(&mut self) -> Vec<(ClientKey, u64)> {
+        let leases = self.leases.as_ref();
+        let count = |key: &ClientKey| leases.map_or(0, |leases| leases.count_of(key));
+        self.excess.end(|key| count(key) > 0)
+    }
+
+    /// The named clients, and how often each was refused since it was last told.
+    pub fn excess_so_far(&mut self) -> Vec<(ClientKey, u64)> {
+        self.excess.so_far()
     }
 
     /// Takes back leases, and goes on with lingering closes. Returns whether any has ended.

@@ -181,6 +181,11 @@ impl AwaitedHeaders {
         self.complete.pop_front()
     }
 
+    /// How many connections have no complete header yet.
+    pub fn incomplete(&self) -> usize {
+        self.awaited.len()
+    }
+
     /// How many connections have a complete header.
     pub fn complete(&self) -> usize {
         self.complete.len()

@@ -1,5 +1,6 @@
 //! The command of `fdaccept ADDRESS -- COMMAND`: a child that reads the queue.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,12 @@ enum Examination {
     AtFirstClient,
     At(Instant),
     Done,
+}
+
+impl fmt::Display for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 impl Child {
@@ -135,7 +142,7 @@ impl Child {
 
     fn say_misled(&self, log: &Log) {
         let name = &self.name;
-        log.notice(format_args!(
+        log.warning(format_args!(
             "{name} gets the queue, not a connection: did you mean -- fdpool N -- {name}?"
         ));
     }

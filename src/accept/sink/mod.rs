@@ -75,6 +75,8 @@ pub(crate) struct Sink {
     /// The owner of a name is gone, and connections that it has not received may be lost.
     left_unread: bool,
     limit: Option<QueueLimit>,
+    /// There was no room at the last look.
+    is_full: bool,
     in_flight_limit: InFlightLimit,
     /// How many descriptors a message of ours carries.
     carried: usize,
@@ -135,6 +137,7 @@ impl Sink {
             unread: unread.unwrap_or_default(),
             left_unread: false,
             limit: None,
+            is_full: false,
             in_flight_limit: InFlightLimit::get(),
             carried: 1,
             passing: Stuck::new(Words {
@@ -250,8 +253,16 @@ impl Sink {
 
     /// Whether the limit lets another connection into the queue.
     pub fn has_room(&mut self) -> bool {
-        let most = self.limit.as_ref().map(|limit| limit.most);
-        most.is_none_or(|most| self.untaken() < most)
+        let Some(most) = self.limit.as_ref().map(|limit| limit.most) else {
+            return true;
+        };
+        self.is_full = self.untaken() >= most;
+        !self.is_full
+    }
+
+    /// Whether the queue had no room when a connection was last passed, or room last looked for.
+    pub fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// Whether to look for room at intervals: there is none, and no event will tell when there is.
@@ -292,6 +303,7 @@ impl Sink {
             Err(errno) if is_shortage(errno) => Err(errno),
             _ => sender.pass(connection, lease, payload),
         };
+        self.is_full = sent == Err(Errno::EAGAIN);
         match sent {
             Ok(()) => {
                 self.unread.remember(payload.len(), sender.as_fd());
@@ -304,6 +316,8 @@ impl Sink {
             Err(Errno::EAGAIN) => Ok(Delivery::Full),
             Err(errno) if is_shortage(errno) => {
                 let others = self.others_in_flight();
+                // The messages of our own queue are all that the kernel allows.
+                self.is_full = errno == Errno::ETOOMANYREFS && others == 0;
                 self.passing.fails(errno, others, log);
                 Ok(Delivery::Later)
             }
@@ -414,7 +428,7 @@ impl Sink {
                 door.attend(read_end, log);
                 let is_read = offer_ticket(pipe, door);
                 if door.is_misread() {
-                    log.notice(format_args!(
+                    log.warning(format_args!(
                         "{IN_VAIN} tickets were read and none was redeemed: does the reader of \
                          the pipe understand them? Did you mean | fdpool N -- COMMAND?"
                     ));
@@ -501,7 +515,7 @@ impl Sink {
     }
 
     /// How many connections wait in the queue.
-    fn untaken(&mut self) -> usize {
+    pub fn untaken(&mut self) -> usize {
         let sender = self.sender.as_ref();
         sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
     }

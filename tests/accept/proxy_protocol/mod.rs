@@ -289,7 +289,3 @@ fn settled_descriptors(pid: Pid) -> Vec<(i32, String)> {
     settled(pid);
     descriptors(pid)
 }
-
-fn times(log: &str, line: &str) -> usize {
-    log.lines().filter(|other| *other == line).count()
-}

@@ -10,7 +10,7 @@ fn a_stop_asks_every_worker_to_go() {
         let mut pool = Workers::start(&options, 3, &ready_after(":"));
         let workers = pool.until_noted("ready", 3);
         pool.signal(signal);
-        assert_eq!(pool.expect_end(0), "");
+        pool.expect_quiet_end();
         assert_eq!(pool.until_noted("term", 3), workers);
     }
 }
@@ -41,7 +41,7 @@ fn a_worker_that_is_asked_to_go_finishes_what_it_has_in_hand() {
         client.expect_served();
         later.expect_waiting();
         drop((client, later));
-        assert_eq!(pool.expect_end(0), "");
+        pool.expect_quiet_end();
     }
 }
 
