@@ -236,6 +236,7 @@ impl Acceptor {
         );
         set.until(Cause::Other, self.admission.shut_until(now));
         set.until(Cause::Other, status_due);
+        set.until(Cause::Other, self.supervisor.beat_due());
         let failed = |errno| Error::system("wait for connections", errno);
         Ok(Ready(set.wait().map_err(failed)?))
     }
@@ -469,6 +470,7 @@ impl Acceptor {
     }
 
     fn attend_supervisor(&mut self) {
+        self.supervisor.beat();
         if self.status_due().is_some_and(|due| due <= Instant::now()) {
             self.tell_status();
         }

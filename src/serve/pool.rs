@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::serve::link::Link;
 use crate::serve::scoreboard::{MAX_SLOTS, URGENT};
 use crate::serve::source::Source;
+use crate::system::heartbeat::Heartbeat;
 use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet, Watched};
@@ -78,6 +79,8 @@ pub(crate) struct Pool<C> {
     crew: C,
     options: PoolOptions,
     signals: Signals,
+    /// With a watchdog of the service manager.
+    heartbeat: Option<Heartbeat>,
     /// When the pool was started: idleness counts from here.
     since: Instant,
     /// A signal told the pool to stop.
@@ -89,11 +92,17 @@ pub(crate) struct Pool<C> {
 
 impl<C: Crew> Pool<C> {
     /// A pool that takes its queue from `source` and gives it to `crew`. Waits for the queue,
-    /// unless a name gives it.
+    /// unless a name gives it; `heartbeat` begins after that.
     ///
     /// # Errors
     /// The errors of [`Link::open`]; [`Error::System`] if a signal cannot be caught or blocked.
-    pub fn new(source: Source, crew: C, options: PoolOptions, log: Log) -> Result<Self> {
+    pub fn new(
+        source: Source,
+        crew: C,
+        options: PoolOptions,
+        heartbeat: Option<Heartbeat>,
+        log: Log,
+    ) -> Result<Self> {
         // Our parent may have ignored these signals. With CHLD ignored, children would vanish
         // without a status; and a reload must always work.
         signals::default(&[Signal::SIGCHLD])?;
@@ -119,6 +128,7 @@ impl<C: Crew> Pool<C> {
             crew,
             options,
             signals,
+            heartbeat,
             since: Instant::now(),
             told,
             stopping: told,
@@ -133,6 +143,9 @@ impl<C: Crew> Pool<C> {
     /// [`Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn run(mut self) -> Result<u8> {
         loop {
+            if let Some(heartbeat) = &mut self.heartbeat {
+                heartbeat.attend();
+            }
             let look = self.attend_idleness();
             self.crew.attend(&mut self.link);
             if self.crew.is_gone() && self.link.has_ended() {
@@ -162,6 +175,7 @@ impl<C: Crew> Pool<C> {
         set.watch((), &self.link);
         set.watch((), &self.crew);
         set.until((), look);
+        set.until((), self.heartbeat.as_ref().map(Heartbeat::deadline));
         set.wait()
             .map(drop)
             .map_err(|errno| Error::system("wait for the pool's processes", errno))
