@@ -6,6 +6,7 @@ mod support;
 mod access;
 mod addresses;
 mod failing_accept;
+mod heartbeat;
 mod inherited_listeners;
 mod limits;
 mod link_local;
