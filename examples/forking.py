@@ -78,7 +78,7 @@ def is_pipe(descriptor):
 room = int(sys.argv[1])
 queue = socket.socket(fileno=0)
 pause = int(os.environ.get("WATCHDOG_USEC", 0)) / 2e6
-manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
 due = 0
 
 # Each signal is a byte in a pipe, and one poll watches the pipe and the queue: no signal is missed

@@ -65,8 +65,8 @@ static void echo(int client)
 
     fcntl(client, F_SETFL, fcntl(client, F_GETFL) & ~O_NONBLOCK);
     for (;;) {
-        while (poll(&ready, 1, say_alive()) == 0)
-            ;
+        while (poll(&ready, 1, say_alive()) <= 0)
+            ; /* it is time again, or a signal came */
         if ((length = read(client, data, sizeof data)) <= 0)
             return;
         for (ssize_t sent, at = 0; at < length; at += sent)

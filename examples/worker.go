@@ -59,7 +59,7 @@ func wait(ready []pollFd) syscall.Errno {
 		}
 		count, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&ready[0])),
 			uintptr(len(ready)), uintptr(unsafe.Pointer(limit)), 0, 0, 0)
-		if errno != 0 || count > 0 {
+		if errno != syscall.EINTR && (errno != 0 || count > 0) {
 			return errno
 		}
 	}
@@ -108,9 +108,7 @@ func main() {
 	for {
 		ready := []pollFd{{fd: int32(stop[0]), events: pollIn}, {fd: queue, events: pollIn | 0x2000}}
 		errno := wait(ready)
-		if errno == syscall.EINTR {
-			continue
-		} else if errno != 0 {
+		if errno != 0 {
 			log.Fatal("cannot wait: ", errno)
 		}
 		if ready[0].revents != 0 {

@@ -58,7 +58,7 @@ sub echo {
     my $poll = IO::Poll->new;
     $poll->mask($client, POLLIN);
     while (1) {
-        next if $poll->poll(say_alive()) == 0;
+        next if $poll->poll(say_alive()) < 1;    # it is time again
         last if !sysread($client, my $data, 65536);
         while (length $data) {
             my $sent = syswrite($client, $data) // return;    # the client has gone

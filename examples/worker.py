@@ -13,7 +13,7 @@ import array, errno, fcntl, os, select, signal, socket, stat, sys, termios, thre
 # With fdpool --watchdog the worker says again and again that it is alive, where it waits. A thread that
 # does nothing else would go on while the worker hangs.
 pause = int(os.environ.get("WATCHDOG_USEC", 0)) / 2e6
-manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
 due = 0
 
 

@@ -40,8 +40,8 @@ def wait(*inputs)
     if now >= $due
       $due = now + PAUSE
       begin
-        name = ENV["NOTIFY_SOCKET"].sub(/\A@/, "\0")
-        MANAGER.send("WATCHDOG=1", Socket::MSG_DONTWAIT, Socket.sockaddr_un(name))
+        name = Socket.sockaddr_un(ENV["NOTIFY_SOCKET"].sub(/\A@/, "\0"))
+        MANAGER.sendmsg_nonblock("WATCHDOG=1", 0, name)
       rescue SystemCallError
         $due -= PAUSE * 0.9 # there was no room
       end

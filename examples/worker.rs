@@ -55,7 +55,7 @@ impl Watchdog {
         }))
     }
 
-    /// Waits until `descriptor` can be read, or a signal comes.
+    /// Waits until `descriptor` can be read.
     fn wait(&mut self, descriptor: impl AsFd) -> io::Result<()> {
         loop {
             if self.due <= Instant::now() {
@@ -68,8 +68,9 @@ impl Watchdog {
             let left = Timespec::try_from(left).map_err(io::Error::other)?;
             let mut ready = [PollFd::new(&descriptor, PollFlags::IN)];
             match poll(&mut ready, Some(&left)) {
-                Ok(0) => {}
-                Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(()),
+                // A signal that stops the worker has put something readable in the queue's place.
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(()),
                 Err(errno) => return Err(errno.into()),
             }
         }

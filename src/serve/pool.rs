@@ -92,7 +92,7 @@ pub(crate) struct Pool<C> {
 
 impl<C: Crew> Pool<C> {
     /// A pool that takes its queue from `source` and gives it to `crew`. Waits for the queue,
-    /// unless a name gives it; `heartbeat` begins after that.
+    /// unless a name gives it.
     ///
     /// # Errors
     /// The errors of [`Link::open`]; [`Error::System`] if a signal cannot be caught or blocked.
@@ -100,7 +100,7 @@ impl<C: Crew> Pool<C> {
         source: Source,
         crew: C,
         options: PoolOptions,
-        heartbeat: Option<Heartbeat>,
+        mut heartbeat: Option<Heartbeat>,
         log: Log,
     ) -> Result<Self> {
         // Our parent may have ignored these signals. With CHLD ignored, children would vanish
@@ -115,7 +115,7 @@ impl<C: Crew> Pool<C> {
         interrupt::on(&stopping)?;
         let later = [&RESIZING, C::RELOADING].concat();
         signals::block(&later)?;
-        let mut link = Link::open(source, options.once)?;
+        let mut link = Link::open(source, options.once, heartbeat.as_mut())?;
         let signals = Signals::new(&[&stopping[..], &later, &[Signal::SIGCHLD]].concat())?;
         // TERM is blocked even if it is ignored: a slot must not miss a TERM while it starts.
         signals::block(&[Signal::SIGTERM])?;

@@ -46,6 +46,17 @@ fn the_manager_of_a_pool_that_waits_for_its_name_is_told_that_it_is_alive() {
 }
 
 #[test]
+fn the_manager_of_a_pool_that_waits_for_its_first_ticket_is_told_that_it_is_alive() {
+    let manager = Manager::at_name();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let pool = Pool::on(&reader).slots(1, ["cat"]);
+    let mut pool = watched(pool, &manager).start();
+    manager.until_beats();
+    // A stop ends the wait.
+    pool.stop();
+}
+
+#[test]
 fn a_pool_that_does_not_run_says_nothing() {
     let (manager, acceptor) = (Manager::at_name(), Fdaccept::bound().start());
     let pool = watched(Pool::on(&acceptor).slots(1, ["cat"]), &manager).start();
