@@ -51,10 +51,10 @@ def say_alive():
     """For fdpool --watchdog, if it is time. Returns how many milliseconds to wait until the next time."""
     global due
     if pause and time.monotonic() >= due:
-        name = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
+        name = os.environ["NOTIFY_SOCKET"]
         due = time.monotonic() + pause
         try:
-            manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, name)
+            manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, "\0" + name[1:] if name[0] == "@" else name)
         except OSError:
             due -= pause * 0.9  # there was no room
     return max(due - time.monotonic(), 0) * 1000 + 1 if pause else None

@@ -43,7 +43,8 @@ static int say_alive(void)
         return -1;
     long long pause = atoll(time) / 2000;
     pause = pause < 1 ? 1 : pause > 1000000000 ? 1000000000 : pause;
-    if (now() >= due) {
+    long long time_now = now();
+    if (time_now >= due) {
         memcpy(to.sun_path, name, strlen(name));
         if (*name == '@')
             to.sun_path[0] = '\0';
@@ -52,9 +53,9 @@ static int say_alive(void)
             manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
         int is_said = sendto(manager, "WATCHDOG=1", 10, MSG_DONTWAIT | MSG_NOSIGNAL,
                              (struct sockaddr *)&to, length) > 0;
-        due = now() + (is_said ? pause : pause / 10 + 1); /* there may be room then */
+        due = time_now + (is_said ? pause : pause / 10 + 1); /* there may be room then */
     }
-    return due > now() ? due - now() : 0;
+    return due - time_now;
 }
 
 static void echo(int client)

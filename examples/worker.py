@@ -17,6 +17,10 @@ manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
 due = 0
 
 
+def address(name):
+    return "\0" + name[1:] if name.startswith("@") else name
+
+
 def wait(descriptor):
     """With a watchdog: waits until there is something to read."""
     global due
@@ -24,13 +28,12 @@ def wait(descriptor):
     readable.register(descriptor, select.POLLIN)
     while pause:
         if time.monotonic() >= due:
-            name = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
             due = time.monotonic() + pause
             try:
-                manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, name)
+                manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, address(os.environ["NOTIFY_SOCKET"]))
             except OSError:
                 due -= pause * 0.9  # there was no room
-        if readable.poll((due - time.monotonic()) * 1000 + 1):
+        if readable.poll(max(due - time.monotonic(), 0) * 1000 + 1):
             break
 
 
@@ -76,16 +79,15 @@ def close(descriptor):
 
 
 name = sys.argv[-1]
-address = "\0" + name[1:] if name.startswith("@") else name
 if len(sys.argv) == 1:  # fdpool has fetched the queue
     queue = socket.socket(fileno=0)
 elif sys.argv[1] == "--bind":  # every message that is sent to this name is a connection
     queue = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     os.umask(0o177)
-    queue.bind(address)
+    queue.bind(address(name))
 else:  # fdaccept hands out the queue, which all its consumers share
     door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    door.connect(address)
+    door.connect(address(name))
     queue = socket.socket(fileno=socket.recv_fds(door, 4096, 1)[1][0])
 
 # On TERM, INT or HUP the worker serves the connection in hand and takes no other. A flag that it looks at
