@@ -24,6 +24,11 @@ if "starts-when-told" in sys.argv:
     with open(os.environ["DIR"] + "/log", "a") as log:
         log.write(f"ready {os.getpid()}\n")
     os.write(3, b"\n")
+if "gives-up-when-told" in sys.argv:
+    if os.path.exists(os.environ["DIR"] + "/gate"):
+        say(b"WATCHDOG=trigger")
+        hang()
+    os.write(3, b"\n")
 if "mute" in sys.argv:
     hang()
 while True:

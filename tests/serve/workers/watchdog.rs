@@ -221,6 +221,30 @@ fn the_time_of_a_worker_begins_when_it_is_ready() {
 }
 
 #[test]
+fn a_reload_is_given_up_when_the_new_worker_asks_for_its_end() {
+    let options = ["-v", "--watchdog", LONG, "--ready-fd", "3"];
+    let mut pool = needs!(try_start(&options, &["gives-up-when-told"]));
+    pool.line("is ready");
+    let worker = pool.worker();
+    pool.touch("gate");
+    pool.signal(Signal::SIGHUP);
+    pool.line("asked for its end (WATCHDOG=trigger); the old workers stay");
+    until("the old worker alone", || pool.workers() == [worker].into());
+    pool.served_client();
+}
+
+#[test]
+fn a_worker_that_is_to_go_has_the_grace_and_need_not_speak() {
+    let text = "trap '' TERM; echo ready $$ >>\"$DIR/log\"; exec sleep 1000";
+    let mut pool = Workers::start(&["--watchdog", "5", "--grace", "7"], 1, text);
+    pool.until_noted("ready", 1);
+    pool.term();
+    pool.line("did not end within 7 s, and is killed");
+    let log = pool.expect_end(0);
+    assert!(!log.contains("did not say"), "{log}");
+}
+
+#[test]
 fn a_stopped_worker_is_told_and_ended() {
     let mut pool = needs!(watched("4", &[]));
     pool.until_said(1);
