@@ -42,8 +42,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Waits for the queue, unless a name gives it, and keeps `heartbeat` going. A signal interrupts the wait
-    /// ([`crate::system::interrupt`]); then there is no queue.
+    /// Waits for the queue, unless a name gives it, and keeps `heartbeat` going. A signal interrupts
+    /// the wait ([`crate::system::interrupt`]); then there is no queue.
     ///
     /// # Errors
     /// The errors of [`Source::queue`]; [`Error::Closed`] if there never was a queue.
