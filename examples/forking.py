@@ -7,7 +7,7 @@ At most N connections are served at once; more stay in the queue. Each has a pro
 client as standard input and output. fdtools(7) has what is left out here: what the message says of the
 client.
 """
-import os, select, signal, socket, stat, sys, time
+import array, os, select, signal, socket, stat, sys, time
 
 
 def serve():
@@ -47,12 +47,39 @@ def start(connection):
         os._exit(status)
 
 
+def say_alive():
+    """For fdpool --watchdog, if it is time. Returns how many milliseconds to wait until the next time."""
+    global due
+    if pause and time.monotonic() >= due:
+        name = os.environ["NOTIFY_SOCKET"]
+        due = time.monotonic() + pause
+        try:
+            manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, "\0" + name[1:] if name[0] == "@" else name)
+        except OSError:
+            due -= pause * 0.9  # there was no room
+    return max(due - time.monotonic(), 0) * 1000 + 1 if pause else None
+
+
+def receive():
+    # Not socket.recv_fds, which ignores its flags (Python 3.11).
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    payload, control, flags, _ = queue.recvmsg(4096, socket.CMSG_SPACE(2 * 4), flags)
+    descriptors = array.array("i")
+    for level, kind, data in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data)
+    return payload, descriptors, flags
+
+
 def is_pipe(descriptor):
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
 room = int(sys.argv[1])
 queue = socket.socket(fileno=0)
+pause = int(os.environ.get("WATCHDOG_USEC", 0)) / 2e6
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
+due = 0
 
 # Each signal is a byte in a pipe, and one poll watches the pipe and the queue: no signal is missed
 # between a look and a wait. HUP is how the kernel ends a process that is stopped when its pool is killed.
@@ -73,7 +100,8 @@ while children or not stopping:
     events.register(signals, select.POLLIN)
     if children < room and not stopping:
         events.register(queue, select.POLLIN)
-    if signals in dict(events.poll()):
+    ready = events.poll(say_alive())
+    if signals in dict(ready):
         if not STOP.isdisjoint(os.read(signals, 4096)):
             stopping = True
             queue.close()  # what waits there is for others
@@ -81,8 +109,7 @@ while children or not stopping:
             children -= 1
         continue
     try:
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        payload, descriptors, flags, _ = socket.recv_fds(queue, 4096, 2, flags)
+        payload, descriptors, flags = receive()
     except (BlockingIOError, ConnectionResetError):
         continue  # another worker was faster; the end is neither
     if descriptors:

@@ -9,25 +9,71 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { QUEUE = STDIN_FILENO, MOST = 253 };
+
+static long long now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000LL + time.tv_nsec / 1000000;
+}
+
+/* With fdpool --watchdog the worker says again and again that it is alive, where it waits. A thread that
+ * does nothing else would go on while the worker hangs. Returns how many milliseconds to wait until the
+ * next time; -1 without a watchdog. */
+static int say_alive(void)
+{
+    static int manager = -1;
+    static long long due;
+    const char *time = getenv("WATCHDOG_USEC"), *name = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+
+    if (!time || !name || strlen(name) >= sizeof to.sun_path)
+        return -1;
+    long long pause = atoll(time) / 2000;
+    pause = pause < 1 ? 1 : pause > 1000000000 ? 1000000000 : pause;
+    long long time_now = now();
+    if (time_now >= due) {
+        memcpy(to.sun_path, name, strlen(name));
+        if (*name == '@')
+            to.sun_path[0] = '\0';
+        socklen_t length = offsetof(struct sockaddr_un, sun_path) + strlen(name);
+        if (manager < 0)
+            manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        int is_said = sendto(manager, "WATCHDOG=1", 10, MSG_DONTWAIT | MSG_NOSIGNAL,
+                             (struct sockaddr *)&to, length) > 0;
+        due = time_now + (is_said ? pause : pause / 10 + 1); /* there may be room then */
+    }
+    return due - time_now;
+}
 
 static void echo(int client)
 {
     char data[65536];
     ssize_t length;
+    struct pollfd ready = {client, POLLIN, 0};
 
     fcntl(client, F_SETFL, fcntl(client, F_GETFL) & ~O_NONBLOCK);
-    while ((length = read(client, data, sizeof data)) > 0)
+    for (;;) {
+        while (poll(&ready, 1, say_alive()) <= 0)
+            ; /* it is time again, or a signal came */
+        if ((length = read(client, data, sizeof data)) <= 0)
+            return;
         for (ssize_t sent, at = 0; at < length; at += sent)
             if ((sent = write(client, data + at, length - at)) < 0)
                 return; /* the client has gone */
+    }
 }
 
 static int is_pipe(int descriptor)
@@ -52,7 +98,7 @@ int main(void)
 
     for (;;) {
         struct pollfd ready[] = {{told, POLLIN, 0}, {QUEUE, POLLIN | POLLRDHUP, 0}};
-        if (poll(ready, 2, -1) < 0 && errno != EINTR)
+        if (poll(ready, 2, say_alive()) < 0 && errno != EINTR)
             err(1, "cannot wait");
         if (ready[0].revents)
             return 0;

@@ -8,11 +8,12 @@ package main
 
 import (
 	"bytes"
-	"io"
 	"log"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -28,12 +29,68 @@ type pollFd struct {
 	events, revents int16
 }
 
+// The watchdog of fdpool --watchdog: the worker says again and again that it is alive, where it waits. A
+// goroutine that does nothing else would go on while the worker hangs.
+var (
+	pause   time.Duration // half of the time that it may be silent; 0 without a watchdog
+	manager int
+	name    = os.Getenv("NOTIFY_SOCKET") // an @ is the NUL byte of an abstract name here, too
+	due     time.Time
+)
+
+// wait polls, and says meanwhile that the worker is alive.
+func wait(ready []pollFd) syscall.Errno {
+	for {
+		var limit *syscall.Timespec
+		if pause > 0 {
+			if !time.Now().Before(due) {
+				due = time.Now().Add(pause)
+				to := &syscall.SockaddrUnix{Name: name}
+				if syscall.Sendto(manager, []byte("WATCHDOG=1"), syscall.MSG_DONTWAIT, to) != nil {
+					due = time.Now().Add(pause / 10) // there was no room
+				}
+			}
+			left := time.Until(due)
+			if left < 0 {
+				left = 0
+			}
+			until := syscall.NsecToTimespec(int64(left))
+			limit = &until
+		}
+		count, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&ready[0])),
+			uintptr(len(ready)), uintptr(unsafe.Pointer(limit)), 0, 0, 0)
+		if errno != syscall.EINTR && (errno != 0 || count > 0) {
+			return errno
+		}
+	}
+}
+
+func echo(client *os.File) {
+	ready := []pollFd{{fd: int32(client.Fd()), events: pollIn}}
+	data := make([]byte, 65536)
+	for {
+		wait(ready)
+		length, err := client.Read(data)
+		if err != nil {
+			return // the client has ended or gone
+		}
+		if _, err := client.Write(data[:length]); err != nil {
+			return
+		}
+	}
+}
+
 func isPipe(descriptor int) bool {
 	var status syscall.Stat_t
 	return syscall.Fstat(descriptor, &status) == nil && status.Mode&syscall.S_IFMT == syscall.S_IFIFO
 }
 
 func main() {
+	if micros, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil {
+		pause = time.Duration(micros) * time.Microsecond / 2
+		manager, _ = syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	}
+
 	// After TERM, INT or HUP the pipe has come to its end, which cannot be missed.
 	var stop [2]int
 	if err := syscall.Pipe2(stop[:], syscall.O_CLOEXEC); err != nil {
@@ -49,11 +106,9 @@ func main() {
 	payload := make([]byte, 4096)
 	control := make([]byte, syscall.CmsgSpace(253*4)+syscall.CmsgSpace(syscall.SizeofUcred))
 	for {
-		ready := [2]pollFd{{fd: int32(stop[0]), events: pollIn}, {fd: queue, events: pollIn | 0x2000}}
-		_, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&ready)), 2, 0, 0, 0, 0)
-		if errno == syscall.EINTR {
-			continue
-		} else if errno != 0 {
+		ready := []pollFd{{fd: int32(stop[0]), events: pollIn}, {fd: queue, events: pollIn | 0x2000}}
+		errno := wait(ready)
+		if errno != 0 {
 			log.Fatal("cannot wait: ", errno)
 		}
 		if ready[0].revents != 0 {
@@ -92,7 +147,7 @@ func main() {
 		} else if count == 1 || hasLease {
 			syscall.SetNonblock(descriptors[0], false)
 			client := os.NewFile(uintptr(descriptors[0]), "client")
-			io.Copy(client, client)
+			echo(client)
 			client.Close()
 			descriptors = descriptors[1:]
 		} else if count == 0 && length == 0 && ready[1].revents&hangUp != 0 {

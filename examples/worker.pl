@@ -10,7 +10,8 @@ use warnings;
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
 use IO::Poll qw(POLLHUP POLLIN);
 use POSIX qw(:signal_h);
-use Socket qw(MSG_CTRUNC MSG_DONTWAIT SCM_RIGHTS SOL_SOCKET SO_LINGER);
+use Socket qw(AF_UNIX MSG_CTRUNC MSG_DONTWAIT SCM_RIGHTS SOCK_DGRAM SOL_SOCKET SO_LINGER);
+use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 require 'syscall.ph';
 
 use constant { MSG_CMSG_CLOEXEC => 0x40000000, POLLRDHUP => 0x2000, FIONREAD => 0x541B };
@@ -34,10 +35,31 @@ sub receive {
     return (substr($payload, 0, $length), $flags, @descriptors);
 }
 
+# With fdpool --watchdog the worker says again and again that it is alive, where it waits. A process that
+# does nothing else would go on while the worker hangs. Returns how many seconds to wait until the next
+# time; -1 without a watchdog.
+my ($pause, $due) = (($ENV{WATCHDOG_USEC} // 0) / 2e6, 0);
+socket(my $manager, AF_UNIX, SOCK_DGRAM, 0) or die "cannot make a socket: $!\n";
+
+sub say_alive {
+    return -1 if !$pause;
+    my $now = clock_gettime(CLOCK_MONOTONIC);
+    if ($now >= $due) {
+        (my $name = $ENV{NOTIFY_SOCKET}) =~ s/^@/\0/;
+        my $is_said = send($manager, 'WATCHDOG=1', MSG_DONTWAIT, pack('S a*', AF_UNIX, $name));
+        $due = $now + ($is_said ? $pause : $pause / 10);    # there may be room then
+    }
+    return $due - $now;
+}
+
 sub echo {
     my ($client) = @_;
     fcntl($client, F_SETFL, fcntl($client, F_GETFL, 0) & ~O_NONBLOCK);
-    while (sysread($client, my $data, 65536)) {
+    my $poll = IO::Poll->new;
+    $poll->mask($client, POLLIN);
+    while (1) {
+        next if $poll->poll(say_alive()) < 1;    # it is time again
+        last if !sysread($client, my $data, 65536);
         while (length $data) {
             my $sent = syswrite($client, $data) // return;    # the client has gone
             substr($data, 0, $sent) = '';
@@ -59,7 +81,7 @@ my $poll = IO::Poll->new;
 $poll->mask($stop, POLLIN);
 $poll->mask(*STDIN, POLLIN | POLLRDHUP);
 while (1) {
-    $poll->poll >= 0 or $!{EINTR} or die "cannot wait: $!\n";
+    $poll->poll(say_alive()) >= 0 or $!{EINTR} or die "cannot wait: $!\n";
     last if $poll->events($stop);
 
     # The kernel drops what finds no free number: there must be two.

@@ -8,14 +8,52 @@
 PATH may be @name, in the abstract namespace. fdtools(7) has what is left out here: who may be on
 the other side of an @name, and what the message says of the client.
 """
-import errno, fcntl, os, select, signal, socket, stat, sys, termios, threading
+import array, errno, fcntl, os, select, signal, socket, stat, sys, termios, threading, time
+
+# With fdpool --watchdog the worker says again and again that it is alive, where it waits. A thread that
+# does nothing else would go on while the worker hangs.
+pause = int(os.environ.get("WATCHDOG_USEC", 0)) / 2e6
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
+due = 0
+
+
+def address(name):
+    return "\0" + name[1:] if name.startswith("@") else name
+
+
+def wait(descriptor):
+    """With a watchdog: waits until there is something to read."""
+    global due
+    readable = select.poll()
+    readable.register(descriptor, select.POLLIN)
+    while pause:
+        if time.monotonic() >= due:
+            due = time.monotonic() + pause
+            try:
+                manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, address(os.environ["NOTIFY_SOCKET"]))
+            except OSError:
+                due -= pause * 0.9  # there was no room
+        if readable.poll(max(due - time.monotonic(), 0) * 1000 + 1):
+            break
 
 
 def echo(client):
     os.set_blocking(client, True)
+    wait(client)
     while data := os.read(client, 65536):
         while data:
             data = data[os.write(client, data):]
+        wait(client)
+
+
+def receive(flags):
+    # Not socket.recv_fds, which ignores its flags (Python 3.11).
+    payload, control, flags, _ = queue.recvmsg(4096, socket.CMSG_SPACE(253 * 4) + 32, flags)
+    descriptors = array.array("i")
+    for level, kind, data in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data)
+    return payload, descriptors, flags
 
 
 def is_pipe(descriptor):
@@ -41,16 +79,15 @@ def close(descriptor):
 
 
 name = sys.argv[-1]
-address = "\0" + name[1:] if name.startswith("@") else name
 if len(sys.argv) == 1:  # fdpool has fetched the queue
     queue = socket.socket(fileno=0)
 elif sys.argv[1] == "--bind":  # every message that is sent to this name is a connection
     queue = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     os.umask(0o177)
-    queue.bind(address)
+    queue.bind(address(name))
 else:  # fdaccept hands out the queue, which all its consumers share
     door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    door.connect(address)
+    door.connect(address(name))
     queue = socket.socket(fileno=socket.recv_fds(door, 4096, 1)[1][0])
 
 # On TERM, INT or HUP the worker serves the connection in hand and takes no other. A flag that it looks at
@@ -76,21 +113,25 @@ threading.Thread(target=break_off, daemon=True).start()
 
 readable = select.poll()
 readable.register(queue, select.POLLIN)
+# Who has waited must not wait again, in the receive: another worker may be faster.
+flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_DONTWAIT if pause else 0)
 while True:
+    wait(queue)
     for spare in os.dup(null), os.dup(null):
         os.close(spare)  # two numbers are free, for a connection and its lease
     try:
-        payload, descriptors, flags, _ = socket.recv_fds(queue, 4096, 253, socket.MSG_CMSG_CLOEXEC)
+        payload, descriptors, lost = receive(flags)
     except ConnectionResetError:
         continue  # not the end
     except BlockingIOError:
-        readable.poll()  # somebody else has made the queue non-blocking
+        if not pause:
+            readable.poll()  # somebody else has made the queue non-blocking
         continue
     except OSError as error:
         if error.errno == errno.ENOTSOCK:
             break  # told to stop
         raise
-    if flags & socket.MSG_CTRUNC:
+    if lost & socket.MSG_CTRUNC:
         pass  # it has lost a descriptor
     elif len(descriptors) == 1 or (
         # A pipe beside it is its lease, which is kept open while it is served.

@@ -24,9 +24,39 @@ def nothing_waits?
   waiting.unpack1("i") == 0
 end
 
+# With fdpool --watchdog the worker says again and again that it is alive, where it waits. A thread that
+# does nothing else would go on while the worker hangs.
+PAUSE = ENV["WATCHDOG_USEC"].to_i / 2e6
+MANAGER = Socket.new(:UNIX, :DGRAM)
+$due = 0
+
+def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+
+# Waits until one of them can be read, and returns which.
+def wait(*inputs)
+  return IO.select(inputs)[0] if PAUSE == 0
+
+  loop do
+    if now >= $due
+      $due = now + PAUSE
+      begin
+        name = Socket.sockaddr_un(ENV["NOTIFY_SOCKET"].sub(/\A@/, "\0"))
+        MANAGER.sendmsg_nonblock("WATCHDOG=1", 0, name)
+      rescue SystemCallError
+        $due -= PAUSE * 0.9 # there was no room
+      end
+    end
+    ready, = IO.select(inputs, nil, nil, [$due - now, 0].max)
+    return ready if ready
+  end
+end
+
 def echo(client)
   client.sync = true
-  loop { client.write(client.readpartial(65536)) } # these wait for what is non-blocking
+  loop do
+    wait(client)
+    client.write(client.readpartial(65536)) # these wait for what is non-blocking
+  end
 rescue SystemCallError, IOError
   # The client has ended or gone.
 end
@@ -36,7 +66,7 @@ stop, told = IO.pipe
 %w[TERM INT HUP].each { |signal| trap(signal) { told.write_nonblock(".", exception: false) } }
 
 loop do
-  ready, = IO.select([stop, QUEUE])
+  ready = wait(stop, QUEUE)
   break if ready.include?(stop)
 
   # The kernel drops what finds no free number: there must be two.

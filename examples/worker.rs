@@ -8,18 +8,92 @@
 //!
 //! PATH may be @name, in the abstract namespace.
 
+use std::env;
 use std::error::Error;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
 
 use fdtools::interrupt;
+use fdtools::queue::connection::Connection;
 use fdtools::queue::name::Name;
 use fdtools::queue::trust::Trust;
 use fdtools::queue::{Received, Receiver};
 use nix::libc::{SIGHUP, SIGINT, SIGTERM};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// The watchdog of `fdpool --watchdog`: the worker says that it is alive where it waits. A thread that
+/// does nothing else would go on while the worker hangs.
+struct Watchdog {
+    pool: UnixDatagram,
+    /// Half of the time that the worker may be silent.
+    pause: Duration,
+    due: Instant,
+}
+
+impl Watchdog {
+    /// `None` if nobody wants to hear of this worker.
+    fn find() -> io::Result<Option<Self>> {
+        let time = env::var("WATCHDOG_USEC").ok();
+        let time = time.and_then(|time| time.parse().ok());
+        let Some((time, name)) = time.zip(env::var("NOTIFY_SOCKET").ok()) else {
+            return Ok(None);
+        };
+        let pool = UnixDatagram::unbound()?;
+        match name.strip_prefix('@') {
+            Some(name) => pool.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+            None => pool.connect(name)?,
+        }
+        // The worker serves on while its pool is stopped and takes no message.
+        pool.set_nonblocking(true)?;
+        Ok(Some(Self {
+            pool,
+            pause: Duration::from_micros(time) / 2,
+            due: Instant::now(),
+        }))
+    }
+
+    /// Waits until `descriptor` can be read.
+    fn wait(&mut self, descriptor: impl AsFd) -> io::Result<()> {
+        loop {
+            if self.due <= Instant::now() {
+                let sent = self.pool.send(b"WATCHDOG=1");
+                // There may be room for it soon.
+                let pause = sent.map_or(self.pause / 10, |_| self.pause);
+                self.due = Instant::now() + pause;
+            }
+            let left = self.due.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut ready = [PollFd::new(&descriptor, PollFlags::IN)];
+            match poll(&mut ready, Some(&left)) {
+                // A signal that stops the worker has put something readable in the queue's place.
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+fn echo(mut client: &Connection, mut watchdog: Option<&mut Watchdog>) -> io::Result<()> {
+    let mut data = vec![0; 65536];
+    loop {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.wait(client)?;
+        }
+        match client.read(&mut data) {
+            Ok(0) => return Ok(()),
+            Ok(length) => client.write_all(&data[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
     // Of an abstract name's other side, this user and root are trusted.
     let trust = Trust::us_and(&[]);
     let queue = match &arguments[..] {
@@ -38,11 +112,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     // HUP is how the kernel ends a process that is stopped when its pool is killed.
     interrupt::on_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let _watch = interrupt::watch(queue.as_fd());
+    let mut watchdog = Watchdog::find()?;
     loop {
-        match queue.receive()? {
+        let received = match &mut watchdog {
+            Some(watchdog) => {
+                watchdog.wait(&queue)?;
+                queue.try_receive()?
+            }
+            None => Some(queue.receive()?),
+        };
+        // Another worker may have been faster.
+        let Some(received) = received else { continue };
+        match received {
             Received::Connection(connection) => {
                 // That the client has gone is no reason to end.
-                let _ = io::copy(&mut &connection, &mut &connection);
+                let _ = echo(&connection, watchdog.as_mut());
             }
             Received::End | Received::Interrupted => return Ok(()),
             // A message that was no connection.

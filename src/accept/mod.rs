@@ -250,6 +250,7 @@ impl Acceptor {
         set.until(Cause::Other, status_due);
         set.until(Cause::Other, self.queue_congestion.deadline());
         set.until(Cause::Other, self.max_congestion.deadline());
+        set.until(Cause::Other, self.supervisor.beat_due());
         let failed = |errno| Error::system("wait for connections", errno);
         Ok(Ready(set.wait().map_err(failed)?))
     }
@@ -538,6 +539,7 @@ impl Acceptor {
     }
 
     fn attend_supervisor(&mut self) {
+        self.supervisor.beat();
         if self.status_due().is_some_and(|due| due <= Instant::now()) {
             self.tell_status();
         }

@@ -8,7 +8,7 @@ use clap::Parser;
 use nix::sys::signal::Signal;
 
 use crate::cli::common::{LogArguments, QueueArguments, parse};
-use crate::cli::usage;
+use crate::cli::{manager, usage};
 use crate::queue::name::Name;
 use crate::queue::rendezvous::Rendezvous;
 use crate::serve::handler::Handler;
@@ -16,6 +16,7 @@ use crate::serve::pool::{Pool, PoolOptions};
 use crate::serve::scoreboard::MAX_SLOTS;
 use crate::serve::slots::Slots;
 use crate::serve::source::Source;
+use crate::serve::watchdog::Watchdog;
 use crate::serve::worker::{Ready, WorkerCommand};
 use crate::serve::workers::Workers;
 use crate::system::text::{digits, parse_descriptor, parse_seconds, parse_timeout};
@@ -59,8 +60,12 @@ struct PoolArguments {
     once: bool,
 
     /// End a handler that runs longer, with all that it has started: TERM, KILL after 5 seconds
-    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
+
+    /// End a worker that does not say WATCHDOG=1 to NOTIFY_SOCKET at least so often
+    #[arg(long, value_name = "SECONDS", requires = "worker", value_parser = parse_timeout)]
+    watchdog: Option<Duration>,
 
     /// Time to finish for handlers on TERM or INT, and for workers that are to go
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
@@ -95,10 +100,17 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     inherited::close_others_on_exec()?;
     log_output::share()?;
     let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
-    Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
+    let heartbeat = manager::heartbeat(&log);
+    Ok(Pool::new(source, slots, arguments.options(), heartbeat, log)?.run()?)
 }
 
 fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
+    if arguments.timeout.is_some() {
+        return Err(usage(
+            "--timeout ends handlers, and cannot be used with --worker: --watchdog SECONDS ends a \
+             worker that hangs",
+        ));
+    }
     // A HUP that comes before the pool can reload waits for the pool.
     signals::block(&[Signal::SIGHUP])?;
     let log = arguments.log.log(PROGRAM);
@@ -111,8 +123,10 @@ fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
     check_name_of_workers(&rendezvous)?;
     let source = Source::open(&rendezvous)?;
     inherited::close_others_on_exec()?;
-    let workers = Workers::new(command, arguments.size, arguments.grace, log);
-    Ok(Pool::new(source, workers, arguments.options(), log)?.run()?)
+    let watchdog = arguments.watchdog.map(Watchdog::open).transpose()?;
+    let workers = Workers::new(command, arguments.size, arguments.grace, watchdog, log);
+    let heartbeat = manager::heartbeat(&log);
+    Ok(Pool::new(source, workers, arguments.options(), heartbeat, log)?.run()?)
 }
 
 impl PoolArguments {
@@ -166,7 +180,7 @@ mod tests {
         let rest = &["4", "cat"];
         refuses_what_all_refuse::<PoolArguments>(rest);
         let expected = "not a number of seconds";
-        for option in ["--grace", "--timeout", "--ready-timeout"] {
+        for option in ["--grace", "--timeout", "--ready-timeout", "--watchdog"] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
         for size in [

@@ -24,6 +24,7 @@ mod common;
 pub mod fdaccept;
 pub mod fdpool;
 pub mod fdrecv;
+mod manager;
 mod service;
 
 /// Makes the `main` of the program `$name`. To be used once, and with `no_main` under glibc: only

@@ -1,6 +1,5 @@
 //! The options of fdaccept about its user and its supervisor.
 
-use std::env;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -11,8 +10,9 @@ use crate::accept::listen::Listener;
 use crate::accept::service::notify::Supervisor;
 use crate::accept::service::port_file;
 use crate::accept::service::user::User;
-use crate::cli::usage;
+use crate::cli::{manager, usage};
 use crate::error::Error;
+use crate::system::inherited;
 use crate::system::log::Log;
 use crate::system::text::{parse_descriptor, printable};
 
@@ -56,7 +56,9 @@ impl ServiceArguments {
 
     /// The supervisor of `--notify-fd`, and of `NOTIFY_SOCKET` in the environment.
     pub fn supervisor(&self, log: &Log) -> anyhow::Result<Supervisor> {
-        let supervisor = Supervisor::new(self.notify_fd, env::var_os("NOTIFY_SOCKET"), log)?;
+        // Before anything else can get the number.
+        let notify_fd = self.notify_fd.map(inherited::claim).transpose()?;
+        let supervisor = Supervisor::new(notify_fd, manager::socket(log), manager::watchdog())?;
         if self.store && !supervisor.is_managed() {
             return Err(usage(
                 "--store needs a service manager to keep things (NOTIFY_SOCKET)",

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
 use rustix::io::ioctl_fionread;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -162,6 +163,42 @@ pub(crate) fn try_receive_bytes(socket: impl AsFd, bytes: &mut [u8]) -> Result<u
     let mut buffers = [IoSliceMut::new(bytes)];
     let received = recvmsg(socket, &mut buffers, &mut no_control, flags);
     received.map(|message| message.bytes).map_err(to_nix)
+}
+
+/// The start of a message whose descriptors are dropped, and its sender.
+#[derive(Debug)]
+pub(crate) struct Words {
+    pub length: usize,
+    /// The message was longer than the space for it (`MSG_TRUNC`).
+    pub is_cut: bool,
+    /// The process and the uid that sent it, where the socket asks for them (`SO_PASSCRED`) and the
+    /// process has a number in our namespace.
+    pub sender: Option<(Pid, u32)>,
+}
+
+/// Like [`try_receive_bytes`], with the sender.
+///
+/// # Errors
+/// Those of [`try_receive_bytes`].
+pub(crate) fn try_receive_words(socket: impl AsFd, bytes: &mut [u8]) -> Result<Words, Errno> {
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    // No room for a descriptor.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(bytes)];
+    let received = recvmsg(socket, &mut buffers, &mut control, flags).map_err(to_nix)?;
+    let sender = control.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmCredentials(sender) => {
+            let pid = Pid::from_raw(sender.pid.as_raw_nonzero().get());
+            Some((pid, sender.uid.as_raw()))
+        }
+        _ => None,
+    });
+    Ok(Words {
+        length: received.bytes,
+        is_cut: received.flags.contains(ReturnFlags::TRUNC),
+        sender,
+    })
 }
 
 /// Whether `socket` is empty, provided that its other side is gone. An empty message looks like the

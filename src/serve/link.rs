@@ -10,6 +10,7 @@ use crate::queue::Receiver;
 use crate::queue::fetch::{Visit, is_passing};
 use crate::queue::rendezvous::with_advice;
 use crate::serve::source::{Found, Source};
+use crate::system::heartbeat::Heartbeat;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched};
 
@@ -41,12 +42,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Waits for the queue, unless a name gives it. A signal interrupts the wait
-    /// ([`crate::system::interrupt`]); then there is no queue.
+    /// Waits for the queue, unless a name gives it, and keeps `heartbeat` going. A signal interrupts
+    /// the wait ([`crate::system::interrupt`]); then there is no queue.
     ///
     /// # Errors
     /// The errors of [`Source::queue`]; [`Error::Closed`] if there never was a queue.
-    pub fn open(mut source: Source, once: bool) -> Result<Self> {
+    pub fn open(mut source: Source, once: bool, heartbeat: Option<&mut Heartbeat>) -> Result<Self> {
+        if let Some(heartbeat) = heartbeat {
+            source.await_ticket(heartbeat)?;
+        }
         let queue = match &source {
             Source::Named { .. } => Queue::Absent(Instant::now()),
             _ => match source.queue()? {

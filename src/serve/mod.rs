@@ -10,5 +10,6 @@ mod shortage;
 mod slot;
 pub(crate) mod slots;
 pub(crate) mod source;
+pub(crate) mod watchdog;
 pub(crate) mod worker;
 pub(crate) mod workers;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::serve::link::Link;
 use crate::serve::scoreboard::{MAX_SLOTS, URGENT};
 use crate::serve::source::Source;
+use crate::system::heartbeat::Heartbeat;
 use crate::system::interrupt;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet, Watched};
@@ -82,6 +83,8 @@ pub(crate) struct Pool<C> {
     crew: C,
     options: PoolOptions,
     signals: Signals,
+    /// With a watchdog of the service manager.
+    heartbeat: Option<Heartbeat>,
     /// When the pool was started: idleness counts from here.
     since: Instant,
     /// A signal told the pool to stop.
@@ -98,7 +101,13 @@ impl<C: Crew> Pool<C> {
     ///
     /// # Errors
     /// The errors of [`Link::open`]; [`Error::System`] if a signal cannot be caught or blocked.
-    pub fn new(source: Source, crew: C, options: PoolOptions, log: Log) -> Result<Self> {
+    pub fn new(
+        source: Source,
+        crew: C,
+        options: PoolOptions,
+        mut heartbeat: Option<Heartbeat>,
+        log: Log,
+    ) -> Result<Self> {
         // Our parent may have ignored these signals. With CHLD ignored, children would vanish
         // without a status; and a reload must always work.
         signals::default(&[Signal::SIGCHLD])?;
@@ -111,7 +120,7 @@ impl<C: Crew> Pool<C> {
         interrupt::on(&stopping)?;
         let later = [&RESIZING, C::RELOADING].concat();
         signals::block(&later)?;
-        let mut link = Link::open(source, options.once)?;
+        let mut link = Link::open(source, options.once, heartbeat.as_mut())?;
         let signals = Signals::new(&[&stopping[..], &later, &[Signal::SIGCHLD]].concat())?;
         // TERM is blocked even if it is ignored: a slot must not miss a TERM while it starts.
         signals::block(&[Signal::SIGTERM])?;
@@ -124,6 +133,7 @@ impl<C: Crew> Pool<C> {
             crew,
             options,
             signals,
+            heartbeat,
             since: Instant::now(),
             told,
             stopping: told,
@@ -139,6 +149,9 @@ impl<C: Crew> Pool<C> {
     /// [`Error::System`] if the name cannot give the first queue, for a permanent reason.
     pub fn run(mut self) -> Result<u8> {
         loop {
+            if let Some(heartbeat) = &mut self.heartbeat {
+                heartbeat.attend();
+            }
             let look = self.attend_idleness();
             self.crew.attend(&mut self.link);
             if self.crew.is_gone() && self.link.has_ended() {
@@ -176,6 +189,7 @@ impl<C: Crew> Pool<C> {
         set.watch((), &self.crew);
         set.until((), look);
         set.until((), self.notice.deadline());
+        set.until((), self.heartbeat.as_ref().map(Heartbeat::deadline));
         set.wait()
             .map(drop)
             .map_err(|errno| Error::system("wait for the pool's processes", errno))

@@ -14,8 +14,11 @@ use crate::queue::rendezvous::Rendezvous;
 use crate::queue::ticket::{self, Redeemed};
 use crate::queue::trust::Trust;
 use crate::system::descriptor::{describe, file_type};
+use crate::system::heartbeat::Heartbeat;
 use crate::system::poll::{PollFlags, wait_for};
 use crate::system::{inherited, interrupt};
+
+const WAIT: &str = "wait for a ticket";
 
 pub(crate) enum Source {
     /// The queue itself, inherited or bound. It can be taken once.
@@ -79,6 +82,30 @@ impl Source {
                 }
             }
             _ => Err(Error::Invalid(what())),
+        }
+    }
+
+    /// Waits until the pipe has a ticket, and keeps `heartbeat` going meanwhile. [`Source::queue`]
+    /// may still wait, if another consumer is faster.
+    ///
+    /// # Errors
+    /// [`Error::System`] (`EMFILE`).
+    pub fn await_ticket(&self, heartbeat: &mut Heartbeat) -> Result<()> {
+        let Source::Tickets(pipe) = self else {
+            return Ok(());
+        };
+        // A copy, so that a signal does not replace the pipe itself.
+        let pipe = pipe.try_clone();
+        let pipe = pipe.map_err(|error| Error::io(WAIT, error))?;
+        let _watch = interrupt::watch(pipe.as_fd());
+        loop {
+            heartbeat.attend();
+            let until = Some(heartbeat.deadline());
+            let state = wait_for(pipe.as_fd(), PollFlags::IN, until)
+                .map_err(|errno| Error::system(WAIT, errno))?;
+            if !state.is_empty() {
+                return Ok(());
+            }
         }
     }
 
@@ -169,7 +196,7 @@ fn next_ticket(pipe: &OwnedFd) -> Result<Option<ticket::Ticket>> {
             // Another process made the pipe non-blocking, as it may.
             Err(error) if error.errno() == Some(Errno::EAGAIN) => {
                 wait_for(pipe.as_fd(), PollFlags::IN, None)
-                    .map_err(|errno| Error::system("wait for a ticket", errno))?;
+                    .map_err(|errno| Error::system(WAIT, errno))?;
             }
             ticket => return ticket,
         }

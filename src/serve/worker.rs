@@ -4,7 +4,7 @@
 //! signal when its pool dies.
 
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Pid, execve, pipe2, setpgid};
+use nix::unistd::{Pid, execve, getpid, pipe2, setpgid};
 use rustix::process::WaitStatus;
 
 use crate::error::{Error, Result};
 use crate::queue::Receiver;
 use crate::serve::handler::clean_environment;
-use crate::system::command::Command;
+use crate::serve::watchdog::{Clock, Watchdog};
+use crate::system::command::{Command, entry};
 use crate::system::poll::{PollFlags, ready};
 use crate::system::termination::{Countdown, Step, Target, Termination};
 use crate::system::{fork, inherited, signals};
@@ -39,6 +40,8 @@ pub(crate) struct WorkerCommand {
     command: Command,
     environment: Vec<CString>,
     ready: Option<Ready>,
+    /// How long a worker may be silent, if it is watched.
+    watchdog: Option<Duration>,
 }
 
 /// How a worker reports that it is ready.
@@ -62,7 +65,20 @@ impl WorkerCommand {
             command: Command::find(words)?,
             environment: clean_environment(),
             ready,
+            watchdog: None,
         })
+    }
+
+    /// Workers are to tell `watchdog` that they are alive.
+    pub fn watched_by(&mut self, watchdog: &Watchdog) {
+        self.environment
+            .extend(watchdog.variables().into_iter().flatten());
+        self.watchdog = Some(watchdog.time());
+    }
+
+    /// The clock of a worker that has just been started.
+    pub fn clock(&self) -> Option<Clock> {
+        self.watchdog.map(Clock::start)
     }
 
     /// The command as the user wrote it, without its arguments.
@@ -132,8 +148,12 @@ impl WorkerCommand {
         signals::default(&[Signal::SIGTERM, Signal::SIGINT]).map_err(errno)?;
         signals::default_ignored();
         signals::set_mask(&SigSet::empty()).map_err(errno)?;
+        let mut environment: Vec<&CStr> = self.environment.iter().map(AsRef::as_ref).collect();
+        // A process that the worker starts learns by this that the watchdog is not its own.
+        let pid = entry(b"WATCHDOG_PID", getpid().to_string().as_bytes());
+        environment.extend(pid.as_deref().filter(|_| self.watchdog.is_some()));
         self.command
-            .attempt(|command| execve(command.path(), command.arguments(), &self.environment))
+            .attempt(|command| execve(command.path(), command.arguments(), &environment))
     }
 }
 
@@ -220,6 +240,8 @@ pub(crate) struct Worker {
     /// How many predecessors in the same place ended too soon, in a row.
     pub failures: u32,
     pub readiness: Readiness,
+    /// With a watchdog.
+    pub clock: Option<Clock>,
     /// A newer worker is to replace this one.
     pub stale: bool,
     /// From TERM to KILL, once the worker was asked to end.
@@ -228,12 +250,19 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub fn new(pid: Pid, readiness: Readiness, generation: u64, failures: u32) -> Self {
+    pub fn new(
+        pid: Pid,
+        readiness: Readiness,
+        clock: Option<Clock>,
+        generation: u64,
+        failures: u32,
+    ) -> Self {
         Self {
             since: Instant::now(),
             generation,
             failures,
             readiness,
+            clock,
             stale: false,
             patience: Duration::ZERO,
             end: Termination::new(Target::Worker(pid), None),
@@ -255,6 +284,34 @@ impl Worker {
 
     pub fn deadline(&self) -> Option<Instant> {
         self.end.countdown().deadline()
+    }
+
+    /// Looks whether the worker reports that it is ready. The time of its watchdog begins then.
+    pub fn hear_readiness(&mut self) -> bool {
+        let has_changed = self.readiness.hear();
+        if has_changed && let Some(clock) = &mut self.clock {
+            clock.restart();
+        }
+        has_changed
+    }
+
+    /// When the watchdog must have heard of the worker: not while it starts or leaves, which have
+    /// limits of their own.
+    pub fn must_be_heard_at(&self) -> Option<Instant> {
+        let starts = matches!(
+            self.readiness,
+            Readiness::Awaited { .. } | Readiness::Closed(_)
+        );
+        let clock = self.clock.filter(|_| !starts && !self.is_leaving());
+        clock.map(|clock| clock.deadline())
+    }
+
+    /// Whether the worker was silent for too long, or wants to be ended.
+    pub fn hangs(&mut self, now: Instant) -> bool {
+        let must_be_heard = self.must_be_heard_at().is_some();
+        let is_leaving = self.is_leaving();
+        let clock = self.clock.as_mut().filter(|_| !is_leaving);
+        clock.is_some_and(|clock| clock.is_triggered() || (must_be_heard && clock.is_over(now)))
     }
 
     /// The step that is due: to kill the worker, or to give up because the worker may run as another

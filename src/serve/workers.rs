@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpgid, getpid};
 use rustix::process::WaitStatus;
 
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::queue::Receiver;
 use crate::serve::cpu_activity::CpuActivity;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;
+use crate::serve::watchdog::Watchdog;
 use crate::serve::worker::{Readiness, STARTED_AFTER, Worker, WorkerCommand};
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, Watched};
@@ -29,6 +30,8 @@ const LAST_DELAY: Duration = Duration::from_secs(30);
 /// Workers that end with status 0 within [`STARTED_AFTER`] are replaced this far apart, so that
 /// workers which end at once do not fill the processor.
 const SOON: Duration = Duration::from_millis(10);
+/// From TERM to KILL of a worker that hangs: it is past listening, and a client waits.
+const HUNG: Duration = Duration::from_secs(1);
 /// A reload starts no worker while this many per place are still leaving.
 const MOST_LEAVING: usize = 4;
 
@@ -54,6 +57,7 @@ pub(crate) struct Workers {
     /// The time from TERM to KILL of a worker.
     grace: Duration,
     workers: BTreeMap<Pid, Worker>,
+    watchdog: Option<Watchdog>,
     vacancies: Vec<Vacancy>,
     /// Without a queue no worker is started.
     has_queue: bool,
@@ -75,7 +79,16 @@ pub(crate) struct Workers {
 impl Workers {
     /// `size` workers, each with `grace` from TERM to KILL. The [`Pool`](crate::serve::pool::Pool)
     /// starts them.
-    pub fn new(command: WorkerCommand, size: usize, grace: Duration, log: Log) -> Self {
+    pub fn new(
+        mut command: WorkerCommand,
+        size: usize,
+        grace: Duration,
+        watchdog: Option<Watchdog>,
+        log: Log,
+    ) -> Self {
+        if let Some(watchdog) = &watchdog {
+            command.watched_by(watchdog);
+        }
         // The orphans of workers become our children, so that their end is seen. If the kernel
         // refuses, another process reaps them.
         let _ = set_child_subreaper(true);
@@ -84,6 +97,7 @@ impl Workers {
             size,
             grace,
             workers: BTreeMap::new(),
+            watchdog,
             vacancies: Vec::new(),
             has_queue: false,
             reloading: false,
@@ -159,7 +173,8 @@ impl Workers {
     fn start(&mut self, queue: &Receiver, generation: u64, failures: u32) -> Result<Pid> {
         let (pid, readiness) = self.command.start(queue)?;
         self.log.detail(format_args!("worker {pid} was started"));
-        let worker = Worker::new(pid, readiness, generation, failures);
+        let clock = self.command.clock();
+        let worker = Worker::new(pid, readiness, clock, generation, failures);
         self.workers.insert(pid, worker);
         Ok(pid)
     }
@@ -200,7 +215,7 @@ impl Workers {
     fn hear(&mut self) {
         let mut late = Vec::new();
         for (pid, worker) in &mut self.workers {
-            if !worker.readiness.hear() {
+            if !worker.hear_readiness() {
                 continue;
             }
             match worker.readiness {
@@ -265,17 +280,66 @@ impl Workers {
         // It serves nobody, so it needs no more time to end than a handler.
         worker.ask_to_go(KILL_AFTER.min(self.grace));
         let within = seconds(self.command.ready_timeout());
-        let problem = format!("worker {pid} was not ready within {within}");
+        let failures = worker.failures + 1;
+        self.replace_failed(pid, &format!("was not ready within {within}"), failures);
+    }
+
+    /// Says why a worker is ended, and makes a place for the next one.
+    fn replace_failed(&mut self, pid: Pid, problem: &str, failures: u32) {
+        let problem = format!("worker {pid} {problem}");
         if self.candidate == Some(pid) {
             self.give_up_reload(problem);
             return;
         }
-        let failures = worker.failures + 1;
-        let delay = seconds(delay(failures));
+        let when = when(failures);
         self.log.error(format_args!(
-            "{problem}, and is ended; the next one is started in {delay}"
+            "{problem}, and is ended; the next one is started {when}"
         ));
         self.vacancies.push(Vacancy::now(failures));
+    }
+
+    /// Ends the workers that hang.
+    fn attend_watchdog(&mut self) {
+        self.hear_watchdog();
+        let now = Instant::now();
+        let workers = self.workers.iter_mut();
+        let hung: Vec<Pid> = workers
+            .filter_map(|(pid, worker)| worker.hangs(now).then_some(*pid))
+            .collect();
+        hung.into_iter().for_each(|pid| self.end_hung(pid));
+    }
+
+    /// Hears what workers say of themselves.
+    fn hear_watchdog(&mut self) {
+        let Some(watchdog) = &mut self.watchdog else {
+            return;
+        };
+        let workers = &mut self.workers;
+        let hear = |sender, report| {
+            let worker = worker_of(sender, workers).and_then(|pid| workers.get_mut(&pid));
+            let clock = worker.and_then(|worker| worker.clock.as_mut());
+            clock.map(|clock| clock.hear(report)).is_some()
+        };
+        watchdog.hear(hear, &self.log);
+    }
+
+    fn end_hung(&mut self, pid: Pid) {
+        let Some(worker) = self.workers.get_mut(&pid) else {
+            return;
+        };
+        let Some(clock) = worker.clock else { return };
+        worker.ask_to_go(HUNG.min(self.grace));
+        let has_worked = clock.is_heard() && worker.since.elapsed() >= STARTED_AFTER;
+        let failures = if has_worked { 0 } else { worker.failures + 1 };
+        let time = seconds(clock.time());
+        let problem = if clock.is_triggered() {
+            "asked for its end (WATCHDOG=trigger)".to_owned()
+        } else if clock.is_heard() {
+            format!("has not been heard of for {time}")
+        } else {
+            format!("did not say within {time} that it is alive (WATCHDOG=1)")
+        };
+        self.replace_failed(pid, &problem, failures);
     }
 
     /// Kills workers whose time to end by themselves is over.
@@ -329,11 +393,7 @@ impl Workers {
             return;
         }
         let failures = if lived { 0 } else { worker.failures + 1 };
-        let when = match delay(failures) {
-            Duration::ZERO => "at once".to_owned(),
-            delay => format!("in {}", seconds(delay)),
-        };
-        let how = how(status);
+        let (how, when) = (how(status), when(failures));
         self.log.warning(format_args!(
             "worker {pid} {how}; the next one is started {when}"
         ));
@@ -342,8 +402,11 @@ impl Workers {
 }
 
 impl Watched for Workers {
-    /// The pipes of the workers that have not reported their readiness.
+    /// The watchdog, and the pipes of the workers that have not reported their readiness.
     fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        if let Some(watchdog) = &self.watchdog {
+            poll(watchdog.as_fd(), PollFlags::IN);
+        }
         for worker in self.workers.values() {
             if let Readiness::Awaited { pipe, .. } = &worker.readiness {
                 poll(pipe.as_fd(), PollFlags::IN);
@@ -362,7 +425,9 @@ impl Watched for Workers {
         });
         let leaving = self.workers.values().filter_map(Worker::deadline);
         let remains = self.remains.iter().map(Termination::next_look);
+        let silence = self.workers.values().filter_map(Worker::must_be_heard_at);
         let deadlines = vacancies.chain(readiness).chain(leaving).chain(remains);
+        let deadlines = deadlines.chain(silence);
         let examined = self.examined_at().filter(|_| self.has_queue);
         deadlines.chain(examined).min()
     }
@@ -382,6 +447,7 @@ impl Crew for Workers {
 
     fn attend(&mut self, link: &mut Link) {
         self.hear();
+        self.attend_watchdog();
         self.attend_leaving();
         self.balance();
         // No worker reports the end of the queue, so look before another one is started.
@@ -398,6 +464,8 @@ impl Crew for Workers {
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus, link: &mut Link) {
+        // What it said at last is no stranger's.
+        self.hear_watchdog();
         let Some(worker) = self.workers.remove(&pid) else {
             return;
         };
@@ -488,6 +556,10 @@ impl Crew for Workers {
             .for_each(|remains| remains.kill(None));
     }
 
+    fn refused(&self) -> u64 {
+        self.watchdog.as_ref().map_or(0, Watchdog::refused)
+    }
+
     /// Workers do not tell what they serve; only their activity can be seen.
     fn last_service(&mut self) -> Instant {
         // The orphans of workers are our children.
@@ -495,6 +567,15 @@ impl Crew for Workers {
         let workers = self.workers.keys().copied();
         self.activity.look(workers.chain(orphans))
     }
+}
+
+/// The worker that a process belongs to: it is the worker, or in its process group.
+fn worker_of(pid: Pid, workers: &BTreeMap<Pid, Worker>) -> Option<Pid> {
+    if workers.contains_key(&pid) {
+        return Some(pid);
+    }
+    let group = getpgid(Some(pid)).ok()?;
+    workers.contains_key(&group).then_some(group)
 }
 
 /// The earliest start of the next worker that replaces a short-lived one.
@@ -520,6 +601,14 @@ fn delay(failures: u32) -> Duration {
             let factor = 2_u32.saturating_pow(before);
             FIRST_DELAY.saturating_mul(factor).min(LAST_DELAY)
         }
+    }
+}
+
+/// When the next worker is started, after this many failures in a row.
+fn when(failures: u32) -> String {
+    match delay(failures) {
+        Duration::ZERO => "at once".to_owned(),
+        delay => format!("in {}", seconds(delay)),
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod fd_limit;
 pub(crate) mod file_owner;
 pub(crate) mod fork;
 pub(crate) mod free_fds;
+pub(crate) mod heartbeat;
 pub(crate) mod inherited;
 pub mod interrupt;
 pub(crate) mod journal;

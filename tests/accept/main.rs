@@ -7,6 +7,7 @@ mod access;
 mod addresses;
 mod dead_clients;
 mod failing_accept;
+mod heartbeat;
 mod inherited_listeners;
 mod limits;
 mod link_local;

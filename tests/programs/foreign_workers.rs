@@ -132,6 +132,26 @@ in_every_language! {
     it_finishes_its_connection_and_leaves_the_others
     hostile_messages_neither_stop_it_nor_leave_descriptors
     a_queue_that_is_non_blocking_is_waited_for
+    it_says_that_it_is_alive_while_it_waits_and_not_when_it_is_stuck
+    a_manager_that_takes_nothing_does_not_hold_it_up
+    two_that_wait_for_one_queue_both_say_that_they_are_alive
+}
+
+/// The watchdog of the example in Rust, which has the rest of its tests elsewhere.
+mod rust {
+    use super::*;
+
+    fn worker() -> Option<Vec<PathBuf>> {
+        rust_worker().map(|path| vec![path])
+    }
+
+    #[test]
+    fn it_says_that_it_is_alive() {
+        let worker = needs!(worker());
+        it_says_that_it_is_alive_while_it_waits_and_not_when_it_is_stuck(&worker);
+        a_manager_that_takes_nothing_does_not_hold_it_up(&worker);
+        two_that_wait_for_one_queue_both_say_that_they_are_alive(&worker);
+    }
 }
 
 // What they have in common.
@@ -601,4 +621,81 @@ fn the_sender_of_the_page_tells_of_its_clients() {
     let (status, log) = sender.finish();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("ConnectionRefusedError"), "{log}");
+}
+
+// The watchdog.
+
+/// Starts a worker that a manager watches.
+fn start_watched(worker: &[PathBuf], queue: impl AsFd, manager: &Manager) -> Process {
+    let mut command = Command::new(&worker[0]);
+    command.args(&worker[1..]);
+    command.env("NOTIFY_SOCKET", &manager.name);
+    command.env("WATCHDOG_USEC", OFTEN);
+    command.stdin(queue.as_fd().try_clone_to_owned().unwrap());
+    Process::start(command.stdout(Stdio::null()))
+}
+
+fn it_says_that_it_is_alive_while_it_waits_and_not_when_it_is_stuck(worker: &[PathBuf]) {
+    for manager in [Manager::at_name(), Manager::at_path()] {
+        let (queue, read_end) = socket_pair(SockType::SeqPacket);
+        let mut worker = start_watched(worker, &read_end, &manager);
+        // While it is idle, while a client says nothing, and then again.
+        manager.until_beats();
+        let waiting = client(&queue, BARE);
+        assert_answers(&waiting);
+        manager.until_beats();
+        assert_answers(&waiting);
+        drop(waiting);
+        manager.until_beats();
+        // A client that does not read holds it up: nothing says that it is alive.
+        let mut stuck = client(&queue, BARE);
+        stuck.set_nonblocking(true).unwrap();
+        eventually("a worker that waits for nothing but its client", || {
+            while stuck.write(&[0; 4096]).is_ok() {}
+            let _ = manager.rest();
+            let end = std::time::Instant::now() + 5 * WATCH;
+            let mut is_silent = true;
+            while std::time::Instant::now() < end && is_silent {
+                std::thread::sleep(Duration::from_millis(5));
+                is_silent = !manager.has_something();
+            }
+            is_silent.then_some(())
+        });
+        drop(stuck);
+        manager.until_beats();
+        assert_is_served(client(&queue, BARE));
+        drop(queue);
+        assert_ends_quietly(&mut worker);
+    }
+}
+
+fn a_manager_that_takes_nothing_does_not_hold_it_up(worker: &[PathBuf]) {
+    let manager = Manager::at_name();
+    let (queue, read_end) = socket_pair(SockType::SeqPacket);
+    manager.fill();
+    let mut worker = start_watched(worker, &read_end, &manager);
+    for _ in 0..3 {
+        let waiting = client(&queue, BARE);
+        assert_answers(&waiting);
+        stays("a manager without room", || manager.has_something());
+        assert_answers(&waiting);
+    }
+    manager.until_beats();
+    drop(queue);
+    assert_ends_quietly(&mut worker);
+}
+
+fn two_that_wait_for_one_queue_both_say_that_they_are_alive(worker: &[PathBuf]) {
+    let managers = [Manager::at_name(), Manager::at_name()];
+    let (queue, read_end) = socket_pair(SockType::SeqPacket);
+    let mut workers = managers
+        .each_ref()
+        .map(|manager| start_watched(worker, &read_end, manager));
+    for _ in 0..50 {
+        // Each wakes both, and one of them finds nothing.
+        assert_is_served(client(&queue, BARE));
+    }
+    managers.iter().for_each(Manager::until_beats);
+    drop(queue);
+    workers.iter_mut().for_each(assert_ends_quietly);
 }

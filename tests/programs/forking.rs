@@ -41,13 +41,18 @@ impl Queue {
 
     /// A worker that serves `room` at once, if there is Python.
     fn worker(&self, room: usize) -> Option<Process> {
+        Some(Process::start(&mut self.command(room)?))
+    }
+
+    fn command(&self, room: usize) -> Option<Command> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/forking.py");
         let mut command = Command::new(python()?);
         command.arg(source).arg(room.to_string());
         // A handler that forgets to flush must not pass.
         command.env_remove("PYTHONUNBUFFERED");
         command.stdin(self.read_end.try_clone().unwrap());
-        Some(Process::start(command.stdout(Stdio::null())))
+        command.stdout(Stdio::null());
+        Some(command)
     }
 
     /// Whether nothing waits.
@@ -232,6 +237,22 @@ fn workers_that_stop_amid_the_work_lose_no_connection() {
         ends_quietly(&mut worker);
         worker = next;
     }
+    drop(queue.write_end);
+    ends_quietly(&mut worker);
+}
+
+#[test]
+fn it_says_that_it_is_alive_while_it_waits_and_while_children_serve() {
+    let (queue, manager) = (Queue::new(), Manager::at_name());
+    let mut command = needs!(queue.command(1));
+    command.env("NOTIFY_SOCKET", &manager.name);
+    let mut worker = command.env("WATCHDOG_USEC", OFTEN).start();
+    manager.until_beats();
+    let client = queue.client();
+    greeted(&client);
+    manager.until_beats();
+    served(&client);
+    manager.until_beats();
     drop(queue.write_end);
     ends_quietly(&mut worker);
 }

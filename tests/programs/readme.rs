@@ -358,6 +358,17 @@ readme! {
         assert_eq!(ask(port, "by a worker"), "by a worker");
     }
 
+    fn python_workers_say_that_they_are_alive(terminal: [
+        "fdaccept 8888 | fdpool --watchdog 20 --worker 4 -- python3 examples/worker.py"
+    ]) {
+        if peer("python3").is_none() {
+            return;
+        }
+        terminal.link_examples();
+        let port = terminal.run(0).port();
+        assert_eq!(ask(port, "by a worker"), "by a worker");
+    }
+
     fn shell_scripts_are_workers(terminal: [
         "fdaccept 8888 | fdpool --worker 4 -- sh -c 'while fdrecv -- cat || [ $? -ne 69 ]; do :; done'"
     ]) {

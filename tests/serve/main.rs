@@ -6,6 +6,7 @@ mod support;
 mod descendants;
 mod gone_clients;
 mod handler;
+mod heartbeat;
 mod identity;
 mod idle;
 mod pool;

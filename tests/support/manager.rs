@@ -19,6 +19,13 @@ pub fn receive_message(socket: &UnixDatagram, buffer: &mut [u8]) -> usize {
     }
 }
 
+/// What a watchdog waits for (sd_watchdog_enabled(3)).
+pub const ALIVE: &str = "WATCHDOG=1";
+/// The time of a watchdog that hears something all the time, for WATCHDOG_USEC.
+pub const OFTEN: &str = "100000";
+/// Twice as many messages as may wait in a socket (net.unix.max_dgram_qlen), as it usually is.
+const BEATS: usize = 20;
+
 /// One message to a service manager, line by line.
 #[derive(Debug)]
 pub struct Told(pub Vec<String>);
@@ -117,6 +124,20 @@ impl Manager {
         };
         // One sender may reach its own limit first.
         while send_all() > 0 {}
+    }
+
+    /// Waits until it was told so often that somebody is alive that what waited before is not it.
+    #[track_caller]
+    pub fn until_beats(&self) {
+        for _ in 0..BEATS {
+            self.until_told(ALIVE);
+        }
+    }
+
+    /// Everything that it was told and has not read.
+    pub fn rest(&self) -> Vec<Told> {
+        let next = || self.has_something().then(|| self.next());
+        std::iter::from_fn(next).collect()
     }
 
     pub fn has_something(&self) -> bool {

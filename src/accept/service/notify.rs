@@ -1,26 +1,22 @@
 //! Reports to a supervisor: to s6 through a descriptor, to systemd and the like through a socket
 //! (sd_notify(3)).
 
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::socket::{SockType, connect};
 use nix::unistd::pipe2;
 use sd_notify::NotifyState;
 
 use crate::accept::counters::Counters;
 use crate::error::{Error, Result};
-use crate::queue::name::Name;
 use crate::queue::scm::try_send;
+use crate::system::heartbeat::Heartbeat;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, wait_for};
-use crate::system::text::printable;
-use crate::system::{inherited, unix_socket};
 
 /// How long a necessary report may take. Any other report is sent at once or not at all.
 const MANAGER_PATIENCE: Duration = Duration::from_secs(5);
@@ -35,6 +31,8 @@ pub(crate) struct Supervisor {
     /// Gets a newline when fdaccept is ready.
     ready_fd: Option<File>,
     manager: Option<OwnedFd>,
+    /// With a watchdog of the manager.
+    heartbeat: Option<Heartbeat>,
     told: Option<Told>,
 }
 
@@ -47,28 +45,42 @@ struct Told {
 }
 
 impl Supervisor {
-    /// `ready_fd` is the descriptor that gets a newline, `notify_socket` the value of
-    /// `NOTIFY_SOCKET`. A service manager out of reach is logged, and is no reason not to start
-    /// (sd_notify(3)).
+    /// `ready_fd` gets a newline. `manager` is connected to the service manager, which must hear of
+    /// fdaccept within the time of `watchdog`, again and again.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the descriptor is not open.
+    /// [`Error::System`] (`EMFILE`).
     pub fn new(
-        ready_fd: Option<RawFd>,
-        notify_socket: Option<OsString>,
-        log: &Log,
+        ready_fd: Option<OwnedFd>,
+        manager: Option<OwnedFd>,
+        watchdog: Option<Duration>,
     ) -> Result<Self> {
-        let ready_fd = ready_fd.map(inherited::claim).transpose()?;
-        let notify_socket = notify_socket.filter(|name| !name.is_empty());
-        let manager = notify_socket.as_deref().map(reach).transpose();
+        let heartbeat = match manager.as_ref().zip(watchdog) {
+            Some((manager, within)) => {
+                let copy = manager.try_clone();
+                let copy = copy.map_err(|error| Error::io("tell the service manager", error))?;
+                Some(Heartbeat::new(copy, within))
+            }
+            None => None,
+        };
         Ok(Self {
             ready_fd: ready_fd.map(File::from),
-            manager: manager.unwrap_or_else(|error| {
-                log.error(format_args!("NOTIFY_SOCKET: {error}"));
-                None
-            }),
+            manager,
+            heartbeat,
             told: None,
         })
+    }
+
+    /// The time of the next [`Supervisor::beat`].
+    pub fn beat_due(&self) -> Option<Instant> {
+        self.heartbeat.as_ref().map(Heartbeat::deadline)
+    }
+
+    /// Tells the watchdog that fdaccept goes on, if due.
+    pub fn beat(&mut self) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.attend();
+        }
     }
 
     pub fn is_managed(&self) -> bool {
@@ -218,19 +230,4 @@ fn say_ready(mut file: File) -> Result<(), Errno> {
 fn encode(what: &[NotifyState<'_>]) -> Vec<u8> {
     let lines: Vec<_> = what.iter().map(NotifyState::to_string).collect();
     lines.join("\n").into_bytes()
-}
-
-/// Connects to the manager's socket now: later another user or the sandbox may forbid it.
-fn reach(name: &OsStr) -> Result<OwnedFd> {
-    let shown = printable(name.as_encoded_bytes());
-    let is_name = matches!(name.as_encoded_bytes(), [b'/' | b'@', ..]);
-    if !is_name {
-        return Err(Error::Invalid(format!(
-            "{shown} is not a path or @name: unset it, or see sd_notify(3)"
-        )));
-    }
-    let failed = |errno| Error::system(format!("reach the service manager at {shown}"), errno);
-    let socket = unix_socket::new(SockType::Datagram)?;
-    connect(socket.as_fd().as_raw_fd(), &Name::parse(name)?.address()?).map_err(failed)?;
-    Ok(socket)
 }

@@ -22,6 +22,7 @@ mod queues;
 mod reload;
 mod restart;
 mod stopping;
+mod watchdog;
 
 /// The signals that stop a pool.
 const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
