@@ -14,7 +14,7 @@ use crate::queue::rendezvous::Rendezvous;
 use crate::serve::handler::Handler;
 use crate::serve::pool::{Pool, PoolOptions};
 use crate::serve::scoreboard::MAX_SLOTS;
-use crate::serve::slots::Slots;
+use crate::serve::slots::{SlotOptions, Slots};
 use crate::serve::source::Source;
 use crate::serve::worker::{Ready, WorkerCommand};
 use crate::serve::workers::Workers;
@@ -22,6 +22,8 @@ use crate::system::text::{digits, parse_descriptor, parse_seconds, parse_timeout
 use crate::system::{inherited, log_output, signals};
 
 const PROGRAM: &str = "fdpool";
+/// How long a connection lasts after its handler.
+const LINGER: Duration = Duration::from_secs(5);
 const USAGE: &str = "fdpool [OPTIONS] N [--] COMMAND [ARG]...";
 const SOURCES: &str = "\
 Without --bind, --connect or --queue-fd the queue is standard input: a pipe from
@@ -62,6 +64,10 @@ struct PoolArguments {
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
     timeout: Option<Duration>,
 
+    /// How long an ended handler's connection waits for its client's end; 0 keeps no copy of it [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    linger: Option<Duration>,
+
     /// Time to finish for handlers on TERM or INT, and for workers that are to go
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     grace: Duration,
@@ -82,6 +88,7 @@ pub fn run() -> anyhow::Result<u8> {
     let arguments: PoolArguments = parse()?;
     signals::ignore_tostop()?;
     if arguments.worker {
+        arguments.check_workers()?;
         run_workers(&arguments)
     } else {
         run_slots(&arguments)
@@ -94,7 +101,11 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let source = Source::open(&arguments.queue.rendezvous())?;
     inherited::close_others_on_exec()?;
     log_output::share()?;
-    let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
+    let options = SlotOptions {
+        timeout: arguments.timeout,
+        linger: arguments.linger.unwrap_or(LINGER),
+    };
+    let slots = Slots::new(handler, arguments.size, options, log)?;
     Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
 }
 
@@ -116,6 +127,16 @@ fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
 }
 
 impl PoolArguments {
+    fn check_workers(&self) -> anyhow::Result<()> {
+        match self.linger {
+            None => Ok(()),
+            Some(_) => Err(usage(
+                "--linger is for handlers: a worker ends its connections itself, as \
+                 Connection::finish of the library does",
+            )),
+        }
+    }
+
     fn options(&self) -> PoolOptions {
         PoolOptions {
             grace: self.grace,
@@ -166,7 +187,7 @@ mod tests {
         let rest = &["4", "cat"];
         refuses_what_all_refuse::<PoolArguments>(rest);
         let expected = "not a number of seconds";
-        for option in ["--grace", "--timeout", "--ready-timeout"] {
+        for option in ["--grace", "--timeout", "--linger", "--ready-timeout"] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
         for size in [

@@ -1,7 +1,9 @@
 //! fdpool and fdrecv: connections from a queue to the commands that serve them.
 
 pub(crate) mod cpu_activity;
+mod farewell;
 pub(crate) mod handler;
+mod lingering;
 mod link;
 pub(crate) mod pool;
 mod returned;

@@ -15,6 +15,7 @@ use rustix::process::{self, WaitOptions};
 use crate::error::Result;
 use crate::queue::connection::Connection;
 use crate::queue::{Received, Receiver};
+use crate::serve::farewell::Farewell;
 use crate::serve::handler::Handler;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
@@ -52,6 +53,8 @@ pub(super) struct Slot<'a> {
     pub handler: &'a Handler,
     /// How long a handler may run.
     pub timeout: Option<Duration>,
+    /// How to end connections. `None` if only their handlers have them.
+    pub farewell: Option<&'a Farewell>,
     pub scoreboard: Scoreboard,
     /// Connections that other slots gave back.
     pub returned: &'a Returned,
@@ -152,11 +155,18 @@ impl Slot<'_> {
             let client = connection.info().client();
             self.log.detail(format_args!("pid {pid} from {client}"));
         }
-        // Only the handler has the connection now, so the client sees the end when the handler
-        // ends. The lease stays here until then, whatever the handler closes or leaves behind.
-        let lease = connection.into_lease();
-        let status = self.wait_for(pid, clock);
+        // Without a copy the client sees the end when the handler, and all that it has left, has closed
+        // the connection. The lease stays here until the handler ends, whatever it closes or leaves.
+        let (copy, lease) = match self.farewell {
+            Some(_) => (Some(connection), None),
+            None => (None, connection.into_lease()),
+        };
+        let end = self.wait_for(pid, clock);
+        if let (Some(connection), Some(farewell)) = (copy, self.farewell) {
+            farewell.end(connection, end.has_children);
+        }
         drop(lease);
+        let status = end.status;
         self.log.detail(format_args!("end {pid} status {status}"));
         true
     }
@@ -220,22 +230,21 @@ impl Slot<'_> {
     }
 
     /// Waits for a handler, and ends it with all that it has started when there is a reason to.
-    /// Returns the raw status of the handler, as tcpserver logs it.
-    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> i32 {
+    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> HandlerEnd {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);
         loop {
             self.go_on(&mut end);
             clock.wait(end.countdown().deadline());
-            if let Some(status) = reap(pid, |signal| self.say_stopped(pid, signal)) {
+            if let Some(mut ended) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 end.leader_ended();
                 // After a TERM, the others keep their time even if the handler itself has ended.
                 while end.countdown().is_asked() && end.is_there() {
                     self.go_on(&mut end);
                     clock.wait(Some(end.next_look()));
-                    fork::reap();
+                    ended.has_children = fork::reap();
                 }
-                return status;
+                return ended;
             }
         }
     }
@@ -278,11 +287,19 @@ pub(super) fn dropped(connection: &Connection) -> String {
     format!("the connection from {client} is dropped")
 }
 
-/// The raw status of a child that has ended; otherwise `None`. If a signal has stopped the child,
-/// calls `stopped` with it. Reaps adopted children as well: the end of several is one signal.
-fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<i32> {
+/// The end of a handler.
+struct HandlerEnd {
+    /// The raw status, as tcpserver logs it.
+    status: i32,
+    /// Whether the slot has other children, which it has adopted.
+    has_children: bool,
+}
+
+/// The end of a child, if it has ended. If a signal has stopped the child, calls `stopped` with it.
+/// Reaps adopted children as well: the end of several is one signal.
+fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<HandlerEnd> {
     let mut found = None;
-    loop {
+    let has_children = loop {
         match process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             Ok(Some((child, status))) if child.as_raw_nonzero().get() == pid.as_raw() => {
                 match status.stopping_signal() {
@@ -291,11 +308,18 @@ fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<i32> {
                 }
             }
             Ok(Some(_)) => {}
-            Ok(None) => return found,
-            // No child is left. If this one is gone, nobody knows its status.
-            Err(_) => return found.or(Some(0)),
+            Ok(None) => break true,
+            // If this child is gone, nobody knows its status.
+            Err(_) => {
+                found = found.or(Some(0));
+                break false;
+            }
         }
-    }
+    };
+    found.map(|status| HandlerEnd {
+        status,
+        has_children,
+    })
 }
 
 /// Wakes a slot that waits for its handler: at the handler's end, by the pool, or by the time.

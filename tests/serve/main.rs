@@ -8,6 +8,7 @@ mod gone_clients;
 mod handler;
 mod identity;
 mod idle;
+mod lingering;
 mod pool;
 mod replacement;
 mod shortage;
