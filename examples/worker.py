@@ -8,7 +8,7 @@
 PATH may be @name, in the abstract namespace. fdtools(7) has what is left out here: who may be on
 the other side of an @name, and what the message says of the client.
 """
-import errno, fcntl, os, select, signal, socket, stat, sys, termios, threading
+import errno, fcntl, os, select, signal, socket, stat, sys, termios, threading, time
 
 
 def echo(client):
@@ -16,6 +16,21 @@ def echo(client):
     while data := os.read(client, 65536):
         while data:
             data = data[os.write(client, data):]
+
+
+def finish(connection, seconds):
+    """Waits until the client ends, and drops what it sends. A close before that could lose the end of the answer."""
+    end = time.monotonic() + seconds
+    client = socket.socket(fileno=connection)
+    try:
+        client.shutdown(socket.SHUT_WR)
+        readable = select.poll()
+        readable.register(client, select.POLLIN)
+        while (left := end - time.monotonic()) > 0 and readable.poll(left * 1000):
+            if not client.recv(65536):
+                break
+    finally:
+        client.detach()  # close() closes it
 
 
 def is_pipe(descriptor):
@@ -98,6 +113,7 @@ while True:
     ):
         try:
             echo(descriptors[0])
+            finish(descriptors[0], 5)
         except OSError:
             pass  # the client has gone, which is no reason to end
     elif not descriptors and not payload and other_side_is_gone(queue) and nothing_waits(queue):

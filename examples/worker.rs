@@ -11,12 +11,16 @@
 use std::error::Error;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use fdtools::interrupt;
 use fdtools::queue::name::Name;
 use fdtools::queue::trust::Trust;
 use fdtools::queue::{Received, Receiver};
 use nix::libc::{SIGHUP, SIGINT, SIGTERM};
+
+/// How long to wait for a client that does not end.
+const FINISH: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -43,6 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             Received::Connection(connection) => {
                 // That the client has gone is no reason to end.
                 let _ = io::copy(&mut &connection, &mut &connection);
+                // A close alone could lose the end of the answer. Here the client has ended already,
+                // unless it cannot be served.
+                connection.finish(FINISH);
             }
             Received::End | Received::Interrupted => return Ok(()),
             // A message that was no connection.
