@@ -14,6 +14,7 @@ use crate::queue::rendezvous::Rendezvous;
 use crate::serve::handler::Handler;
 use crate::serve::pool::{Pool, PoolOptions};
 use crate::serve::scoreboard::MAX_SLOTS;
+use crate::serve::slot::HangUp;
 use crate::serve::slots::{SlotOptions, Slots};
 use crate::serve::source::Source;
 use crate::serve::worker::{Ready, WorkerCommand};
@@ -64,6 +65,10 @@ struct PoolArguments {
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, conflicts_with = "worker")]
     timeout: Option<Duration>,
 
+    /// End a handler whose client is gone, by its reset, or by its end as well: HUP, TERM, KILL
+    #[arg(long, value_name = "reset|end", value_parser = parse_hang_up, conflicts_with = "worker")]
+    hang_up: Option<HangUp>,
+
     /// How long an ended handler's connection waits for its client's end; 0 keeps no copy of it [default: 5]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     linger: Option<Duration>,
@@ -104,6 +109,7 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let options = SlotOptions {
         timeout: arguments.timeout,
         linger: arguments.linger.unwrap_or(LINGER),
+        hang_up: arguments.hang_up,
     };
     let slots = Slots::new(handler, arguments.size, options, log)?;
     Ok(Pool::new(source, slots, arguments.options(), log)?.run()?)
@@ -169,6 +175,14 @@ fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
+fn parse_hang_up(text: &str) -> Result<HangUp, String> {
+    match text {
+        "reset" => Ok(HangUp::Reset),
+        "end" => Ok(HangUp::End),
+        _ => Err("not 'reset' or 'end'".into()),
+    }
+}
+
 /// The standard streams are taken: standard input is the queue.
 fn parse_ready_fd(text: &str) -> Result<RawFd, String> {
     match parse_descriptor(text)? {
@@ -190,6 +204,9 @@ mod tests {
         for option in ["--grace", "--timeout", "--linger", "--ready-timeout"] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
+        let expected = "not 'reset' or 'end'";
+        refuses_values::<PoolArguments>("--hang-up", &["x", "END", ""], rest, expected);
+        refuses::<PoolArguments>(&["--worker", "--hang-up=end", "4", "cat"], "--worker");
         for size in [
             "0",
             "+4",

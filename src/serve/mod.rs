@@ -9,7 +9,7 @@ pub(crate) mod pool;
 mod returned;
 pub(crate) mod scoreboard;
 mod shortage;
-mod slot;
+pub(crate) mod slot;
 pub(crate) mod slots;
 pub(crate) mod source;
 pub(crate) mod worker;

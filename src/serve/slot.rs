@@ -21,6 +21,8 @@ use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::system::alarm::Alarm;
 use crate::system::log::{Log, Said, Verbosity};
+use crate::system::poll::{PollFlags, PollSet};
+use crate::system::signals::Signals;
 use crate::system::termination::{KILL_AFTER, Target, Termination};
 use crate::system::vfork::Launcher;
 use crate::system::{exit, fork, interrupt, signals};
@@ -48,11 +50,32 @@ impl End {
     }
 }
 
+/// What tells that a client is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HangUp {
+    /// A reset, or a connection that is closed both ways.
+    Reset,
+    /// The end of what the client sends, too.
+    End,
+}
+
+impl HangUp {
+    /// What to wait for, besides what poll(2) always reports.
+    fn events(self) -> PollFlags {
+        match self {
+            HangUp::Reset => PollFlags::empty(),
+            HangUp::End => PollFlags::RDHUP,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) struct Slot<'a> {
     pub handler: &'a Handler,
     /// How long a handler may run.
     pub timeout: Option<Duration>,
+    /// When to end a handler because its client is gone.
+    pub hang_up: Option<HangUp>,
     /// How to end connections. `None` if only their handlers have them.
     pub farewell: Option<&'a Farewell>,
     pub scoreboard: Scoreboard,
@@ -75,7 +98,7 @@ impl Slot<'_> {
 
     fn serve_all(&self, mut queue: Option<Receiver>) -> Result<End> {
         queue.iter_mut().for_each(Receiver::leave_name);
-        let mut clock = Clock::new()?;
+        let mut clock = Clock::new(self.hang_up)?;
         interrupt::have_timer();
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an
@@ -157,11 +180,12 @@ impl Slot<'_> {
         }
         // Without a copy the client sees the end when the handler, and all that it has left, has closed
         // the connection. The lease stays here until the handler ends, whatever it closes or leaves.
-        let (copy, lease) = match self.farewell {
-            Some(_) => (Some(connection), None),
-            None => (None, connection.into_lease()),
+        let (copy, lease) = if self.farewell.is_some() || self.hang_up.is_some() {
+            (Some(connection), None)
+        } else {
+            (None, connection.into_lease())
         };
-        let end = self.wait_for(pid, clock);
+        let end = self.wait_for(pid, copy.as_ref(), clock);
         if let (Some(connection), Some(farewell)) = (copy, self.farewell) {
             farewell.end(connection, end.has_children);
         }
@@ -230,21 +254,30 @@ impl Slot<'_> {
     }
 
     /// Waits for a handler, and ends it with all that it has started when there is a reason to.
-    fn wait_for(&self, pid: Pid, clock: &mut Clock) -> HandlerEnd {
+    fn wait_for(&self, pid: Pid, copy: Option<&Connection>, clock: &mut Clock) -> HandlerEnd {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);
         loop {
             self.go_on(&mut end);
-            clock.wait(end.countdown().deadline());
+            // A client is gone once: it would be reported again and again.
+            let client = copy.filter(|_| end.countdown().is_running());
+            let is_gone = clock.wait_with(client, end.countdown().deadline());
             if let Some(mut ended) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 end.leader_ended();
-                // After a TERM, the others keep their time even if the handler itself has ended.
-                while end.countdown().is_asked() && end.is_there() {
+                // After a HUP or TERM, the others keep their time even if the handler itself has ended.
+                while end.countdown().is_ending() && end.is_there() {
                     self.go_on(&mut end);
                     clock.wait(Some(end.next_look()));
                     ended.has_children = fork::reap();
                 }
                 return ended;
+            }
+            if let Some(connection) = client.filter(|_| is_gone) {
+                let client = connection.info().client();
+                self.log.notice(format_args!(
+                    "handler {pid} is ended: its client {client} is gone"
+                ));
+                end.hang_up(Instant::now() + KILL_AFTER);
             }
         }
     }
@@ -322,19 +355,25 @@ fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<HandlerEnd> {
     })
 }
 
-/// Wakes a slot that waits for its handler: at the handler's end, by the pool, or by the time.
+/// Wakes a slot that waits for its handler: at the handler's end, by the pool, by the time, or because
+/// the client is gone.
 struct Clock {
     signals: SigSet,
     alarm: Alarm,
+    /// The same signals as a descriptor, and the events of a connection, for a wait for both.
+    hang_up: Option<(Signals, PollFlags)>,
     /// The parent process at the start. A different parent means that the pool has died.
     pool: Pid,
 }
 
 impl Clock {
-    fn new() -> Result<Self> {
+    fn new(hang_up: Option<HangUp>) -> Result<Self> {
+        // SIGCHLD stays unblocked, and becomes a SIGALRM.
+        let signals = hang_up.map(|_| Signals::new(&[Signal::SIGALRM, URGENT]));
         Ok(Self {
             signals: SigSet::from_iter([Signal::SIGCHLD, Signal::SIGALRM, URGENT]),
             alarm: Alarm::new()?,
+            hang_up: signals.transpose()?.zip(hang_up.map(HangUp::events)),
             pool: getppid(),
         })
     }
@@ -346,6 +385,22 @@ impl Clock {
         while self.wait(Some(until)) != Some(URGENT) && Instant::now() < until {}
         // There is no handler, and the wait has taken the signals of adopted children.
         fork::reap();
+    }
+
+    /// Waits as [`Clock::wait`], or until the client of `connection` is gone, if that matters. Returns
+    /// whether the client is.
+    fn wait_with(&mut self, connection: Option<&Connection>, until: Option<Instant>) -> bool {
+        let (Some(connection), Some((signals, events))) = (connection, &mut self.hang_up) else {
+            self.wait(until);
+            return false;
+        };
+        let mut set = PollSet::new();
+        set.add(false, signals.as_fd(), PollFlags::IN);
+        set.add(true, connection.as_fd(), *events);
+        set.until(false, until);
+        let is_gone = set.wait().is_ok_and(|ready| ready.contains(&true));
+        while signals.next().is_some() {}
+        is_gone
     }
 
     /// Waits for a signal, or for `until`. None is missed that came before: the signals are blocked,

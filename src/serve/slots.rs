@@ -17,7 +17,7 @@ use crate::serve::pool::Crew;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::serve::shortage::Shortage;
-use crate::serve::slot::{Slot, dropped};
+use crate::serve::slot::{HangUp, Slot, dropped};
 use crate::system::command::START;
 use crate::system::exit::CLOSED;
 use crate::system::fork;
@@ -64,6 +64,8 @@ pub(crate) struct SlotOptions {
     pub timeout: Option<Duration>,
     /// How long a connection may last after its handler. With 0 no copy of it is kept.
     pub linger: Duration,
+    /// When to end a handler because its client is gone.
+    pub hang_up: Option<HangUp>,
 }
 
 /// The slots of a pool. Each serves one connection at a time.
@@ -246,6 +248,7 @@ impl Slots {
         let slot = Slot {
             handler: &self.handler,
             timeout: self.options.timeout,
+            hang_up: self.options.hang_up,
             farewell: farewell.as_ref(),
             scoreboard: self.scoreboard,
             returned: &self.returned,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 use rustix::process::{self, PidfdFlags, pidfd_open, pidfd_send_signal};
 
@@ -52,12 +53,15 @@ impl Descendants {
         !self.all().is_empty()
     }
 
-    /// Sends TERM to those that have left the group of the leader.
-    pub fn ask(&self) {
+    /// Sends TERM or HUP to those that have left the group of the leader.
+    pub fn ask(&self, signal: Signal) {
+        let signal = process::Signal::from_named_raw(signal as i32);
+        let signals = signal.into_iter().chain([process::Signal::CONT]);
+        let signals: Vec<_> = signals.collect();
         let all = self.all();
         for pid in &all {
             if Stat::read(*pid).is_some_and(|stat| stat.group != self.leader) {
-                self.send(*pid, &all, &[process::Signal::TERM, process::Signal::CONT]);
+                self.send(*pid, &all, &signals);
             }
         }
     }

@@ -6,6 +6,7 @@ mod support;
 mod descendants;
 mod gone_clients;
 mod handler;
+mod hang_up;
 mod identity;
 mod idle;
 mod lingering;
