@@ -31,7 +31,7 @@ const DESCRIPTORS: rlim_t = 2;
 const TURN: usize = 1024 * 1024;
 /// How much is drained in one turn of one connection.
 const BUFFER: usize = 256 * 1024;
-/// The pause after a turn in which something was drained.
+/// The pause after a turn that did not end all that were ready.
 const BETWEEN: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
@@ -111,11 +111,16 @@ impl Lingering {
 
     /// Whether no connection lingers, nor was handed over.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && ready(self.inbox.as_fd(), PollFlags::IN).is_empty()
+        self.entries.is_empty() && !self.has_more()
+    }
+
+    /// Whether slots have handed something over.
+    fn has_more(&self) -> bool {
+        !ready(self.inbox.as_fd(), PollFlags::IN).is_empty()
     }
 
     fn take_all(&mut self) {
-        loop {
+        while self.has_more() {
             match self.inbox.try_receive() {
                 Ok(Some(Received::Connection(connection))) => self.add(connection),
                 // A message that has lost its connection.
@@ -152,7 +157,6 @@ impl Lingering {
             return self.pause.begin(BETWEEN);
         }
         let share = share(events.len());
-        let mut is_drained = false;
         let mut ended = Vec::new();
         quickly(|| {
             for event in &events {
@@ -161,17 +165,18 @@ impl Lingering {
                 let Some(entry) = self.entries.get(&number) else {
                     continue;
                 };
-                match drain(entry.connection.as_fd(), &mut self.buffer[..share]) {
-                    Drained::Bytes => is_drained = true,
-                    Drained::Nothing => {}
-                    Drained::End => ended.push(number),
+                let connection = entry.connection.as_fd();
+                if drain(connection, &mut self.buffer[..share]) == Drained::End {
+                    ended.push(number);
                 }
             }
         });
-        ended.into_iter().for_each(|number| self.close(number));
-        if is_drained {
+        // The others sent something, and may send on. Or nothing is found, and is reported for ever:
+        // messages about what was sent (MSG_ERRQUEUE).
+        if ended.len() < events.len() {
             self.pause.begin(BETWEEN);
         }
+        ended.into_iter().for_each(|number| self.close(number));
     }
 
     fn deadline_of_oldest(&self) -> Option<Instant> {

@@ -20,8 +20,9 @@ use crate::serve::handler::Handler;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::system::alarm::Alarm;
+use crate::system::descriptor::is_hung_up;
 use crate::system::log::{Log, Said, Verbosity};
-use crate::system::poll::{PollFlags, PollSet};
+use crate::system::poll::{PollFlags, PollSet, earliest};
 use crate::system::signals::Signals;
 use crate::system::termination::{KILL_AFTER, Target, Termination};
 use crate::system::vfork::Launcher;
@@ -29,6 +30,9 @@ use crate::system::{exit, fork, interrupt, signals};
 
 /// The pause before another try to start a handler.
 const START_AGAIN: Duration = Duration::from_millis(250);
+
+/// How often to look whether a client is gone, where poll(2) does not wait for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -398,8 +402,13 @@ impl Clock {
         set.add(false, signals.as_fd(), PollFlags::IN);
         set.add(true, connection.as_fd(), *events);
         set.until(false, until);
-        let is_gone = set.wait().is_ok_and(|ready| ready.contains(&true));
-        while signals.next().is_some() {}
+        let is_ready = set.wait().is_ok_and(|ready| ready.contains(&true));
+        let signals = signals.count();
+        let is_gone = is_ready && is_hung_up(connection.as_fd(), *events);
+        if is_ready && !is_gone && signals == 0 {
+            // What is reported is no end, and would be reported again at once.
+            self.wait(earliest([until, Some(Instant::now() + LOOK_AGAIN)]));
+        }
         is_gone
     }
 

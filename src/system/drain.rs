@@ -2,7 +2,7 @@
 //! still comes, resets the connection, and the client loses what it has not read yet.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, SockType, getsockopt, recv, shutdown, sockopt};
@@ -12,6 +12,9 @@ use crate::system::quick_close::quickly;
 
 /// Enough for the largest receive buffer that Linux has by default, with a buffer of 64 KiB.
 const ROUNDS: usize = 128;
+
+/// How often to look where poll(2) does not wait.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What was found in a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +68,13 @@ pub(crate) fn drain_until(connection: BorrowedFd<'_>, until: Option<Instant>) ->
             Drained::End => return true,
             _ if until.is_some_and(|at| at <= Instant::now()) => return false,
             Drained::Bytes => {}
-            Drained::Nothing => drop(wait_for(connection, PollFlags::IN, until)),
+            Drained::Nothing => {
+                let events = wait_for(connection, PollFlags::IN, until);
+                // Messages about what was sent (MSG_ERRQUEUE) are reported for ever.
+                if events == Ok(PollFlags::ERR) {
+                    std::thread::sleep(PAUSE);
+                }
+            }
         }
     }
 }

@@ -84,12 +84,13 @@ cases! {
 /// Expects that a request which comes when the handler has ended does not harm the answer.
 #[track_caller]
 fn assert_takes_late_request(handler: &str) {
-    let (acceptor, mut pool) = start("", 1, handler);
-    let tcp = acceptor.client();
+    let (acceptor, mut pool) = start(LONG, 1, handler);
+    let client = acceptor.client();
     pool.line("fdpool: end ");
+    // What a real network needs.
     sleep(Duration::from_millis(100));
-    tcp.send("a late request\n");
-    assert_eq!(tcp.rest(), "answer\n");
+    client.send("a late request\n");
+    assert_eq!(client.rest(), "answer\n");
 }
 
 cases! {
@@ -102,7 +103,7 @@ cases! {
 #[test]
 fn an_answer_to_a_unix_client_arrives_whole_though_nobody_reads_the_request() {
     let queue = Queue::new();
-    let pool = Pool::on(&queue).arg("-v");
+    let pool = Pool::on(&queue).arg("-v").options(LONG);
     let mut pool = pool.slots(1, sh_c("echo answer")).full();
     let before = settled(pool.pid());
     for late in [false, true] {
@@ -171,6 +172,26 @@ fn a_client_that_sends_for_ever_costs_little_and_is_closed_in_the_end() {
     until_open(&pool, before);
     flood.join().unwrap();
     drop(client);
+}
+
+#[test]
+fn messages_about_what_was_sent_cost_little_while_a_connection_lingers() {
+    let python = needs!(python());
+    let queue = Queue::new();
+    // SO_TIMESTAMPING: TX_SOFTWARE and SOFTWARE.
+    let text = "import socket\n\
+        client = socket.socket(fileno=0)\n\
+        client.setsockopt(socket.SOL_SOCKET, 37, 1 << 1 | 1 << 4)\n\
+        client.sendall(b'answer\\n')";
+    let handler = [python.to_str().unwrap(), "-c", text];
+    let pool = Pool::on(&queue).arg("-v").options(LONG);
+    let mut pool = pool.slots(1, handler).full();
+    let before = settled(pool.pid());
+    let client = left(&mut pool, queue.tcp_client());
+    until_open(&pool, before + 1);
+    are_idle(&[pool.pid()], Duration::from_millis(150));
+    drop(client);
+    until_open(&pool, before);
 }
 
 #[test]
