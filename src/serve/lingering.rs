@@ -109,9 +109,11 @@ impl Lingering {
         self.end = Some(end);
     }
 
-    /// Whether no connection lingers, nor was handed over.
+    /// Whether no connection lingers, nor was handed over. What cannot be taken while descriptors are
+    /// short counts no longer than it could linger.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && !self.has_more()
+        let is_over = self.end.is_some_and(|end| end <= Instant::now());
+        self.entries.is_empty() && (is_over || !self.has_more())
     }
 
     /// Whether slots have handed something over.

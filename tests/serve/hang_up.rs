@@ -120,6 +120,7 @@ fn messages_about_what_was_sent_are_no_hang_up() {
         poll::ready(server.as_fd(), PollFlags::empty()) == PollFlags::ERR
     });
     are_idle(&pool.members(), Duration::from_millis(150));
+    assert!(!pool.log().contains("gone"), "{}", pool.log());
     client.reset();
     pool.line("is gone");
 }
