@@ -17,6 +17,21 @@ def serve():
     print(f"hello {name}, process {os.getpid()} of worker {os.getppid()} serves you")
 
 
+def finish(connection, seconds):
+    """Waits until the client ends, and drops what it sends. A close before that could lose the end of the answer."""
+    end = time.monotonic() + seconds
+    try:
+        client = socket.socket(fileno=connection)
+        client.shutdown(socket.SHUT_WR)
+        readable = select.poll()
+        readable.register(client, select.POLLIN)
+        while (left := end - time.monotonic()) > 0 and readable.poll(left * 1000):
+            if not client.recv(65536):
+                break
+    except OSError:
+        pass  # the client has gone
+
+
 def start(connection):
     """Serves a connection in a child, which also has the lease of the connection until it ends."""
     while True:
@@ -38,6 +53,7 @@ def start(connection):
         os.close(connection)
         serve()
         sys.stdout.flush()
+        finish(1, 5)  # serve() may have closed 0
         status = 0
     except ConnectionError:
         pass  # the client has gone

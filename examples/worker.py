@@ -56,6 +56,21 @@ def receive(flags):
     return payload, descriptors, flags
 
 
+def finish(connection, seconds):
+    """Waits until the client ends, and drops what it sends. A close before that could lose the end of the answer."""
+    end = time.monotonic() + seconds
+    client = socket.socket(fileno=connection)
+    try:
+        client.shutdown(socket.SHUT_WR)
+        readable = select.poll()
+        readable.register(client, select.POLLIN)
+        while (left := end - time.monotonic()) > 0 and readable.poll(left * 1000):
+            if not client.recv(65536):
+                break
+    finally:
+        client.detach()  # close() closes it
+
+
 def is_pipe(descriptor):
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
@@ -139,6 +154,7 @@ while True:
     ):
         try:
             echo(descriptors[0])
+            finish(descriptors[0], 5)
         except OSError:
             pass  # the client has gone, which is no reason to end
     elif not descriptors and not payload and other_side_is_gone(queue) and nothing_waits(queue):

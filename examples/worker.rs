@@ -92,6 +92,9 @@ fn echo(mut client: &Connection, mut watchdog: Option<&mut Watchdog>) -> io::Res
     }
 }
 
+/// How long to wait for a client that does not end.
+const FINISH: Duration = Duration::from_secs(5);
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     // Of an abstract name's other side, this user and root are trusted.
@@ -127,6 +130,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             Received::Connection(connection) => {
                 // That the client has gone is no reason to end.
                 let _ = echo(&connection, watchdog.as_mut());
+                // A close alone could lose the end of the answer. Here the client has ended already,
+                // unless it cannot be served.
+                connection.finish(FINISH);
             }
             Received::End | Received::Interrupted => return Ok(()),
             // A message that was no connection.

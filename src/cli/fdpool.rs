@@ -14,7 +14,8 @@ use crate::queue::rendezvous::Rendezvous;
 use crate::serve::handler::Handler;
 use crate::serve::pool::{Pool, PoolOptions};
 use crate::serve::scoreboard::MAX_SLOTS;
-use crate::serve::slots::Slots;
+use crate::serve::slot::HangUp;
+use crate::serve::slots::{SlotOptions, Slots};
 use crate::serve::source::Source;
 use crate::serve::watchdog::Watchdog;
 use crate::serve::worker::{Ready, WorkerCommand};
@@ -23,6 +24,8 @@ use crate::system::text::{digits, parse_descriptor, parse_seconds, parse_timeout
 use crate::system::{inherited, log_output, signals};
 
 const PROGRAM: &str = "fdpool";
+/// How long a connection lasts after its handler.
+const LINGER: Duration = Duration::from_secs(5);
 const USAGE: &str = "fdpool [OPTIONS] N [--] COMMAND [ARG]...";
 const SOURCES: &str = "\
 Without --bind, --connect or --queue-fd the queue is standard input: a pipe from
@@ -66,6 +69,13 @@ struct PoolArguments {
     /// End a worker that does not say WATCHDOG=1 to NOTIFY_SOCKET at least so often
     #[arg(long, value_name = "SECONDS", requires = "worker", value_parser = parse_timeout)]
     watchdog: Option<Duration>,
+    /// End a handler whose client is gone, by its reset, or by its end as well: HUP, TERM, KILL
+    #[arg(long, value_name = "reset|end", value_parser = parse_hang_up, conflicts_with = "worker")]
+    hang_up: Option<HangUp>,
+
+    /// How long an ended handler's connection waits for its client's end; 0 keeps no copy of it [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    linger: Option<Duration>,
 
     /// Time to finish for handlers on TERM or INT, and for workers that are to go
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
@@ -87,6 +97,7 @@ pub fn run() -> anyhow::Result<u8> {
     let arguments: PoolArguments = parse()?;
     signals::ignore_tostop()?;
     if arguments.worker {
+        arguments.check_workers()?;
         run_workers(&arguments)
     } else {
         run_slots(&arguments)
@@ -99,7 +110,12 @@ fn run_slots(arguments: &PoolArguments) -> anyhow::Result<u8> {
     let source = Source::open(&arguments.queue.source()?)?;
     inherited::close_others_on_exec()?;
     log_output::share()?;
-    let slots = Slots::new(handler, arguments.size, arguments.timeout, log)?;
+    let options = SlotOptions {
+        timeout: arguments.timeout,
+        linger: arguments.linger.unwrap_or(LINGER),
+        hang_up: arguments.hang_up,
+    };
+    let slots = Slots::new(handler, arguments.size, options, log)?;
     let heartbeat = manager::heartbeat(&log);
     Ok(Pool::new(source, slots, arguments.options(), heartbeat, log)?.run()?)
 }
@@ -130,6 +146,16 @@ fn run_workers(arguments: &PoolArguments) -> anyhow::Result<u8> {
 }
 
 impl PoolArguments {
+    fn check_workers(&self) -> anyhow::Result<()> {
+        match self.linger {
+            None => Ok(()),
+            Some(_) => Err(usage(
+                "--linger is for handlers: a worker ends its connections itself, as \
+                 Connection::finish of the library does",
+            )),
+        }
+    }
+
     fn options(&self) -> PoolOptions {
         PoolOptions {
             grace: self.grace,
@@ -162,6 +188,14 @@ fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
+fn parse_hang_up(text: &str) -> Result<HangUp, String> {
+    match text {
+        "reset" => Ok(HangUp::Reset),
+        "end" => Ok(HangUp::End),
+        _ => Err("not 'reset' or 'end'".into()),
+    }
+}
+
 /// The standard streams are taken: standard input is the queue.
 fn parse_ready_fd(text: &str) -> Result<RawFd, String> {
     match parse_descriptor(text)? {
@@ -180,9 +214,18 @@ mod tests {
         let rest = &["4", "cat"];
         refuses_what_all_refuse::<PoolArguments>(rest);
         let expected = "not a number of seconds";
-        for option in ["--grace", "--timeout", "--ready-timeout", "--watchdog"] {
+        for option in [
+            "--grace",
+            "--timeout",
+            "--linger",
+            "--ready-timeout",
+            "--watchdog",
+        ] {
             refuses_values::<PoolArguments>(option, &["x", "-1", ""], rest, expected);
         }
+        let expected = "not 'reset' or 'end'";
+        refuses_values::<PoolArguments>("--hang-up", &["x", "END", ""], rest, expected);
+        refuses::<PoolArguments>(&["--worker", "--hang-up=end", "4", "cat"], "--worker");
         for size in [
             "0",
             "+4",

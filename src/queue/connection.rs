@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockType};
 use rustix::net::netdevice::index_to_name;
@@ -12,6 +13,7 @@ use rustix::net::{getpeername, getsockname};
 use crate::queue::message::{self, Info, UnixPeer};
 use crate::queue::variable::is_interface_name;
 use crate::system::descriptor::{has_peer_gone, socket_facts};
+use crate::system::drain::{drain_until, end_sending, ends_in_order};
 use crate::system::peer_ids::{PeerIds, peer_ids};
 use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
@@ -74,6 +76,46 @@ impl Connection {
     /// returns such a connection like any other.
     pub fn is_gone(&self) -> bool {
         has_peer_gone(self.as_fd())
+    }
+
+    /// Ends the connection so that the client gets all that was sent: ends the sending side, drains what
+    /// the client still sends until it has ended its side, for `time` at most, and closes. Closing a
+    /// TCP socket with unread input, or before more input comes, would reset it, and the client would
+    /// lose what it has not read yet. The lease is kept as long. Whether the descriptor is in
+    /// non-blocking mode does not matter.
+    ///
+    /// Returns whether the client has ended, or reset the connection. What is no connected stream or
+    /// seqpacket socket is closed at once, also a socket with `SO_LINGER` and 0 seconds, which asks for
+    /// a reset; that is `true`.
+    ///
+    /// Other processes that have the connection cannot send any more.
+    ///
+    /// ```
+    /// # use fdtools::queue::{self, Received};
+    /// # use fdtools::queue::message::Info;
+    /// # use std::net::{TcpListener, TcpStream};
+    /// use std::io::{Read, Write};
+    /// use std::time::Duration;
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?)?;
+    /// # let (sender, receiver) = queue::pair()?;
+    /// # sender.send(listener.accept()?.0, &Info::new())?;
+    /// # let Received::Connection(mut connection) = receiver.receive()? else { panic!() };
+    /// client.write_all(b"a request that nobody reads")?;
+    /// let client = std::thread::spawn(move || {
+    ///     let mut answer = String::new();
+    ///     client.read_to_string(&mut answer).map(|_| answer)
+    /// });
+    /// connection.write_all(b"the answer")?;
+    /// assert!(connection.finish(Duration::from_secs(5)));
+    /// assert_eq!(client.join().unwrap()?, "the answer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn finish(self, time: Duration) -> bool {
+        let socket = self.as_fd();
+        !ends_in_order(socket)
+            || !end_sending(socket)
+            || drain_until(socket, Instant::now().checked_add(time))
     }
 
     /// The descriptor that tells a counting sender that the connection is in service.
@@ -323,6 +365,37 @@ mod tests {
         drop(reader);
         assert!(!is_gone(writer));
         assert!(!is_gone(File::open("/dev/null").unwrap()));
+    }
+
+    #[test]
+    fn a_client_that_ends_late_gets_all_and_one_that_does_not_end_is_left() {
+        const NONE: Duration = Duration::ZERO;
+        let finish =
+            |descriptor: OwnedFd, time| Connection::new(descriptor, None, None).finish(time);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = listener.accept().unwrap().0;
+        server.set_nonblocking(true).unwrap();
+        client.write_all(&[b'?'; 100_000]).unwrap();
+        let mut other = server.try_clone().unwrap();
+        let copy = server.try_clone().unwrap();
+        assert!(!finish(copy.into(), NONE));
+        assert!(other.write(b"x").is_err(), "the sending side is ended");
+        let finished = std::thread::spawn(move || finish(server.into(), Duration::MAX));
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        client.write_all(b"more").unwrap();
+        drop(client);
+        assert!(finished.join().unwrap());
+
+        let (_client, server) = UnixStream::pair().unwrap();
+        assert!(!finish(server.into(), Duration::from_millis(1)));
+        assert!(finish(
+            File::open("/dev/null").unwrap().into(),
+            Duration::MAX
+        ));
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(finish(datagrams.into(), Duration::MAX));
+        assert!(finish(listener.into(), Duration::MAX));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockType, connect};
 
 use crate::error::{Error, Result};
+use crate::queue::connection::Connection;
 use crate::queue::message::Info;
 use crate::queue::name::Name;
 use crate::queue::scm;
@@ -82,6 +83,16 @@ impl Sender {
     pub fn try_send(&self, connection: impl AsFd, info: &Info) -> Result<()> {
         self.pass(connection.as_fd(), None, &info.encode())
             .map_err(|errno| Error::system(PASS, errno))
+    }
+
+    /// Passes on a connection that was received, with its lease and all that is known of it. The
+    /// caller then closes its copy.
+    ///
+    /// # Errors
+    /// Those of [`Sender::pass`].
+    pub(crate) fn pass_on(&self, connection: &Connection) -> Result<(), Errno> {
+        let payload = connection.info().encode();
+        self.pass(connection.as_fd(), connection.lease(), &payload)
     }
 
     /// Like [`Sender::try_send`], with an encoded payload, and with a lease if the sender counts.

@@ -1,13 +1,15 @@
 //! fdpool and fdrecv: connections from a queue to the commands that serve them.
 
 pub(crate) mod cpu_activity;
+mod farewell;
 pub(crate) mod handler;
+mod lingering;
 mod link;
 pub(crate) mod pool;
 mod returned;
 pub(crate) mod scoreboard;
 mod shortage;
-mod slot;
+pub(crate) mod slot;
 pub(crate) mod slots;
 pub(crate) mod source;
 pub(crate) mod watchdog;

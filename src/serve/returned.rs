@@ -33,9 +33,8 @@ impl Returned {
     /// # Errors
     /// [`Error::System`]: `EAGAIN` if there is no room, `ETOOMANYREFS`.
     pub fn give(&self, connection: &Connection) -> Result<()> {
-        let payload = connection.info().encode();
         self.sender
-            .pass(connection.as_fd(), connection.lease(), &payload)
+            .pass_on(connection)
             .map_err(|errno| Error::system("give a connection back", errno))?;
         self.scoreboard.set_returned(true);
         Ok(())

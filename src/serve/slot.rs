@@ -4,7 +4,6 @@
 //! A slot blocks in recvmsg(2), so a message wakes one slot, not all. `TERM` ends the loop: at once
 //! before or during that call, and after that call when the connection is served.
 
-use std::fmt;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -16,11 +15,15 @@ use rustix::process::{self, WaitOptions};
 use crate::error::Result;
 use crate::queue::connection::Connection;
 use crate::queue::{Received, Receiver, ends};
+use crate::serve::farewell::Farewell;
 use crate::serve::handler::Handler;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::system::alarm::Alarm;
+use crate::system::descriptor::is_hung_up;
 use crate::system::log::{Log, Said, Verbosity};
+use crate::system::poll::{PollFlags, PollSet, earliest};
+use crate::system::signals::Signals;
 use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
 use crate::system::text::seconds;
 use crate::system::vfork::Launcher;
@@ -28,6 +31,9 @@ use crate::system::{exit, fork, interrupt, signals};
 
 /// The pause before another try to start a handler.
 const START_AGAIN: Duration = Duration::from_millis(250);
+
+/// How often to look whether a client is gone, where poll(2) does not wait for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -49,11 +55,34 @@ impl End {
     }
 }
 
+/// What tells that a client is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HangUp {
+    /// A reset, or a connection that is closed both ways.
+    Reset,
+    /// The end of what the client sends, too.
+    End,
+}
+
+impl HangUp {
+    /// What to wait for, besides what poll(2) always reports.
+    fn events(self) -> PollFlags {
+        match self {
+            HangUp::Reset => PollFlags::empty(),
+            HangUp::End => PollFlags::RDHUP,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) struct Slot<'a> {
     pub handler: &'a Handler,
     /// How long a handler may run.
     pub timeout: Option<Duration>,
+    /// When to end a handler because its client is gone.
+    pub hang_up: Option<HangUp>,
+    /// How to end connections. `None` if only their handlers have them.
+    pub farewell: Option<&'a Farewell>,
     pub scoreboard: Scoreboard,
     /// Connections that other slots gave back.
     pub returned: &'a Returned,
@@ -74,7 +103,7 @@ impl Slot<'_> {
 
     fn serve_all(&self, mut queue: Option<Receiver>) -> Result<End> {
         queue.iter_mut().for_each(Receiver::leave_name);
-        let mut clock = Clock::new()?;
+        let mut clock = Clock::new(self.hang_up)?;
         interrupt::have_timer();
         // A signal to the pool's group, as from a terminal, is for the pool: in a slot it would end
         // a handler that is just being started. HUP is blocked because the kernel hangs up on an
@@ -156,12 +185,20 @@ impl Slot<'_> {
             let ends = ends::both(connection.info());
             self.log.detail(format_args!("ok {pid} {ends}"));
         }
-        // Only the handler has the connection now, so the client sees the end when the handler
-        // ends. The lease stays here until then, whatever the handler closes or leaves behind.
+        // Without a copy the client sees the end when the handler, and all that it has left, has closed
+        // the connection. The lease stays here until the handler ends, whatever it closes or leaves.
         let client = connection.info().client();
-        let lease = connection.into_lease();
-        let status = self.wait_for(pid, &client, clock);
+        let (copy, lease) = if self.farewell.is_some() || self.hang_up.is_some() {
+            (Some(connection), None)
+        } else {
+            (None, connection.into_lease())
+        };
+        let end = self.wait_for(pid, &client, copy.as_ref(), clock);
+        if let (Some(connection), Some(farewell)) = (copy, self.farewell) {
+            farewell.end(connection, end.has_children);
+        }
         drop(lease);
+        let status = end.status;
         self.log.detail(format_args!("end {pid} status {status}"));
         true
     }
@@ -225,25 +262,35 @@ impl Slot<'_> {
     }
 
     /// Waits for a handler, and ends it with all that it has started when there is a reason to.
-    /// Returns the raw status of the handler, as tcpserver logs it.
-    fn wait_for(&self, pid: Pid, client: &str, clock: &mut Clock) -> i32 {
+    fn wait_for(
+        &self,
+        pid: Pid,
+        client: &str,
+        copy: Option<&Connection>,
+        clock: &mut Clock,
+    ) -> HandlerEnd {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut end = Termination::new(Target::Handler(pid), until);
+        let who = format!("handler {pid} ({client})");
         loop {
-            self.go_on(&mut end, format_args!("handler {pid} ({client})"));
-            clock.wait(end.countdown().deadline());
-            if let Some(status) = reap(pid, |signal| self.say_stopped(pid, signal)) {
+            self.go_on(&mut end, &who);
+            // A client is gone once: it would be reported again and again.
+            let copy = copy.filter(|_| end.countdown().is_running());
+            let is_gone = clock.wait_with(copy, end.countdown().deadline());
+            if let Some(mut ended) = reap(pid, |signal| self.say_stopped(pid, signal)) {
                 end.leader_ended();
-                // After a TERM, the others keep their time even if the handler itself has ended.
-                while end.countdown().is_asked() && end.is_there() {
-                    self.go_on(
-                        &mut end,
-                        format_args!("what handler {pid} ({client}) has started"),
-                    );
+                // After a HUP or TERM, the others keep their time even if the handler itself has ended.
+                while end.countdown().is_ending() && end.is_there() {
+                    self.go_on(&mut end, &format!("what {who} has started"));
                     clock.wait(Some(end.next_look()));
-                    fork::reap();
+                    ended.has_children = fork::reap();
                 }
-                return status;
+                return ended;
+            }
+            if is_gone {
+                self.log
+                    .warning(format_args!("{who} is ended: its client is gone"));
+                end.hang_up(Instant::now() + KILL_AFTER);
             }
         }
     }
@@ -256,11 +303,16 @@ impl Slot<'_> {
     }
 
     /// Takes the next step of a termination, by the pool's urgency and by the clock, and says why.
-    fn go_on(&self, end: &mut Termination, who: fmt::Arguments<'_>) {
+    fn go_on(&self, end: &mut Termination, who: &str) {
         let urgency = self.scoreboard.urgency();
-        let why = match (urgency, end.countdown().due(Instant::now())) {
+        let countdown = end.countdown();
+        let why = match (urgency, countdown.due(Instant::now())) {
             // Somebody has sent a second signal, and knows.
             (Urgency::Now, _) => return end.kill(None),
+            (_, Some(Step::Ask)) if countdown.is_ending() => {
+                let time = seconds(KILL_AFTER);
+                format!("did not end within {time}, and gets TERM")
+            }
             (_, Some(Step::Ask)) => {
                 let timeout = seconds(self.timeout.unwrap_or_default());
                 format!("ran for {timeout} (--timeout), and is ended")
@@ -269,7 +321,7 @@ impl Slot<'_> {
                 let time = seconds(KILL_AFTER);
                 format!("did not end within {time}, and is killed")
             }
-            (Urgency::End, _) if end.countdown().is_running() => {
+            (Urgency::End, _) if !countdown.is_asked() && !countdown.is_killed() => {
                 end.ask(Instant::now() + KILL_AFTER);
                 "did not finish within --grace, and is ended".to_owned()
             }
@@ -300,11 +352,19 @@ pub(super) fn dropped(connection: &Connection) -> String {
     format!("the connection from {client} is dropped")
 }
 
-/// The raw status of a child that has ended; otherwise `None`. If a signal has stopped the child,
-/// calls `stopped` with it. Reaps adopted children as well: the end of several is one signal.
-fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<i32> {
+/// The end of a handler.
+struct HandlerEnd {
+    /// The raw status, as tcpserver logs it.
+    status: i32,
+    /// Whether the slot has other children, which it has adopted.
+    has_children: bool,
+}
+
+/// The end of a child, if it has ended. If a signal has stopped the child, calls `stopped` with it.
+/// Reaps adopted children as well: the end of several is one signal.
+fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<HandlerEnd> {
     let mut found = None;
-    loop {
+    let has_children = loop {
         match process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             Ok(Some((child, status))) if child.as_raw_nonzero().get() == pid.as_raw() => {
                 match status.stopping_signal() {
@@ -313,26 +373,39 @@ fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<i32> {
                 }
             }
             Ok(Some(_)) => {}
-            Ok(None) => return found,
-            // No child is left. If this one is gone, nobody knows its status.
-            Err(_) => return found.or(Some(0)),
+            Ok(None) => break true,
+            // If this child is gone, nobody knows its status.
+            Err(_) => {
+                found = found.or(Some(0));
+                break false;
+            }
         }
-    }
+    };
+    found.map(|status| HandlerEnd {
+        status,
+        has_children,
+    })
 }
 
-/// Wakes a slot that waits for its handler: at the handler's end, by the pool, or by the time.
+/// Wakes a slot that waits for its handler: at the handler's end, by the pool, by the time, or because
+/// the client is gone.
 struct Clock {
     signals: SigSet,
     alarm: Alarm,
+    /// The same signals as a descriptor, and the events of a connection, for a wait for both.
+    hang_up: Option<(Signals, PollFlags)>,
     /// The parent process at the start. A different parent means that the pool has died.
     pool: Pid,
 }
 
 impl Clock {
-    fn new() -> Result<Self> {
+    fn new(hang_up: Option<HangUp>) -> Result<Self> {
+        // SIGCHLD stays unblocked, and becomes a SIGALRM.
+        let signals = hang_up.map(|_| Signals::new(&[Signal::SIGALRM, URGENT]));
         Ok(Self {
             signals: SigSet::from_iter([Signal::SIGCHLD, Signal::SIGALRM, URGENT]),
             alarm: Alarm::new()?,
+            hang_up: signals.transpose()?.zip(hang_up.map(HangUp::events)),
             pool: getppid(),
         })
     }
@@ -344,6 +417,27 @@ impl Clock {
         while self.wait(Some(until)) != Some(URGENT) && Instant::now() < until {}
         // There is no handler, and the wait has taken the signals of adopted children.
         fork::reap();
+    }
+
+    /// Waits as [`Clock::wait`], or until the client of `connection` is gone, if that matters. Returns
+    /// whether the client is.
+    fn wait_with(&mut self, connection: Option<&Connection>, until: Option<Instant>) -> bool {
+        let (Some(connection), Some((signals, events))) = (connection, &mut self.hang_up) else {
+            self.wait(until);
+            return false;
+        };
+        let mut set = PollSet::new();
+        set.add(false, signals.as_fd(), PollFlags::IN);
+        set.add(true, connection.as_fd(), *events);
+        set.until(false, until);
+        let is_ready = set.wait().is_ok_and(|ready| ready.contains(&true));
+        let signals = signals.count();
+        let is_gone = is_ready && is_hung_up(connection.as_fd(), *events);
+        if is_ready && !is_gone && signals == 0 {
+            // What is reported is no end, and would be reported again at once.
+            self.wait(earliest([until, Some(Instant::now() + LOOK_AGAIN)]));
+        }
+        is_gone
     }
 
     /// Waits for a signal, or for `until`. None is missed that came before: the signals are blocked,

@@ -11,12 +11,13 @@ use rustix::process::WaitStatus;
 
 use crate::error::{Error, Result};
 use crate::serve::handler::Handler;
+use crate::serve::lingering::Lingering;
 use crate::serve::link::Link;
 use crate::serve::pool::Crew;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
 use crate::serve::shortage::Shortage;
-use crate::serve::slot::{Slot, dropped};
+use crate::serve::slot::{HangUp, Slot, dropped};
 use crate::system::command::START;
 use crate::system::exit::CLOSED;
 use crate::system::fork;
@@ -58,16 +59,27 @@ struct Alone {
     failures: u64,
 }
 
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotOptions {
+    /// How long a handler may run.
+    pub timeout: Option<Duration>,
+    /// How long a connection may last after its handler. With 0 no copy of it is kept.
+    pub linger: Duration,
+    /// When to end a handler because its client is gone.
+    pub hang_up: Option<HangUp>,
+}
+
 /// The slots of a pool. Each serves one connection at a time.
 pub(crate) struct Slots {
     handler: Handler,
-    /// How long a handler may run.
-    timeout: Option<Duration>,
+    options: SlotOptions,
     scoreboard: Scoreboard,
     children: BTreeMap<Pid, SlotProcess>,
     places: Places,
     /// Connections that slots gave back.
     returned: Returned,
+    /// Connections whose handlers have ended.
+    lingering: Option<Lingering>,
     /// Slots with a connection wait for room, or for slots that are about to make room.
     crowded: bool,
     /// Since the only slot is stuck.
@@ -80,22 +92,25 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// `size` slots, which start `handler` for each connection and end it after `timeout`. The
+    /// `size` slots, which start `handler` for each connection. The
     /// [`Pool`](crate::serve::pool::Pool) starts the slots.
     ///
     /// # Errors
     /// [`crate::Error::System`] (`ENOMEM`, `EMFILE` and the like).
-    pub fn new(handler: Handler, size: usize, timeout: Option<Duration>, log: Log) -> Result<Self> {
+    pub fn new(handler: Handler, size: usize, options: SlotOptions, log: Log) -> Result<Self> {
         let scoreboard = Scoreboard::new()?;
         scoreboard.set_size(size);
         scoreboard.log_status(&log);
+        let lingers = !options.linger.is_zero();
+        let lingering = lingers.then(|| Lingering::new(options.linger));
         Ok(Self {
             handler,
-            timeout,
+            options,
             scoreboard,
             children: BTreeMap::new(),
             places: Places::default(),
             returned: Returned::new(scoreboard)?,
+            lingering: lingering.transpose()?,
             crowded: false,
             alone: None,
             stop: Countdown::Running(None),
@@ -228,11 +243,14 @@ impl Slots {
     }
 
     /// Runs in a forked child, which keeps the queue and closes the rest of the parent's link.
-    fn be_slot(&self, index: usize, link: &mut Link) -> u8 {
+    fn be_slot(&mut self, index: usize, link: &mut Link) -> u8 {
         let queue = link.take_queue();
+        let farewell = self.lingering.take().map(Lingering::into_slot);
         let slot = Slot {
             handler: &self.handler,
-            timeout: self.timeout,
+            timeout: self.options.timeout,
+            hang_up: self.options.hang_up,
+            farewell: farewell.as_ref(),
             scoreboard: self.scoreboard,
             returned: &self.returned,
             index,
@@ -258,6 +276,12 @@ impl Slots {
         }
     }
 
+    fn end_lingering_by(&mut self, end: Instant) {
+        if let Some(lingering) = &mut self.lingering {
+            lingering.end_by(end);
+        }
+    }
+
     /// A process has ended, so that a stuck slot may have room.
     fn tell_stuck(&self) {
         for (pid, child) in &self.children {
@@ -278,12 +302,18 @@ impl Slots {
 }
 
 impl Watched for Slots {
-    /// The end of a slot is told by a signal.
-    fn descriptors<'fd>(&'fd self, _poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {}
+    /// Those of lingering connections. The end of a slot is told by a signal.
+    fn descriptors<'fd>(&'fd self, poll: &mut dyn FnMut(BorrowedFd<'fd>, PollFlags)) {
+        if let Some(lingering) = &self.lingering {
+            lingering.descriptors(poll);
+        }
+    }
 
     fn deadline(&self) -> Option<Instant> {
         let alone = self.alone.and_then(|alone| alone.at);
-        earliest([self.stop.deadline(), self.shortage.deadline(), alone])
+        let lingering = self.lingering.as_ref().and_then(Watched::deadline);
+        let stop = self.stop.deadline();
+        earliest([stop, self.shortage.deadline(), alone, lingering])
     }
 }
 
@@ -311,6 +341,9 @@ impl Crew for Slots {
 
     fn attend(&mut self, link: &mut Link) {
         self.attend_stop();
+        if let Some(lingering) = &mut self.lingering {
+            lingering.attend();
+        }
         self.drop_returned();
         self.make_room();
         self.fill(link);
@@ -345,7 +378,9 @@ impl Crew for Slots {
     }
 
     fn is_gone(&self) -> bool {
-        self.children.is_empty() && !self.returned.is_there()
+        self.children.is_empty()
+            && !self.returned.is_there()
+            && self.lingering.as_ref().is_none_or(Lingering::is_empty)
     }
 
     fn in_service(&self) -> Option<String> {
@@ -355,13 +390,17 @@ impl Crew for Slots {
 
     fn stop(&mut self, grace: Duration) {
         self.tell(Signal::SIGTERM);
-        self.stop = Countdown::Running(Some(Instant::now() + grace));
+        let end = Instant::now() + grace;
+        self.stop = Countdown::Running(Some(end));
+        self.end_lingering_by(end);
     }
 
     fn stop_now(&mut self) {
         self.scoreboard.set_urgency(Urgency::Now);
         self.tell(URGENT);
-        self.stop = Countdown::Asked(Some(Instant::now() + SLACK));
+        let now = Instant::now();
+        self.stop = Countdown::Asked(Some(now + SLACK));
+        self.end_lingering_by(now);
     }
 
     fn refused(&self) -> u64 {

@@ -5,12 +5,12 @@
 //! session. Without /proc there are no descendants.
 
 use std::collections::BTreeSet;
-use std::fs;
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 use rustix::process::{self, PidfdFlags, pidfd_open, pidfd_send_signal};
 
-use crate::system::processes::children;
+use crate::system::processes::{Stat, children};
 
 /// How often to look for children that were made while others were killed.
 const ROUNDS: usize = 32;
@@ -53,12 +53,15 @@ impl Descendants {
         !self.all().is_empty()
     }
 
-    /// Sends TERM to those that have left the group of the leader.
-    pub fn ask(&self) {
+    /// Sends TERM or HUP to those that have left the group of the leader.
+    pub fn ask(&self, signal: Signal) {
+        let signal = process::Signal::from_named_raw(signal as i32);
+        let signals = signal.into_iter().chain([process::Signal::CONT]);
+        let signals: Vec<_> = signals.collect();
         let all = self.all();
         for pid in &all {
             if Stat::read(*pid).is_some_and(|stat| stat.group != self.leader) {
-                self.send(*pid, &all, &[process::Signal::TERM, process::Signal::CONT]);
+                self.send(*pid, &all, &signals);
             }
         }
     }
@@ -137,52 +140,11 @@ impl Descendants {
     }
 }
 
-/// What /proc/PID/stat says (proc_pid_stat(5)).
-#[derive(Debug)]
-struct Stat {
-    /// Neither a zombie nor dead.
-    is_alive: bool,
-    parent: Pid,
-    group: Pid,
-    session: Pid,
-    /// Clock ticks from the start of the machine to the start of the process.
-    start: u64,
-}
-
-impl Stat {
-    fn read(pid: Pid) -> Option<Self> {
-        let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let text = String::from_utf8_lossy(&bytes);
-        // The name may have blanks and brackets.
-        let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
-        let pid = |index: usize| Some(Pid::from_raw(fields.get(index)?.parse().ok()?));
-        Some(Self {
-            is_alive: !matches!(*fields.first()?, "Z" | "X"),
-            parent: pid(1)?,
-            group: pid(2)?,
-            session: pid(3)?,
-            start: fields.get(19)?.parse().ok()?,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
-
-    #[test]
-    fn a_process_is_described_whatever_its_name_is() {
-        let own = Stat::read(getpid()).unwrap();
-        assert!(own.is_alive && own.start > 0);
-        assert_eq!(own.parent, nix::unistd::getppid());
-        assert_eq!(own.group, nix::unistd::getpgrp());
-        assert_eq!(
-            Stat::read(Pid::from_raw(i32::MAX)).map(|stat| stat.start),
-            None
-        );
-    }
 
     #[test]
     fn descendants_are_killed_and_nobody_else() {

@@ -64,6 +64,14 @@ pub(crate) fn has_peer_gone(fd: BorrowedFd<'_>) -> bool {
         && (state.contains(PollFlags::ERR) || is_at_end(fd))
 }
 
+/// Whether a connection is closed both ways, as by a reset, or has one of `events`. Messages about what
+/// was sent through a socket (`MSG_ERRQUEUE`), which poll(2) reports as an error, are no end.
+pub(crate) fn is_hung_up(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
+    let state = ready(fd, events);
+    state.intersects(PollFlags::HUP | events)
+        || state.contains(PollFlags::ERR) && file_type(fd) != Some(SFlag::S_IFSOCK)
+}
+
 fn is_at_end(socket: BorrowedFd<'_>) -> bool {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     recv(socket.as_raw_fd(), &mut [0], flags) == Ok(0)

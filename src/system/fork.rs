@@ -64,10 +64,16 @@ extern "C" fn child_ended(_: libc::c_int) {
     Errno::set_raw(errno);
 }
 
-/// Reaps all children that have ended.
-pub(crate) fn reap() {
-    // SAFETY: waitpid is async-signal-safe, and the status may be null.
-    while unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) } > 0 {}
+/// Reaps all children that have ended. Returns whether others are left.
+pub(crate) fn reap() -> bool {
+    loop {
+        // SAFETY: waitpid is async-signal-safe, and the status may be null.
+        match unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) } {
+            0 => return true,
+            -1 => return false,
+            _ => {}
+        }
+    }
 }
 
 /// Forks a child that runs only `work` and exits with its result. The kernel sends `on_our_death`

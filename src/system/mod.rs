@@ -5,6 +5,7 @@ pub(crate) mod alarm;
 pub(crate) mod command;
 pub(crate) mod descendants;
 pub(crate) mod descriptor;
+pub(crate) mod drain;
 pub(crate) mod exit;
 pub(crate) mod fd_limit;
 pub(crate) mod file_owner;

@@ -4,11 +4,16 @@ use std::fs;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::libc::{self, c_long};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 /// How many threads to examine, of a process and its descendants.
 const MOST_THREADS: usize = 64;
+/// How many processes to examine for who has a socket, and how many descriptors of each.
+const MOST_PROCESSES: usize = 64;
+const MOST_DESCRIPTORS: usize = 1024;
 
 /// The children of all threads of a process (proc_pid_task(5)).
 pub(crate) fn children(pid: Pid) -> Vec<Pid> {
@@ -31,6 +36,35 @@ fn threads(pid: Pid) -> impl Iterator<Item = PathBuf> {
         .map(|thread| thread.path())
 }
 
+/// What /proc/PID/stat says (proc_pid_stat(5)).
+#[derive(Debug)]
+pub(crate) struct Stat {
+    /// Neither a zombie nor dead.
+    pub is_alive: bool,
+    pub parent: Pid,
+    pub group: Pid,
+    pub session: Pid,
+    /// Clock ticks from the start of the machine to the start of the process.
+    pub start: u64,
+}
+
+impl Stat {
+    pub fn read(pid: Pid) -> Option<Self> {
+        let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let text = String::from_utf8_lossy(&bytes);
+        // The name may have blanks and brackets.
+        let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+        let pid = |index: usize| Some(Pid::from_raw(fields.get(index)?.parse().ok()?));
+        Some(Self {
+            is_alive: !matches!(*fields.first()?, "Z" | "X"),
+            parent: pid(1)?,
+            group: pid(2)?,
+            session: pid(3)?,
+            start: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
 /// A socket, as other processes' descriptors show it.
 #[derive(Clone, Debug)]
 pub(crate) struct SocketLink(PathBuf);
@@ -40,6 +74,35 @@ impl SocketLink {
     pub fn of(socket: BorrowedFd<'_>) -> Option<Self> {
         let inode = rustix::fs::fstat(socket).ok()?.st_ino;
         Some(Self(format!("socket:[{inode}]").into()))
+    }
+
+    /// Whether none of the descendants of a process has this socket open. `false` also if that cannot
+    /// be known. The process adopts those that lose their parent.
+    pub fn is_closed_below(&self, pid: Pid) -> bool {
+        let first = children(pid);
+        let mut left = first.clone();
+        let mut examined = 0;
+        while let Some(pid) = left.pop() {
+            examined += 1;
+            if examined > MOST_PROCESSES || self.may_be_open_in(pid) {
+                return false;
+            }
+            left.extend(children(pid));
+        }
+        // The children of a process that has ended meanwhile are among these.
+        children(pid) == first
+    }
+
+    /// Whether a process has this socket open, or does not show what it has open.
+    fn may_be_open_in(&self, pid: Pid) -> bool {
+        let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            // Another user's process, which may be hidden altogether.
+            return kill(pid, None) != Err(Errno::ESRCH)
+                && Stat::read(pid).is_none_or(|stat| stat.is_alive);
+        };
+        let mut links = open.flatten().map(|entry| fs::read_link(entry.path()));
+        let mut examined = links.by_ref().take(MOST_DESCRIPTORS);
+        examined.any(|link| link.is_ok_and(|link| link == self.0)) || links.next().is_some()
     }
 
     /// Whether a process or a descendant waits for bytes from this socket, by a call that drops the
@@ -95,11 +158,24 @@ fn descriptor_read(call: &str) -> Option<RawFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::getpid;
     use std::io::Write;
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::net::UnixStream;
     use std::process::{Child, Command};
     use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_process_is_described_whatever_its_name_is() {
+        let own = Stat::read(getpid()).unwrap();
+        assert!(own.is_alive && own.start > 0);
+        assert_eq!(own.parent, nix::unistd::getppid());
+        assert_eq!(own.group, nix::unistd::getpgrp());
+        assert_eq!(
+            Stat::read(Pid::from_raw(i32::MAX)).map(|stat| stat.start),
+            None
+        );
+    }
 
     fn line(number: c_long, arguments: [u64; 6], stack: u64) -> String {
         let arguments = arguments.map(|argument| format!("{argument:#x}")).join(" ");
@@ -153,6 +229,21 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         false
+    }
+
+    #[test]
+    fn a_socket_is_found_in_a_descendant_until_that_has_ended() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let [one, other] = [&here, &there].map(|end| SocketLink::of(end.as_fd()).unwrap());
+        // The shell waits for its child, which has it.
+        let mut shell = reader("cat <&0 >/dev/null; :", &there);
+        let pid = Pid::from_raw(shell.id() as i32);
+        assert!(becomes_a_reader(&shell, &other));
+        assert!(!other.is_closed_below(pid));
+        assert!(one.is_closed_below(pid));
+        drop((here, there));
+        shell.wait().unwrap();
+        assert!(other.is_closed_below(pid));
     }
 
     #[test]

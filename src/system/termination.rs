@@ -1,4 +1,5 @@
-//! Ends a process with its group and its descendants: by `TERM`, then by `KILL`.
+//! Ends a process with its group and its descendants: by `TERM`, then by `KILL`; by `HUP` before, if
+//! its client is gone.
 //!
 //! [`Countdown`] is the state machine, without signals; [`Termination`] adds the target.
 
@@ -11,7 +12,7 @@ use nix::unistd::{Pid, getpgid};
 use crate::system::descendants::Descendants;
 use crate::system::poll::earliest;
 
-/// From TERM to KILL by default.
+/// From TERM to KILL by default, and from HUP to TERM.
 pub(crate) const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How often to look whether a group without its first process still exists, since nothing
 /// announces its end. `LOOK_SOON` applies after a TERM or KILL, `LOOK` before.
@@ -32,20 +33,22 @@ pub(crate) enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Countdown {
     Running(Option<Instant>),
+    /// HUP was sent.
+    HungUp(Option<Instant>),
     Asked(Option<Instant>),
     Killed(Option<Instant>),
 }
 
 impl Countdown {
     pub fn deadline(self) -> Option<Instant> {
-        let (Self::Running(at) | Self::Asked(at) | Self::Killed(at)) = self;
+        let (Self::Running(at) | Self::HungUp(at) | Self::Asked(at) | Self::Killed(at)) = self;
         at
     }
 
     pub fn due(self, now: Instant) -> Option<Step> {
         let is_due = self.deadline().is_some_and(|at| at <= now);
         is_due.then_some(match self {
-            Self::Running(_) => Step::Ask,
+            Self::Running(_) | Self::HungUp(_) => Step::Ask,
             Self::Asked(_) => Step::Kill,
             Self::Killed(_) => Step::GiveUp,
         })
@@ -59,6 +62,11 @@ impl Countdown {
         matches!(self, Self::Asked(_))
     }
 
+    /// HUP or TERM was sent, and KILL was not.
+    pub fn is_ending(self) -> bool {
+        matches!(self, Self::HungUp(_) | Self::Asked(_))
+    }
+
     pub fn is_killed(self) -> bool {
         matches!(self, Self::Killed(_))
     }
@@ -68,8 +76,8 @@ impl Countdown {
 /// number is not reused while the child is not reaped, or the group has a process or zombie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// A child that serves one connection: TERM and KILL go to the child, its group and its
-    /// descendants, also those that this process has adopted.
+    /// A child that serves one connection: signals go to the child, its group and its descendants,
+    /// also those that this process has adopted.
     Handler(Pid),
     /// A child that serves many connections: TERM goes to the child alone, KILL also to its group
     /// and its descendants.
@@ -81,12 +89,13 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    fn ask(self) {
+    /// Sends TERM or HUP.
+    fn ask(self, signal: Signal) {
         match self {
-            Self::Worker(pid) => drop(kill(pid, Signal::SIGTERM)),
-            _ => self.signal(Signal::SIGTERM),
+            Self::Worker(pid) => drop(kill(pid, signal)),
+            _ => self.signal(signal),
         }
-        // A stopped process would see neither the TERM nor the end of a stopped child.
+        // A stopped process would see neither the signal nor the end of a stopped child.
         self.signal(Signal::SIGCONT);
     }
 
@@ -144,18 +153,31 @@ impl Termination {
         self.countdown
     }
 
+    /// Sends HUP, but only once, and not after another signal. TERM is due at `until`, or before if it
+    /// was.
+    pub fn hang_up(&mut self, until: Instant) {
+        if let Countdown::Running(at) = self.countdown {
+            self.send(Signal::SIGHUP);
+            self.countdown = Countdown::HungUp(earliest([at, Some(until)]));
+        }
+    }
+
     /// Sends TERM, but only once. KILL is due at `until`.
     pub fn ask(&mut self, until: Instant) {
-        if self.countdown.is_running() {
-            if matches!(self.target, Target::Handler(_)) {
-                self.descendants = self.target.descendants();
-            }
-            if let Some(descendants) = &self.descendants {
-                descendants.ask();
-            }
-            self.target.ask();
+        if let Countdown::Running(_) | Countdown::HungUp(_) = self.countdown {
+            self.send(Signal::SIGTERM);
             self.countdown = Countdown::Asked(Some(until));
         }
+    }
+
+    fn send(&mut self, signal: Signal) {
+        if matches!(self.target, Target::Handler(_)) {
+            self.descendants = self.target.descendants();
+        }
+        if let Some(descendants) = &self.descendants {
+            descendants.ask(signal);
+        }
+        self.target.ask(signal);
     }
 
     /// Sends KILL, but only once. Giving up is due at `until`.
@@ -227,23 +249,54 @@ mod tests {
     fn each_stage_has_its_step() {
         let (now, later) = (Instant::now(), Instant::now() + KILL_AFTER);
         assert_eq!(Countdown::Running(Some(now)).due(now), Some(Step::Ask));
+        assert_eq!(Countdown::HungUp(Some(now)).due(now), Some(Step::Ask));
         assert_eq!(Countdown::Asked(Some(now)).due(now), Some(Step::Kill));
         assert_eq!(Countdown::Killed(Some(now)).due(now), Some(Step::GiveUp));
         for waiting in [
             Countdown::Running(None),
             Countdown::Asked(None),
             Countdown::Killed(None),
+            Countdown::HungUp(None),
             Countdown::Running(Some(later)),
+            Countdown::HungUp(Some(later)),
             Countdown::Asked(Some(later)),
         ] {
             assert_eq!(waiting.due(now), None, "{waiting:?}");
         }
     }
 
+    /// The number is beyond every process id, so this group has no process.
+    const NOBODY: Target = Target::Rest(Pid::from_raw(i32::MAX));
+
+    #[test]
+    fn a_hang_up_comes_first_and_once_and_puts_nothing_off() {
+        let now = Instant::now();
+        let [soon, later] = [1, 2].map(|count| now + KILL_AFTER * count);
+        let mut end = Termination::new(NOBODY, None);
+        end.hang_up(soon);
+        end.hang_up(later);
+        assert_eq!(end.countdown(), Countdown::HungUp(Some(soon)));
+        assert!(end.countdown().is_ending() && !end.countdown().is_running());
+        end.ask(later);
+        end.hang_up(soon);
+        assert_eq!(end.countdown(), Countdown::Asked(Some(later)));
+
+        let mut end = Termination::new(NOBODY, Some(soon));
+        end.hang_up(later);
+        assert_eq!(end.countdown(), Countdown::HungUp(Some(soon)));
+        end.kill(None);
+        end.hang_up(later);
+        assert_eq!(end.countdown(), Countdown::Killed(None));
+
+        let mut end = Termination::new(NOBODY, None);
+        end.hang_up(now);
+        end.go_on();
+        assert!(matches!(end.countdown(), Countdown::Asked(Some(_))));
+    }
+
     #[test]
     fn nobody_is_asked_twice_nor_after_a_kill() {
-        // The number is beyond every process id, so this group has no process.
-        let mut end = Termination::new(Target::Rest(Pid::from_raw(i32::MAX)), None);
+        let mut end = Termination::new(NOBODY, None);
         let (soon, later) = (Instant::now(), Instant::now() + KILL_AFTER);
         end.ask(soon);
         end.ask(later);

@@ -256,3 +256,26 @@ fn it_says_that_it_is_alive_while_it_waits_and_while_children_serve() {
     drop(queue.write_end);
     ends_quietly(&mut worker);
 }
+
+#[test]
+fn an_answer_arrives_whole_though_most_of_the_request_is_not_read() {
+    let queue = Queue::new();
+    let Some(mut worker) = queue.worker(1) else {
+        return;
+    };
+    let client = queue.client();
+    greeted(&client);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut request = b"you\n".to_vec();
+            request.resize(1_000_000, b'?');
+            (&client).write_all(&request).unwrap();
+        });
+        let mut answer = String::new();
+        (&client).read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("hello you, "), "{answer}");
+    });
+    drop(client);
+    worker.term();
+    ends_quietly(&mut worker);
+}

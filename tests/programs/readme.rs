@@ -237,6 +237,17 @@ readme! {
         assert!(idle.wait().success());
     }
 
+    fn a_handler_ends_with_its_client(terminal: [
+        "fdaccept 8888 | fdpool --hang-up end 4 -- tail -f news"
+    ]) {
+        std::fs::write(terminal.dir().join("news"), "nothing new\n").unwrap();
+        let process = terminal.run(0);
+        let client = connect(process.port());
+        assert_eq!(first_line(&client), "nothing new\n");
+        drop(client);
+        process.line("its client is gone");
+    }
+
     fn a_python_worker_forks_for_each_connection(terminal: [
         "fdaccept 8888 | fdpool --worker 1 -- python3 examples/forking.py 16"
     ]) {

@@ -21,8 +21,12 @@ const REPORT: [&str; 3] = ["sh", "-c", "echo $$; exec cat"];
 const REPORT_WORDS: &str = "sh -c 'echo $$; exec cat'";
 /// A command that stops itself, to be looked at.
 const STOPPED: [&str; 3] = ["sh", "-c", "kill -STOP $$"];
-/// Both programs that start handlers.
-const CONSUMERS: [&[&str]; 2] = [&["fdpool", "1"], &["fdrecv"]];
+/// Both programs that start handlers. A slot has a copy of the connection, or none.
+const CONSUMERS: [&[&str]; 3] = [
+    &["fdpool", "1"],
+    &["fdpool", "--linger", "0", "1"],
+    &["fdrecv"],
+];
 
 /// `fdaccept 127.0.0.1:0 -- CONSUMER -- HANDLER`.
 fn chain(consumer: &[&str], handler: &[&str]) -> Fdaccept {
@@ -97,7 +101,7 @@ const STRAY: &str = "exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev
 /// `fdaccept` is a command line up to its consumer.
 #[track_caller]
 fn assert_no_stray_descriptors(fdaccept: &str) {
-    for consumer in ["fdpool 1", "fdrecv"] {
+    for consumer in ["fdpool 1", "fdpool --linger 0 1", "fdrecv"] {
         let text = format!("{STRAY} {fdaccept} {consumer} -- {REPORT_WORDS}");
         let running = running(sh(&text).start());
         assert_only_the_standard_three(running.pid);
@@ -175,7 +179,7 @@ fn a_handler_finds_every_signal_at_its_default() {
 
 #[test]
 fn a_handler_finds_every_signal_at_its_default_though_its_parents_ignored_some() {
-    for consumer in ["fdpool 1", "fdrecv"] {
+    for consumer in ["fdpool 1", "fdpool --linger 0 1", "fdrecv"] {
         let text = format!(
             "trap '' HUP INT QUIT PIPE ALRM TERM USR1 USR2 CHLD TSTP TTIN TTOU\n\
              exec fdaccept 127.0.0.1:0 -- {consumer} -- {REPORT_WORDS}"
@@ -444,7 +448,8 @@ fn a_client_sees_the_end_when_the_command_of_fdrecv_exits_while_others_run() {
 
 #[test]
 fn a_client_sees_the_end_when_its_handler_closes_the_connection_and_goes_on() {
-    for consumer in CONSUMERS {
+    // A slot's copy would keep the connection open.
+    for consumer in &CONSUMERS[1..] {
         let text = "echo $$; exec <&- >&-; exec sleep 100";
         let process = chain(consumer, &sh_c(text)).start();
         let client = process.client();
@@ -502,7 +507,7 @@ fn the_status_of_fdrecv_is_that_of_its_command() {
 #[test]
 fn handlers_and_the_command_of_a_chain_have_the_limit_on_descriptors_that_fdaccept_was_given() {
     let limits = "sh -c 'ulimit -S -n; ulimit -H -n'";
-    for consumer in ["fdpool 1", "fdrecv"] {
+    for consumer in ["fdpool 1", "fdpool --linger 0 1", "fdrecv"] {
         let text = format!(
             "ulimit -S -n 234; ulimit -H -n >&2\n\
              exec fdaccept 127.0.0.1:0 -- sh -c 'ulimit -S -n >&2; exec \"$@\"' sh \

@@ -98,7 +98,9 @@ fn a_handler_that_closes_everything_still_counts() {
         "exec 0<&- >&- 2>&-; until [ -e '{}' ]; do sleep 0.02; done",
         names.text("stop")
     );
-    let mut pool = acceptor.pool_of(1, &text);
+    // With a copy in the slot, the client would not see it.
+    let pool = Pool::on(&acceptor).options("--linger 0");
+    let mut pool = pool.slots(1, sh_c(&text)).start();
     assert_eq!(acceptor.client().rest(), "");
     // The slot is busy, so this process is the only consumer.
     let receiver = acceptor.receiver();

@@ -64,7 +64,9 @@ fn a_stop_kills_workers_that_ignore_term_after_the_grace_with_their_groups() {
     let log = pool.stop();
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(log.matches("did not end within 0.3 s").count(), 2, "{log}");
-    assert_eq!(log.lines().count(), 2, "{log}");
+    // A shell whose child is killed first may say so.
+    let said = log.lines().filter(|line| line.starts_with("fdpool: "));
+    assert_eq!(said.count(), 2, "{log}");
     workers.into_iter().chain(children).for_each(until_gone);
 }
 
