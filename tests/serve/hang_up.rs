@@ -74,7 +74,7 @@ fn a_reset_is_seen_when_something_is_sent_to_a_client_that_has_closed() {
     // The client does not read the second line, so its kernel resets the connection.
     client.send("line\n");
     drop(client);
-    pool.line(&format!("handler {pid} is ended"));
+    pool.line(&format!("handler {pid} (127.0.0.1) is ended"));
 }
 
 #[test]
@@ -93,7 +93,8 @@ fn a_unix_client_is_gone_when_it_has_closed() {
             drop(client);
             None
         };
-        pool.line(&format!("handler {pid} is ended"));
+        let line = pool.line("is ended");
+        assert!(line.contains(&format!("handler {pid} (")), "{line}");
         pool.line(&format!("end {pid} status {}", Signal::SIGHUP as i32));
         drop(client);
     }

@@ -445,6 +445,7 @@ fn the_end_of_the_queue_waits_for_what_lingers() {
 fn without_lingering_a_slot_has_no_copy_of_its_connection() {
     for (options, copies) in [("--linger 0", 0), ("", 1)] {
         let (acceptor, pool) = start(options, 1, "exec cat");
+        pool.until_idle();
         let idle = sockets(pool.children()[0]).len();
         let client = acceptor.served_client();
         let slot = pool.children()[0];
