@@ -1,12 +1,14 @@
 //! Says once that clients wait, or are turned away, because there is no room, and once that it is over.
 //!
-//! A state counts once it has lasted for [`LASTING`], and shorter breaks do not end it. The beginning is
-//! logged once in [`SELDOM`] at most, and the end only after a beginning that was logged, so that a
-//! steady overload costs 2 lines a minute.
+//! A state counts once it has lasted for [`LASTING`], but for breaks of [`BREAK`]: whoever takes a
+//! connection makes room for the next one. Once it was logged, breaks up to [`LASTING`] do not end it. The
+//! beginning is logged once in [`SELDOM`] at most, and the end only after a beginning that was logged, so
+//! that a steady overload costs 2 lines a minute.
 
 use std::time::{Duration, Instant};
 
 const LASTING: Duration = Duration::from_secs(1);
+const BREAK: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_secs(60);
 
 /// What is worth a line now.
@@ -33,8 +35,11 @@ impl Congestion {
     pub fn look(&mut self, is_full: bool, now: Instant) -> Option<News> {
         self.is_full = is_full;
         if is_full {
+            let pause = self.room.take().map(|since| now - since);
+            if pause.is_some_and(|pause| pause > self.longest_break()) {
+                self.full = None;
+            }
             self.full.get_or_insert(now);
-            self.room = None;
         } else if self.full.is_some() {
             self.room.get_or_insert(now);
         }
@@ -55,11 +60,15 @@ impl Congestion {
     /// When to look again, though nothing has changed.
     pub fn deadline(&self) -> Option<Instant> {
         if !self.is_full {
-            return self.room.map(|since| since + LASTING);
+            return self.room.map(|since| since + self.longest_break());
         }
         let since = self.full.filter(|_| !self.is_told)?;
         let again = self.told.map(|told| told + SELDOM);
         again.max(Some(since + LASTING))
+    }
+
+    fn longest_break(&self) -> Duration {
+        if self.is_told { LASTING } else { BREAK }
     }
 }
 
@@ -109,9 +118,18 @@ mod tests {
 
     #[test]
     fn short_breaks_end_nothing() {
-        let breaks = (0..100).flat_map(|n| [(n * 1000, true), (n * 1000 + 100, false)]);
-        let looks: Vec<_> = breaks.chain([(99_150, true), (200_000, true)]).collect();
+        let breaks = (0..100).flat_map(|n| [(n * 1000, true), (n * 1000 + 950, false)]);
+        let looks: Vec<_> = breaks.chain([(99_990, true), (200_000, true)]).collect();
         assert_eq!(logged(&looks), [(1000, News::Full)]);
+        let later = (0..100).flat_map(|n| [(n * 1000 + 2000, true), (n * 1000 + 2100, false)]);
+        let looks: Vec<_> = [(0, true)].into_iter().chain(later).collect();
+        assert_eq!(logged(&looks), [(1000, News::Full)]);
+    }
+
+    #[test]
+    fn moments_without_room_are_not_logged() {
+        let moments = (0..1000).flat_map(|n| [(n * 155, true), (n * 155 + 5, false)]);
+        assert_eq!(logged(&moments.collect::<Vec<_>>()), []);
     }
 
     #[test]

@@ -526,8 +526,9 @@ impl Acceptor {
                 1 => "once".to_owned(),
                 _ => format!("{besides} times"),
             };
-            self.log
-                .warning(format_args!("refused {client} {times} more"));
+            self.log.warning(format_args!(
+                "refused {client} again, {times} (--max-per-source)"
+            ));
         }
     }
 
@@ -584,7 +585,7 @@ impl Acceptor {
         let has_waiting = is_last_orders && !self.turns.is_empty();
         let sink = &mut self.sink;
         self.shutdown.attend_notice(&self.log, || {
-            let untaken = sink.untaken() + in_hand;
+            let untaken = sink.awaited() + in_hand;
             let mut all = Vec::new();
             if has_waiting {
                 all.push("clients in the backlog".to_owned());

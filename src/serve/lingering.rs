@@ -121,6 +121,11 @@ impl Lingering {
         !ready(self.inbox.as_fd(), PollFlags::IN).is_empty()
     }
 
+    /// How many connections linger.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     fn take_all(&mut self) {
         while self.has_more() {
             match self.inbox.try_receive() {

@@ -8,6 +8,7 @@ mod link;
 pub(crate) mod pool;
 mod returned;
 pub(crate) mod scoreboard;
+mod seldom;
 mod shortage;
 pub(crate) mod slot;
 pub(crate) mod slots;

@@ -17,6 +17,7 @@ use crate::system::log::Log;
 use crate::system::poll::{PollFlags, PollSet, Watched};
 use crate::system::signals::{self, Signals};
 use crate::system::stop_notice::{STOPS_NOW, StopNotice};
+use crate::system::text::seconds;
 
 /// The signals that resize a pool.
 const RESIZING: [Signal; 3] = [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGUSR1];
@@ -253,9 +254,9 @@ impl<C: Crew> Pool<C> {
         if now < end {
             return Some(end.min(now + limit / LOOKS));
         }
-        let seconds = limit.as_secs_f64();
+        let time = seconds(limit);
         self.log
-            .notice(format_args!("nothing was served for {seconds} s; stopping"));
+            .notice(format_args!("nothing was served for {time}; stopping"));
         self.stop();
         None
     }

@@ -19,6 +19,7 @@ use crate::serve::farewell::Farewell;
 use crate::serve::handler::Handler;
 use crate::serve::returned::Returned;
 use crate::serve::scoreboard::{Activity, Scoreboard, URGENT, Urgency};
+use crate::serve::seldom::Seldom;
 use crate::system::alarm::Alarm;
 use crate::system::descriptor::is_hung_up;
 use crate::system::log::{Log, Said, Verbosity};
@@ -288,8 +289,7 @@ impl Slot<'_> {
                 return ended;
             }
             if is_gone {
-                self.log
-                    .warning(format_args!("{who} is ended: its client is gone"));
+                clock.say_gone(&self.log, &who);
                 end.hang_up(Instant::now() + KILL_AFTER);
             }
         }
@@ -392,20 +392,39 @@ fn reap(pid: Pid, mut stopped: impl FnMut(i32)) -> Option<HandlerEnd> {
 struct Clock {
     signals: SigSet,
     alarm: Alarm,
-    /// The same signals as a descriptor, and the events of a connection, for a wait for both.
-    hang_up: Option<(Signals, PollFlags)>,
+    /// For a wait for the client as well.
+    hang_up: Option<ClientWatch>,
     /// The parent process at the start. A different parent means that the pool has died.
     pool: Pid,
 }
 
+/// What a slot with `--hang-up` watches besides.
+struct ClientWatch {
+    /// The signals of the [`Clock`], as a descriptor.
+    signals: Signals,
+    /// The events of a connection.
+    events: PollFlags,
+    said: Seldom,
+}
+
+impl ClientWatch {
+    fn new(events: PollFlags) -> Result<Self> {
+        Ok(Self {
+            // SIGCHLD stays unblocked, and becomes a SIGALRM.
+            signals: Signals::new(&[Signal::SIGALRM, URGENT])?,
+            events,
+            said: Seldom::default(),
+        })
+    }
+}
+
 impl Clock {
     fn new(hang_up: Option<HangUp>) -> Result<Self> {
-        // SIGCHLD stays unblocked, and becomes a SIGALRM.
-        let signals = hang_up.map(|_| Signals::new(&[Signal::SIGALRM, URGENT]));
+        let watch = hang_up.map(|hang_up| ClientWatch::new(hang_up.events()));
         Ok(Self {
             signals: SigSet::from_iter([Signal::SIGCHLD, Signal::SIGALRM, URGENT]),
             alarm: Alarm::new()?,
-            hang_up: signals.transpose()?.zip(hang_up.map(HangUp::events)),
+            hang_up: watch.transpose()?,
             pool: getppid(),
         })
     }
@@ -422,22 +441,33 @@ impl Clock {
     /// Waits as [`Clock::wait`], or until the client of `connection` is gone, if that matters. Returns
     /// whether the client is.
     fn wait_with(&mut self, connection: Option<&Connection>, until: Option<Instant>) -> bool {
-        let (Some(connection), Some((signals, events))) = (connection, &mut self.hang_up) else {
+        let (Some(connection), Some(watch)) = (connection, &mut self.hang_up) else {
             self.wait(until);
             return false;
         };
         let mut set = PollSet::new();
-        set.add(false, signals.as_fd(), PollFlags::IN);
-        set.add(true, connection.as_fd(), *events);
+        set.add(false, watch.signals.as_fd(), PollFlags::IN);
+        set.add(true, connection.as_fd(), watch.events);
         set.until(false, until);
         let is_ready = set.wait().is_ok_and(|ready| ready.contains(&true));
-        let signals = signals.count();
-        let is_gone = is_ready && is_hung_up(connection.as_fd(), *events);
+        let signals = watch.signals.by_ref().count();
+        let is_gone = is_ready && is_hung_up(connection.as_fd(), watch.events);
         if is_ready && !is_gone && signals == 0 {
             // What is reported is no end, and would be reported again at once.
             self.wait(earliest([until, Some(Instant::now() + LOOK_AGAIN)]));
         }
         is_gone
+    }
+
+    /// Says that the client of a handler is gone, which clients can bring about as often as they like.
+    fn say_gone(&mut self, log: &Log, who: &str) {
+        let said = self.hang_up.as_mut().map(|watch| &mut watch.said);
+        let what = format_args!("{who} is ended: its client is gone");
+        match said.and_then(|said| said.is_due(Instant::now())) {
+            Some(0) => log.warning(what),
+            Some(others) => log.warning(format_args!("{what}; so were {others} others before")),
+            None => log.detail(what),
+        }
     }
 
     /// Waits for a signal, or for `until`. None is missed that came before: the signals are blocked,

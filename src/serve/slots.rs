@@ -24,7 +24,7 @@ use crate::system::fork;
 use crate::system::log::Log;
 use crate::system::poll::{PollFlags, Watched, earliest};
 use crate::system::termination::{Countdown, KILL_AFTER, Step};
-use crate::system::text::counted;
+use crate::system::text::{counted, seconds};
 
 /// A slot that is alone, and stuck for this long, has no room for its handler.
 const ALONE: Duration = Duration::from_millis(500);
@@ -385,7 +385,18 @@ impl Crew for Slots {
 
     fn in_service(&self) -> Option<String> {
         let busy = self.scoreboard.count_busy();
-        (busy > 0).then(|| counted(busy, "handler"))
+        let lingering = self.lingering.as_ref().map_or(0, Lingering::len);
+        match (busy, lingering) {
+            (0, 0) => None,
+            (0, left) => {
+                let (connections, time) =
+                    (counted(left, "connection"), seconds(self.options.linger));
+                Some(format!(
+                    "{connections} to be closed by clients (--linger {time})"
+                ))
+            }
+            (busy, _) => Some(counted(busy, "handler")),
+        }
     }
 
     fn stop(&mut self, grace: Duration) {

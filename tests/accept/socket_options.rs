@@ -66,6 +66,8 @@ fn keepalive_ends_the_connection_of_a_dead_client_after_the_time_in_all() {
     let (is_on, default, timeout) = with("");
     assert_eq!((is_on, timeout), (false, 0));
     assert_eq!(with("-o keepalive"), (true, default, 0));
+    // The last one counts.
+    assert_eq!(with("-o keepalive=60 -o keepalive"), (true, default, 0));
 }
 
 #[test]

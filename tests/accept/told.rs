@@ -91,10 +91,15 @@ fn said(acceptor: &mut Acceptor, words: &str) -> usize {
 
 #[test]
 fn a_full_queue_is_said_once_and_so_is_its_end() {
-    for options in ["--queue 1", "--queue 1 --sandbox", ""] {
+    // The last two are more than the queue holds.
+    for (options, crowd) in [
+        ("--queue 1", 2),
+        ("--queue 1 --sandbox", 2),
+        ("", 400),
+        ("--queue 5000", 400),
+    ] {
         let mut acceptor = Fdaccept::bound().options(options).start();
-        // More than the queue holds.
-        let clients = acceptor.clients(if options.is_empty() { 400 } else { 2 });
+        let clients = acceptor.clients(crowd);
         let line = acceptor.line("the queue");
         let expected = "fdaccept: the queue is full: consumers are busy, or there are none; further \
                         clients wait in the backlog";
@@ -168,7 +173,7 @@ fn a_client_over_its_limit_is_named_once_and_counted_until_its_last_connection_h
     first.finish();
     assert_eq!(
         acceptor.line("refused"),
-        "fdaccept: refused 127.0.0.1 3 times more"
+        "fdaccept: refused 127.0.0.1 again, 3 times (--max-per-source)"
     );
     is_reset(acceptor.try_client_from([127, 0, 0, 2]));
     is_reset(acceptor.try_client_from([127, 0, 0, 2]));
@@ -176,7 +181,7 @@ fn a_client_over_its_limit_is_named_once_and_counted_until_its_last_connection_h
     acceptor.signal(Signal::SIGUSR1);
     assert_eq!(
         acceptor.line("refused"),
-        "fdaccept: refused 127.0.0.2 once more"
+        "fdaccept: refused 127.0.0.2 again, once (--max-per-source)"
     );
     is_reset(acceptor.try_client_from([127, 0, 0, 2]));
     acceptor.until_counted("by limit", 7);
@@ -185,7 +190,7 @@ fn a_client_over_its_limit_is_named_once_and_counted_until_its_last_connection_h
     assert_eq!(log.matches("refused 127.0.0.1 on ").count(), 1, "{log}");
     assert_eq!(log.matches("refused 127.0.0.2 on ").count(), 1, "{log}");
     assert_eq!(
-        log.matches("refused 127.0.0.2 once more").count(),
+        log.matches("refused 127.0.0.2 again, once").count(),
         2,
         "{log}"
     );
@@ -205,7 +210,7 @@ fn what_was_refused_of_a_client_is_told_at_the_end() {
     let lines: Vec<_> = log.lines().collect();
     let end = lines
         .iter()
-        .position(|line| line.ends_with("refused 127.0.0.1 2 times more"));
+        .position(|line| line.contains("refused 127.0.0.1 again, 2 times"));
     let counters = lines.iter().position(|line| is_counters(line));
     assert!(end.is_some() && end < counters, "{log}");
 }

@@ -127,6 +127,21 @@ fn messages_about_what_was_sent_are_no_hang_up() {
 }
 
 #[test]
+fn clients_that_go_again_and_again_are_said_once() {
+    let acceptor = Fdaccept::bound().start();
+    let pool = Pool::on(&acceptor).options("--hang-up reset");
+    let mut pool = pool.slots(1, sh_c(SLEEP)).full();
+    for _ in 0..5 {
+        let client = acceptor.client();
+        let pid = client.pid();
+        client.reset();
+        until_gone(pid);
+    }
+    let log = pool.stop();
+    assert_eq!(log.matches("its client is gone").count(), 1, "{log}");
+}
+
+#[test]
 fn what_ignores_a_hang_up_gets_term_and_kill() {
     let names = Names::new();
     let log = names.file("log");

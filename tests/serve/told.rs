@@ -99,6 +99,24 @@ fn a_stop_says_for_how_many_workers_it_waits() {
 }
 
 #[test]
+fn a_stop_says_that_it_waits_for_clients_to_close() {
+    let mut acceptor = Fdaccept::bound().start();
+    let pool = Pool::on(&acceptor).options("-v --linger 1000");
+    let mut pool = pool.slots(1, ["true"]).start();
+    let client = acceptor.client();
+    pool.line(": end ");
+    pool.term();
+    assert_eq!(
+        pool.line("waits"),
+        "fdpool: waits up to 30 s for 1 connection to be closed by clients (--linger 1000 s); a \
+         second signal stops now"
+    );
+    drop(client);
+    pool.expect_exit(0);
+    acceptor.stop();
+}
+
+#[test]
 fn a_stop_that_waits_for_nobody_says_nothing() {
     let queue = Queue::new();
     let mut pool = Pool::on(&queue).slots(2, ["cat"]).full();

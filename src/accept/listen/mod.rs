@@ -133,9 +133,14 @@ pub(crate) fn apply_options(
     options: &ListenOptions,
     when: Option<When>,
 ) -> Result<()> {
-    let mut due: Vec<_> = options
-        .socket_options
-        .iter()
+    let all = &options.socket_options;
+    let is_last = |index: usize| {
+        let mut later = all[index + 1..].iter();
+        later.all(|later| later.rank() != all[index].rank())
+    };
+    let last = (0..all.len()).filter(|index| is_last(*index));
+    let mut due: Vec<_> = last
+        .map(|index| &all[index])
         .filter(|option| option.applies_to(family))
         .filter(|option| when.is_none_or(|when| option.when() == when))
         .collect();

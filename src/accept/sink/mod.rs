@@ -75,8 +75,10 @@ pub(crate) struct Sink {
     /// The owner of a name is gone, and connections that it has not received may be lost.
     left_unread: bool,
     limit: Option<QueueLimit>,
-    /// There was no room at the last look.
-    is_full: bool,
+    /// At the last look as many waited as may.
+    is_at_limit: bool,
+    /// The kernel took no more at the last try.
+    is_refused: bool,
     in_flight_limit: InFlightLimit,
     /// How many descriptors a message of ours carries.
     carried: usize,
@@ -137,7 +139,8 @@ impl Sink {
             unread: unread.unwrap_or_default(),
             left_unread: false,
             limit: None,
-            is_full: false,
+            is_at_limit: false,
+            is_refused: false,
             in_flight_limit: InFlightLimit::get(),
             carried: 1,
             passing: Stuck::new(Words {
@@ -256,13 +259,13 @@ impl Sink {
         let Some(most) = self.limit.as_ref().map(|limit| limit.most) else {
             return true;
         };
-        self.is_full = self.untaken() >= most;
-        !self.is_full
+        self.is_at_limit = self.untaken() >= most;
+        !self.is_at_limit
     }
 
     /// Whether the queue had no room when a connection was last passed, or room last looked for.
     pub fn is_full(&self) -> bool {
-        self.is_full
+        self.is_at_limit || self.is_refused
     }
 
     /// Whether to look for room at intervals: there is none, and no event will tell when there is.
@@ -303,9 +306,9 @@ impl Sink {
             Err(errno) if is_shortage(errno) => Err(errno),
             _ => sender.pass(connection, lease, payload),
         };
-        self.is_full = sent == Err(Errno::EAGAIN);
         match sent {
             Ok(()) => {
+                self.is_refused = false;
                 self.unread.remember(payload.len(), sender.as_fd());
                 self.passing.works(log);
                 if let Way::Remote { problem, .. } = &mut self.way {
@@ -313,11 +316,14 @@ impl Sink {
                 }
                 Ok(Delivery::Done)
             }
-            Err(Errno::EAGAIN) => Ok(Delivery::Full),
+            Err(Errno::EAGAIN) => {
+                self.is_refused = true;
+                Ok(Delivery::Full)
+            }
             Err(errno) if is_shortage(errno) => {
                 let others = self.others_in_flight();
                 // The messages of our own queue are all that the kernel allows.
-                self.is_full = errno == Errno::ETOOMANYREFS && others == 0;
+                self.is_refused |= errno == Errno::ETOOMANYREFS && others == 0;
                 self.passing.fails(errno, others, log);
                 Ok(Delivery::Later)
             }
@@ -514,8 +520,16 @@ impl Sink {
         }
     }
 
+    /// How many connections a stop waits for: those in a queue that we were given are their consumers'.
+    pub fn awaited(&mut self) -> usize {
+        match self.way {
+            Way::Chain { .. } | Way::Tickets { .. } | Way::Named { .. } => self.untaken(),
+            Way::Straight { .. } | Way::Remote { .. } => 0,
+        }
+    }
+
     /// How many connections wait in the queue.
-    pub fn untaken(&mut self) -> usize {
+    fn untaken(&mut self) -> usize {
         let sender = self.sender.as_ref();
         sender.map_or(0, |sender| self.unread.count(sender.as_fd()))
     }
