@@ -100,7 +100,7 @@ fn an_interface_that_is_gone_is_told_by_its_number() {
     needs!(python());
     let acceptor = on_interface("short", "0", &[]);
     let mut client = client(&acceptor, "short");
-    let mut client = client.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut client = spawn(client.stdout(std::process::Stdio::piped())).unwrap();
     let mut output = std::io::BufReader::new(client.stdout.take().unwrap());
     let mut line = || {
         let mut line = String::new();
@@ -110,8 +110,7 @@ fn an_interface_that_is_gone_is_told_by_its_number() {
     let number = acceptor.at_once(&[], || {
         let number = line();
         let mut ip = beside(&acceptor, "ip");
-        let status = ip.args(["link", "delete", "short"]).status();
-        assert!(status.unwrap().success());
+        assert!(succeeds(ip.args(["link", "delete", "short"])));
         number
     });
     let ip = format!("fe80::1%{number}");

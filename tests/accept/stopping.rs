@@ -547,7 +547,7 @@ fn who_comes_while_something_is_said_and_before_the_stop_is_passed_on() {
     let text = "exec fdaccept --queue-fd 5 127.0.0.1:0 5<&0 </dev/null";
     let mut command = sh(text);
     command.stdin(other).stderr(writer.try_clone().unwrap());
-    let mut child = command.spawn().unwrap();
+    let mut child = spawn(&mut command).unwrap();
     drop(command);
     let mut log = BufReader::new(reader);
     let mut line = String::new();

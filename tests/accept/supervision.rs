@@ -249,7 +249,7 @@ impl Tree {
         let scan = folder.path().join("scan");
         let mut copy = Command::new("cp");
         copy.arg("-r").arg(contrib().join("s6")).arg(&scan);
-        assert!(copy.status().unwrap().success());
+        assert!(succeeds(&mut copy));
         let mut command = sh("exec s6-svscan \"$0\" >&2");
         command.arg(&scan).env("PATH", path);
         command.env("ECHO_ADDRESS", format!("127.0.0.1:{port}"));
@@ -278,10 +278,8 @@ impl Tree {
     fn try_run(&self, tool: &str, options: &[&str], service: &str) -> Option<String> {
         let mut command = Command::new(peer(tool)?);
         command.args(options).arg(self.service(service));
-        let output = command.stderr(Stdio::null()).output().unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        let is_done = output.status.success();
-        is_done.then(|| told.trim_end().to_owned())
+        let (status, told, _) = run(&mut command);
+        (status == Some(0)).then(|| told.trim_end().to_owned())
     }
 
     #[track_caller]
@@ -352,7 +350,7 @@ impl Tree {
         let pids = SERVICES.map(|service| self.pid(service, None));
         let mut command = Command::new(peer("s6-svscanctl").unwrap());
         command.arg("-t").arg(self.folder.path().join("scan"));
-        assert!(command.status().unwrap().success());
+        assert!(succeeds(&mut command));
         let log = self.scan.expect_end(0);
         for pid in pids {
             assert!(!is_alive(pid), "{log}");

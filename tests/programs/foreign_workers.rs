@@ -391,7 +391,7 @@ fn hostile_messages_neither_stop_it_nor_leave_descriptors(worker: &[PathBuf]) {
     let (queue, read_end) = socket_pair(SockType::SeqPacket);
     let mut worker = start(worker, &read_end);
     assert_is_served(client(&queue, BARE));
-    let before = count(&worker);
+    let before = settled(worker.pid());
 
     let null = File::open("/dev/null").unwrap();
     let folder = File::open("/").unwrap();

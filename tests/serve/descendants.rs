@@ -65,8 +65,10 @@ fn a_stop_kills_a_worker_that_left_its_process_group() {
     let pool = pool.stdout(std::process::Stdio::null());
     let mut pool = pool.workers(1, worker).full();
     let worker = pool.members()[0];
+    // Before it starts, it is in that group as well.
     until("it to leave", || {
-        getpgid(Some(worker)) == getpgid(Some(pool.pid()))
+        has_signal(worker, "SigIgn", Signal::SIGTERM)
+            && getpgid(Some(worker)) == getpgid(Some(pool.pid()))
     });
     pool.term();
     pool.line(&format!("end {worker} status {}", Signal::SIGKILL as i32));

@@ -328,6 +328,7 @@ fn the_client_of_a_handler_that_closes_its_connection_and_goes_on_waits_while_th
 #[test]
 fn neither_slots_nor_handlers_have_connections_that_linger() {
     let (acceptor, mut pool) = start(LONG, 1, "echo answer; read -r line");
+    pool.until_idle();
     let plain = sockets(pool.children()[0]).len();
     let client = acceptor.client();
     client.send("\n");

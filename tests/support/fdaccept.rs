@@ -119,6 +119,5 @@ pub fn until_full(pid: Pid, count: usize) {
 pub fn limit(prlimit: &Path, pid: Pid, limits: &str) {
     let mut command = Command::new(prlimit);
     command.args(["--pid", &pid.to_string()]);
-    let status = command.arg(format!("--nofile={limits}")).status();
-    assert!(status.unwrap().success());
+    assert!(succeeds(command.arg(format!("--nofile={limits}"))));
 }

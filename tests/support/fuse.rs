@@ -61,7 +61,7 @@ impl Fuse {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "support::fuse::serves_its_file", "--nocapture"]);
         command.env(DIRECTORY, directory.path());
-        let mut server = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut server = spawn(command.stdout(Stdio::piped())).unwrap();
         let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
         // By way of the mount namespace of the thread that serves.
         let thread = lines.find_map(|line| {

@@ -50,7 +50,7 @@ impl FarNetwork {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.0.pid()));
         command.arg("ip").args(arguments.split(' '));
-        assert!(command.status().unwrap().success(), "{command:?}");
+        assert!(succeeds(&mut command), "{command:?}");
     }
 
     #[track_caller]

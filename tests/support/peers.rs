@@ -72,10 +72,7 @@ pub fn python() -> Option<PathBuf> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
         let mut command = Command::new(peer("python3")?);
-        let output = command
-            .args(["-c", "import sys; print(sys.executable)"])
-            .output();
-        let path = String::from_utf8(output.unwrap().stdout).unwrap();
+        let (_, path, _) = run(command.args(["-c", "import sys; print(sys.executable)"]));
         Some(PathBuf::from(path.trim_end()))
     };
     FOUND.get_or_init(find).clone()

@@ -71,17 +71,25 @@ pub fn leave<T>(sockets: T) {
     drop(sockets);
 }
 
+/// Starts a child as [`Command::spawn`] does, while nobody [leaves](leave) a socket.
+pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Whether a command that runs to its end succeeds.
+pub fn succeeds(command: &mut Command) -> bool {
+    let mut child = spawn(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    child.wait().unwrap().success()
+}
+
 impl Process {
     /// Starts `command`. It ignores no signal, also where this test was started so, as nohup(1)
     /// and a shell's `&` do.
     pub fn start(command: &mut Command) -> Self {
         default_signals(&[Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
         command.stderr(Stdio::piped()).process_group(0);
-        let starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        drop(starting);
+        let mut child = spawn(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -278,12 +286,9 @@ impl Drop for Process {
 /// that some other test forks just then would have it open too, and it could not be executed.
 pub fn executable(path: impl AsRef<Path>, text: &str) -> PathBuf {
     let path = path.as_ref();
-    let mut writer = Command::new("sh")
-        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"]);
+    let mut writer = spawn(writer.arg(path).stdin(Stdio::piped())).unwrap();
     let mut stdin = writer.stdin.take().unwrap();
     stdin.write_all(text.as_bytes()).unwrap();
     drop(stdin);

@@ -27,8 +27,7 @@ pub fn copy_of(name: &str, dir: &Path) -> PathBuf {
     if !copy.exists() {
         // Another process writes it, as in `executable`.
         let original = bin_dir().join(name);
-        let copied = Command::new("cp").arg(original).arg(&copy).status();
-        assert!(copied.unwrap().success());
+        assert!(succeeds(Command::new("cp").arg(original).arg(&copy)));
     }
     copy
 }
