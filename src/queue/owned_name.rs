@@ -10,14 +10,14 @@ use std::sync::Mutex;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, lstat, stat, umask};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, lstat, stat, umask};
 use nix::unistd::{Gid, Uid, fchownat, unlink};
 
 use crate::error::{Error, Result};
 use crate::queue::name::Name;
 use crate::queue::path_lock::{FileId, MAX_TRIES, PathLock, cannot_give, file_id, remove_if};
 use crate::system::descriptor::type_of;
-use crate::system::file_owner::FileOwner;
+use crate::system::file_owner::{FileOwner, is_trusted};
 use crate::system::sock_diag::bound_inode;
 
 /// The default permissions of a socket: its owner only.
@@ -33,6 +33,12 @@ pub(crate) struct PathAccess {
     pub mode: Option<u32>,
     /// `None` for ourselves.
     pub owner: Option<FileOwner>,
+}
+
+impl PathAccess {
+    fn permissions(self) -> Mode {
+        Mode::from_bits_truncate(self.mode.unwrap_or(DEFAULT_MODE)) & all_modes()
+    }
 }
 
 /// The ownership of a name that a socket is bound to.
@@ -133,29 +139,29 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name, access: PathAccess) -> R
 }
 
 /// Takes `name` over from a process that left it ([`OwnedName::leave`]), with its `socket`, which
-/// is still open. `None` if the path is no longer that socket. A path gets this `owner`, if given.
+/// is still open. `None` if the path is no longer that socket. A path gets the owner and the
+/// permissions that [`bind`] would have given it.
 ///
 /// # Errors
 /// [`Error::System`]: `EADDRINUSE` if the name has another owner, `EPERM` if this process may not
-/// give files to `owner`; [`Error::Invalid`] if its lock file is not ours.
+/// give the path to its owner; [`Error::Invalid`] if its lock file is not ours.
 pub(crate) fn reclaim(
     socket: BorrowedFd<'_>,
     name: &Name,
-    owner: Option<FileOwner>,
+    access: PathAccess,
 ) -> Result<Option<OwnedName>> {
     let mut file = None;
     if let Name::Path(path) = name {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        let lock = PathLock::take(name, &path, owner)?;
-        let Some(id) = id_of_bound(socket, &path) else {
+        let lock = PathLock::take(name, &path, access.owner)?;
+        let Some(bound) = find_bound(socket, &path) else {
             lock.remove();
             return Ok(None);
         };
-        if let Some(owner) = owner {
-            let given = open_bound(&path, id).and_then(|file| give(&file, owner));
-            given.map_err(|errno| cannot_give(name, owner, errno))?;
-        }
-        file = Some(OwnedFile::new(path, id, lock));
+        let owner = lock.owner_beside(access.owner.unwrap_or_else(FileOwner::ourselves));
+        give(&path, &bound, owner, access.permissions())
+            .map_err(|errno| cannot_give(name, owner, errno))?;
+        file = Some(OwnedFile::new(path, bound.id, lock));
     }
     Ok(Some(OwnedName {
         name: name.clone(),
@@ -163,13 +169,39 @@ pub(crate) fn reclaim(
     }))
 }
 
-/// The file at `path`, if `socket` is bound to it. If the kernel does not tell what the socket is
-/// bound to, any socket at the path must do.
-fn id_of_bound(socket: BorrowedFd<'_>, path: &Path) -> Option<FileId> {
+/// Removes the path of a `socket` that another process left ([`OwnedName::leave`]), if the path
+/// still is that socket. A new owner keeps the path.
+///
+/// # Errors
+/// As of [`reclaim`].
+pub(crate) fn remove(socket: BorrowedFd<'_>, name: &Name) -> Result<()> {
+    if let Name::Path(path) = name {
+        let lock = PathLock::take(name, path, None)?;
+        if let Some(bound) = find_bound(socket, path) {
+            remove_if(path, bound.id);
+        }
+        lock.remove();
+    }
+    Ok(())
+}
+
+/// The file that a socket is bound to.
+struct Bound {
+    id: FileId,
+    /// Why the kernel does not tell what the socket is bound to. The file may be another socket.
+    doubt: Option<Errno>,
+}
+
+/// The file at `path`, if `socket` is bound to it.
+fn find_bound(socket: BorrowedFd<'_>, path: &Path) -> Option<Bound> {
     let found = lstat(path).ok()?;
+    let inode = bound_inode(socket);
     let is_socket = type_of(&found) == SFlag::S_IFSOCK;
-    let is_it = bound_inode(socket).is_none_or(|inode| inode == found.st_ino as u32);
-    (is_socket && is_it).then(|| file_id(&found))
+    let is_it = inode.is_ok_and(|inode| inode == found.st_ino as u32);
+    (is_socket && (is_it || inode.is_err())).then(|| Bound {
+        id: file_id(&found),
+        doubt: inode.err(),
+    })
 }
 
 fn all_modes() -> Mode {
@@ -185,7 +217,7 @@ fn bind_locked(
     access: PathAccess,
 ) -> Result<FileId> {
     let failed = |errno| Error::system(format!("bind {name}"), errno);
-    let mode = Mode::from_bits_truncate(access.mode.unwrap_or(DEFAULT_MODE)) & all_modes();
+    let mode = access.permissions();
     for _ in 0..MAX_TRIES {
         let bound = match access.owner {
             Some(owner) => bind_for(owner, socket, address, path, mode)
@@ -229,46 +261,64 @@ fn bind_for(
     path: &Path,
     mode: Mode,
 ) -> nix::Result<nix::Result<()>> {
-    if !has_group_of_directory(owner, path) {
-        match owner.make(|| bind_with_mode(socket, address, mode)) {
-            // Without CAP_DAC_OVERRIDE, perhaps only we can make files in this directory.
-            Ok(Err(Errno::EACCES)) => {}
-            // Without CAP_SETGID, we can still give a file of ours to a group of ours.
-            Err(Errno::EPERM) => {}
-            // A file system can be mounted so that a file has the directory's group, mount(8).
-            Ok(Ok(())) if owner.is_group_named => {
-                return give_away(socket, path, owner, mode).map(Ok);
-            }
-            made => return made,
+    // Until the path is given away, nobody but its user can connect.
+    let closed = mode & Mode::S_IRWXU;
+    // The kernel may give the path another group than the named one: that of its directory.
+    let first = if owner.is_group_named { closed } else { mode };
+    match owner.make(|| bind_with_mode(socket, address, first)) {
+        // Without CAP_DAC_OVERRIDE, perhaps only we can make files in this directory.
+        Ok(Err(Errno::EACCES)) => {}
+        // Without CAP_SETGID, we can still give a file of ours to a group of ours.
+        Err(Errno::EPERM) => {}
+        Ok(Ok(())) if owner.is_group_named => {
+            return give_away(socket, path, owner, mode).map(Ok);
         }
+        made => return made,
     }
-    // Until the path is given away, nobody but us can connect.
-    let bound = bind_with_mode(socket, address, mode & Mode::S_IRWXU);
+    let bound = bind_with_mode(socket, address, closed);
     if bound.is_ok() {
         give_away(socket, path, owner, mode)?;
     }
     Ok(bound)
 }
 
-/// Gives the path that `socket` is bound to its owner, then its mode. Removes it if that fails.
+/// Gives the path that `socket` has just been bound to its owner and its mode. Removes the path if
+/// that fails.
 fn give_away(socket: BorrowedFd<'_>, path: &Path, owner: FileOwner, mode: Mode) -> nix::Result<()> {
     // In a directory of somebody else's the path may have been replaced.
-    let id = id_of_bound(socket, path).ok_or(Errno::ENOENT)?;
-    let given = open_bound(path, id).and_then(|file| {
-        give(&file, owner)?;
-        set_mode(&file, mode)
-    });
-    given.inspect_err(|_| remove_if(path, id))
+    let bound = find_bound(socket, path).ok_or(Errno::ENOENT)?;
+    give(path, &bound, owner, mode).inspect_err(|_| remove_if(path, bound.id))
 }
 
-/// Whether a new file at `path` would have another group than the one that was named for it.
-fn has_group_of_directory(owner: FileOwner, path: &Path) -> bool {
+/// Gives a socket's path its owner and its mode. A group that is not to connect never can.
+fn give(path: &Path, bound: &Bound, owner: FileOwner, mode: Mode) -> nix::Result<()> {
+    let file = open_bound(path, bound.id)?;
+    let found = fstat(&file)?;
+    let is_owner = (found.st_uid, found.st_gid) == (owner.uid, owner.gid);
+    if is_owner && mode_of(&found) == mode {
+        return Ok(());
+    }
+    if let Some(errno) = bound.doubt
+        && !is_ours_alone(path)
+    {
+        return Err(errno);
+    }
+    if !is_owner {
+        set_mode(&file, mode & Mode::S_IRWXU)?;
+        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        fchownat(&file, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+    }
+    set_mode(&file, mode)
+}
+
+/// Whether nobody but root and us can replace a file of ours at `path`.
+fn is_ours_alone(path: &Path) -> bool {
     let directory = path.parent().and_then(|directory| stat(directory).ok());
-    owner.is_group_named
-        && directory.is_some_and(|directory| {
-            directory.st_gid != owner.gid
-                && Mode::from_bits_truncate(directory.st_mode).contains(Mode::S_ISGID)
-        })
+    directory.is_some_and(|directory| {
+        let mode = Mode::from_bits_truncate(directory.st_mode);
+        let is_shared = mode.intersects(Mode::S_IWGRP | Mode::S_IWOTH);
+        is_trusted(directory.st_uid) && (!is_shared || mode.contains(Mode::S_ISVTX))
+    })
 }
 
 /// Opens a socket's path (`O_PATH`), if it still is the file `id`.
@@ -282,17 +332,12 @@ fn open_bound(path: &Path, id: FileId) -> nix::Result<OwnedFd> {
     Ok(file)
 }
 
-fn give(file: &OwnedFd, owner: FileOwner) -> nix::Result<()> {
-    let found = fstat(file)?;
-    if (found.st_uid, found.st_gid) == (owner.uid, owner.gid) {
-        return Ok(());
-    }
-    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    fchownat(file, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+fn mode_of(found: &FileStat) -> Mode {
+    Mode::from_bits_truncate(found.st_mode) & all_modes()
 }
 
 fn set_mode(file: &OwnedFd, mode: Mode) -> nix::Result<()> {
-    if Mode::from_bits_truncate(fstat(file)?.st_mode) & all_modes() == mode {
+    if mode_of(&fstat(file)?) == mode {
         return Ok(());
     }
     // fchmod(2) refuses a descriptor of O_PATH; its link in /proc leads to the file itself.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
-use nix::unistd::{Gid, Uid, fchown, geteuid, unlink};
+use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, unlink};
 
 use crate::error::{Error, Result};
 use crate::queue::name::Name;
@@ -50,6 +50,8 @@ pub(super) fn cannot_give(name: &Name, owner: FileOwner, errno: Errno) -> Error 
 pub(super) struct PathLock {
     path: PathBuf,
     id: FileId,
+    /// The group that the kernel gave to the new file.
+    first_gid: u32,
     /// Not a `nix::fcntl::Flock`, which unlocks when it is dropped. Forked children share the lock,
     /// so a child that dropped its copy would unlock its parent's.
     pub fd: OwnedFd,
@@ -73,15 +75,19 @@ impl PathLock {
             };
             file.lock(&fd)?;
             // Another process may have removed the file between our open and our lock.
-            let Some(id) = file.id_if_there(&fd)? else {
+            let Some(found) = file.if_there(&fd)? else {
                 continue;
             };
             if !is_new {
                 file.remove()?;
                 continue;
             }
-            let path = file.path;
-            let lock = Self { path, id, fd };
+            let lock = Self {
+                path: file.path,
+                id: file_id(&found),
+                first_gid: found.st_gid,
+                fd,
+            };
             if let Some(owner) = owner {
                 lock.give_to(owner).map_err(|errno| {
                     lock.remove();
@@ -97,6 +103,17 @@ impl PathLock {
     fn give_to(&self, owner: FileOwner) -> Result<(), Errno> {
         let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
         fchown(&self.fd, Some(uid), Some(gid))
+    }
+
+    /// Whose a new file beside the lock is if it is made for `owner`: where new files have the group
+    /// of their directory, so has the lock file had.
+    pub fn owner_beside(&self, owner: FileOwner) -> FileOwner {
+        let is_directorys = self.first_gid != getegid().as_raw();
+        let gid = match owner.is_group_named {
+            false if is_directorys => self.first_gid,
+            _ => owner.gid,
+        };
+        FileOwner { gid, ..owner }
     }
 
     /// Removes the lock file, while the lock is held: a process that has opened the file meanwhile
@@ -195,12 +212,12 @@ impl<'a> LockFile<'a> {
         }
     }
 
-    /// `None` if the path is no longer the file that is open.
-    fn id_if_there(&self, fd: &OwnedFd) -> Result<Option<FileId>> {
+    /// What the open file is; `None` if the path is no longer that file.
+    fn if_there(&self, fd: &OwnedFd) -> Result<Option<FileStat>> {
         let opened = fstat(fd).map_err(|errno| self.failed("examine", errno))?;
         let id = file_id(&opened);
         let is_there = lstat(&self.path).is_ok_and(|stat| file_id(&stat) == id);
-        Ok(is_there.then_some(id))
+        Ok(is_there.then_some(opened))
     }
 
     fn remove(&self) -> Result<()> {

@@ -88,17 +88,24 @@ impl NamedOwner {
 
     /// Whose a file is that otherwise would be `owner`'s, or ours.
     pub fn instead_of(self, owner: Option<FileOwner>) -> FileOwner {
-        let uid = owner.map_or_else(|| geteuid().as_raw(), |owner| owner.uid);
-        let gid = owner.map_or_else(|| getegid().as_raw(), |owner| owner.gid);
+        let otherwise = owner.unwrap_or_else(FileOwner::ourselves);
         FileOwner {
-            uid: self.uid.unwrap_or(uid),
-            gid: self.gid.unwrap_or(gid),
+            uid: self.uid.unwrap_or(otherwise.uid),
+            gid: self.gid.unwrap_or(otherwise.gid),
             is_group_named: self.gid.is_some(),
         }
     }
 }
 
 impl FileOwner {
+    pub fn ourselves() -> Self {
+        Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            is_group_named: false,
+        }
+    }
+
     /// Runs `action`, whose new files belong to this user and group. In a set-group-ID directory
     /// the group is the directory's. What `action` may do is as before.
     ///

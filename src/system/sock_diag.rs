@@ -35,11 +35,14 @@ pub(crate) fn are_connected(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Optio
     Some(peer == Some(inode(other)?))
 }
 
-/// The last 32 bits of the inode of the path that a Unix socket is bound to; `None` if the socket
-/// is unbound or the kernel does not say.
-pub(crate) fn bound_inode(socket: BorrowedFd<'_>) -> Option<u32> {
-    let inode = fstat(socket).ok()?.st_ino as u32;
-    ask(inode, SHOW_VFS, VFS).ok()?
+/// The last 32 bits of the inode of the path that a Unix socket is bound to.
+///
+/// # Errors
+/// The errno of the netlink calls; `ENOENT` if the socket is bound to no path, or if this kernel
+/// does not tell (CONFIG_UNIX_DIAG).
+pub(crate) fn bound_inode(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let inode = fstat(socket)?.st_ino as u32;
+    ask(inode, SHOW_VFS, VFS)?.ok_or(Errno::ENOENT)
 }
 
 /// The uid of the owner of the socket's peer.
@@ -140,7 +143,7 @@ mod tests {
         let (third, _fourth) = std::os::unix::net::UnixStream::pair().unwrap();
         assert_eq!(are_connected(one.as_fd(), other.as_fd()), Some(true));
         assert_eq!(are_connected(one.as_fd(), third.as_fd()), Some(false));
-        assert_eq!(bound_inode(one.as_fd()), None);
+        assert_eq!(bound_inode(one.as_fd()), Err(Errno::ENOENT));
     }
 
     #[test]
@@ -150,7 +153,7 @@ mod tests {
         let path = directory.path().join("socket");
         let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let inode = std::fs::symlink_metadata(&path).unwrap().ino() as u32;
-        assert_eq!(bound_inode(socket.as_fd()), Some(inode));
+        assert_eq!(bound_inode(socket.as_fd()), Ok(inode));
     }
 
     proptest::proptest! {

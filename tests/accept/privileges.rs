@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -388,12 +388,6 @@ fn a_port_below_1024_is_bound_before() {
     let expected = format!("{SOMEBODY}\nhello");
     assert_eq!(client.join().unwrap(), expected.as_bytes());
     are(&process, &Identity::somebody());
-}
-
-/// Owner, group and permissions.
-fn whose(path: &Path) -> (u32, u32, u32) {
-    let meta = path.symlink_metadata().unwrap();
-    (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777)
 }
 
 #[test]

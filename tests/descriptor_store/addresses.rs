@@ -187,17 +187,25 @@ fn a_path_stays_with_its_mode_and_whoever_waits_there() {
     keeper.expect_kept(1);
 }
 
+/// Somebody may have changed what an earlier start gave.
 #[test]
-fn a_path_keeps_the_mode_that_it_was_given_later() {
+fn a_path_gets_the_mode_of_each_start() {
     let keeper = Keeper::new();
     let path = keeper.file("s");
-    let process = keeper.start(&[&path]);
-    until("the path", || keeper.kept().len() == 3);
-    crash(process);
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
-    let _process = keeper.start_at(&path);
-    let mode = std::fs::symlink_metadata(&path).unwrap().mode();
-    assert_eq!(mode & 0o777, 0o666);
+    let mode = || std::fs::symlink_metadata(&path).unwrap().mode() & 0o7777;
+    for (options, expected) in [
+        (&[][..], 0o600),
+        (&["--mode", "660"], 0o660),
+        (&["--mode", "0"], 0),
+        (&[], 0o600),
+    ] {
+        let mut process = keeper.start(&[options, &[&path]].concat());
+        assert_eq!(process.listening(), path);
+        assert_eq!(mode(), expected, "{options:?}");
+        keeper.expect_kept(1);
+        crash(process);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    }
 }
 
 #[test]
@@ -223,25 +231,80 @@ fn a_path_stays_that_of_another_user() {
     }
 }
 
+/// Starts fdaccept with these options. Checks that its listener goes on, that its queue and its
+/// listener are whose they should be, and that clients get through. Then it crashes.
+#[track_caller]
+fn owner_is(keeper: &Keeper, options: &[&str], expected: (u32, u32, u32)) {
+    let path = keeper.file("s");
+    let before = std::fs::symlink_metadata(&path).map(|facts| facts.ino());
+    let mut process = keeper.start(&[options, &[&path]].concat());
+    assert_eq!(process.listening(), path, "{options:?}");
+    for path in [&path, &keeper.names.path()] {
+        assert_eq!(whose(path.as_ref()), expected, "{options:?} {path}");
+    }
+    if let Ok(before) = before {
+        let now = std::fs::symlink_metadata(&path).unwrap().ino();
+        assert_eq!(now, before, "{options:?}");
+    }
+    let _pool = keeper.serve();
+    is_served_at(&path);
+    keeper.expect_kept(1);
+    crash(process);
+}
+
 #[test]
-fn a_path_gets_another_owner_at_a_start_that_names_one() {
+fn a_path_gets_the_owner_and_the_mode_of_each_start() {
     needs!(root());
     let keeper = Keeper::new();
-    let path = keeper.file("s");
-    for (owner, expected) in [
-        (&["--owner", ":4000000005"][..], (0, 4_000_000_005)),
+    for (options, expected) in [
+        (&[][..], (0, 0, 0o600)),
         (
-            &["--owner", "4000000001:4000000006"],
-            (4_000_000_001, 4_000_000_006),
+            &["--owner", ":4000000005", "--mode", "660"],
+            (0, 4_000_000_005, 0o660),
         ),
-        (&[], (4_000_000_001, 4_000_000_006)),
+        (
+            &["--owner", "4000000001:4000000006", "--mode", "620"],
+            (4_000_000_001, 4_000_000_006, 0o620),
+        ),
+        (&["--owner", "4000000001"], (4_000_000_001, 0, 0o600)),
+        (
+            &["--user", "4000000001:4000000006"],
+            (4_000_000_001, 4_000_000_006, 0o600),
+        ),
+        (&["--mode", "660"], (0, 0, 0o660)),
     ] {
-        let mut process = keeper.start(&[owner, &[&path]].concat());
-        assert_eq!(process.listening(), path);
-        let facts = std::fs::symlink_metadata(&path).unwrap();
-        assert_eq!((facts.uid(), facts.gid()), expected);
-        keeper.expect_kept(1);
-        crash(process);
+        owner_is(&keeper, options, expected);
+    }
+}
+
+/// In a directory that gives its own group to new files.
+#[test]
+fn a_path_gets_back_the_group_of_its_directory() {
+    needs!(root());
+    let keeper = Keeper::new();
+    let directory = keeper.file("");
+    std::os::unix::fs::chown(&directory, None, Some(4_000_000_009)).unwrap();
+    std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o2755)).unwrap();
+    for (options, expected) in [
+        (
+            &["--owner", ":4000000005", "--mode", "660"][..],
+            (0, 4_000_000_005, 0o660),
+        ),
+        (&[], (0, 4_000_000_009, 0o600)),
+        (
+            &["--owner", ":4000000005", "--mode", "660"],
+            (0, 4_000_000_005, 0o660),
+        ),
+        (
+            &["--owner", "4000000001"],
+            (4_000_000_001, 4_000_000_009, 0o600),
+        ),
+        (
+            &["--user", "4000000001:4000000006", "--mode", "660"],
+            (4_000_000_001, 4_000_000_009, 0o660),
+        ),
+    ] {
+        owner_is(&keeper, options, expected);
     }
 }
 

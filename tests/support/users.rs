@@ -1,6 +1,6 @@
 //! Other users.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -38,6 +38,13 @@ pub fn by(uid: u32, dir: impl AsRef<Path>, name: &str) -> Command {
     command.uid(uid).gid(uid).current_dir("/");
     command.stdin(Stdio::null());
     command
+}
+
+/// Owner, group and permissions of a file.
+#[track_caller]
+pub fn whose(path: &Path) -> (u32, u32, u32) {
+    let meta = path.symlink_metadata().unwrap();
+    (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777)
 }
 
 /// Does `action` as another user, in a thread of its own: the other threads keep theirs.

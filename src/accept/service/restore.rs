@@ -199,8 +199,8 @@ fn give_up(kept: QuickClose<OwnedFd>, is_forgotten: bool) {
     if let (Some(path), _) = unix_socket::names(kept.as_fd())
         && let Ok(name) = Name::parse(OsStr::from_bytes(&path))
     {
-        // Dropping the reclaimed right removes the path. A new owner keeps the path.
-        let _ = owned_name::reclaim(kept.as_fd(), &name, None);
+        // The path of a new owner stays.
+        let _ = owned_name::remove(kept.as_fd(), &name);
     }
     if is_forgotten {
         let _ = shutdown(kept.as_raw_fd(), Shutdown::Both);
@@ -229,13 +229,10 @@ fn revive(
             Error::Invalid(format!("what was kept of {shown} is {what}"))
         })?;
         let name = match place {
-            Place::Unix(name) => {
-                let owner = options.access.owner;
-                match owned_name::reclaim(fd.as_fd(), name, owner)? {
-                    None => return Ok(None),
-                    reclaimed => reclaimed,
-                }
-            }
+            Place::Unix(name) => match owned_name::reclaim(fd.as_fd(), name, options.access)? {
+                None => return Ok(None),
+                reclaimed => reclaimed,
+            },
             _ => None,
         };
         apply_options(fd.as_fd(), family, options, Some(When::AnyTime))?;

@@ -197,10 +197,46 @@ fn a_path_that_must_be_given_away_is_closed_until_then() {
     );
 }
 
+/// The kernel does not tell what the socket is bound to: the path could be another socket.
 #[test]
-fn a_path_has_its_owner_from_the_first_instant() {
+fn in_a_directory_of_another_user_a_doubtful_path_is_not_given_away() {
     needs!(root());
-    let slow = "-o /dev/null --inject=fchownat,chown,lchown:delay_enter=300000";
+    let mute = "-f -o /dev/null --inject=sendto:error=EMFILE";
+    for (uid, mode, is_given) in [
+        (SOMEBODY, 0o755, false),
+        (0, 0o777, false),
+        (0, 0o1777, true),
+        (0, 0o755, true),
+    ] {
+        let traced = needs!(traced(mute));
+        let dir = open_dir();
+        chown(dir.path(), Some(uid), None).unwrap();
+        set_mode(dir.path(), mode);
+        let fdrecv = bin_dir().join("fdrecv");
+        let mut command = Command::new(&traced[0]);
+        command.arg(&traced[1]).arg(fdrecv).current_dir(&dir);
+        command.args(["--bind", "./inbox", "--owner", ":5", "--mode", "660"]);
+        command.args(["--", "cat"]);
+        command.env("PATH", path()).stdin(Stdio::null());
+        let mut process = command.start();
+        let path = dir.path().join("inbox");
+        if is_given {
+            until("the mode", || {
+                paths::whose_if_there(&path) == Some((0, 5, 0o660))
+            });
+            continue;
+        }
+        let log = process.expect_end(1);
+        let expected = "fdrecv: cannot give ./inbox to uid 0 and gid 5: Too many open files";
+        assert_eq!(log, expected, "{uid} {mode:o}");
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_path_has_its_owner_from_the_first_instant_and_its_mode_last() {
+    needs!(root());
+    let slow = "-o /dev/null --inject=fchmodat,fchmod,chmod:delay_enter=300000";
     let traced = needs!(traced(slow));
     for name in ["queue", "listener"] {
         let fdaccept = Fdaccept::behind(&traced).args(["--bind", "./queue"]);
@@ -211,8 +247,10 @@ fn a_path_has_its_owner_from_the_first_instant() {
         let first = eventually("the path", || {
             (0..500).find_map(|_| paths::whose_if_there(&path))
         });
-        assert_eq!(first, (SOMEBODY, GROUP, 0o660), "{name}");
+        // The group could be another one where a file has the group of its directory.
+        assert_eq!(first, (SOMEBODY, GROUP, 0o600), "{name}");
         acceptor.listening();
+        assert_eq!(whose(&path), (SOMEBODY, GROUP, 0o660), "{name}");
     }
 }
 
