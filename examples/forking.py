@@ -7,7 +7,7 @@ At most N connections are served at once; more stay in the queue. Each has a pro
 client as standard input and output. fdtools(7) has what is left out here: what the message says of the
 client.
 """
-import array, os, select, signal, socket, stat, sys, time
+import array, os, select, signal, socket, stat, struct, sys, time
 
 
 def serve():
@@ -70,7 +70,7 @@ def say_alive():
         name = os.environ["NOTIFY_SOCKET"]
         due = time.monotonic() + pause
         try:
-            manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, "\0" + name[1:] if name[0] == "@" else name)
+            manager.sendto(b"WATCHDOG=1", "\0" + name[1:] if name[0] == "@" else name)
         except OSError:
             due -= pause * 0.9  # there was no room
     return max(due - time.monotonic(), 0) * 1000 + 1 if pause else None
@@ -95,6 +95,8 @@ room = int(sys.argv[1])
 queue = socket.socket(fileno=0)
 pause = int(os.environ.get("WATCHDOG_USEC", 0)) / 2e6
 manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
+if manager:  # the pool may be stopped, and take nothing
+    manager.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 100_000))
 due = 0
 
 # Each signal is a byte in a pipe, and one poll watches the pipe and the queue: no signal is missed

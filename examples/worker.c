@@ -49,9 +49,12 @@ static int say_alive(void)
         if (*name == '@')
             to.sun_path[0] = '\0';
         socklen_t length = offsetof(struct sockaddr_un, sun_path) + strlen(name);
-        if (manager < 0)
+        if (manager < 0) {
+            struct timeval most = {0, 100000}; /* the pool may be stopped, and take nothing */
             manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-        int is_said = sendto(manager, "WATCHDOG=1", 10, MSG_DONTWAIT | MSG_NOSIGNAL,
+            setsockopt(manager, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof most);
+        }
+        int is_said = sendto(manager, "WATCHDOG=1", 10, MSG_NOSIGNAL,
                              (struct sockaddr *)&to, length) > 0;
         due = time_now + (is_said ? pause : pause / 10 + 1); /* there may be room then */
     }

@@ -46,7 +46,7 @@ func wait(ready []pollFd) syscall.Errno {
 			if !time.Now().Before(due) {
 				due = time.Now().Add(pause)
 				to := &syscall.SockaddrUnix{Name: name}
-				if syscall.Sendto(manager, []byte("WATCHDOG=1"), syscall.MSG_DONTWAIT, to) != nil {
+				if syscall.Sendto(manager, []byte("WATCHDOG=1"), 0, to) != nil {
 					due = time.Now().Add(pause / 10) // there was no room
 				}
 			}
@@ -89,6 +89,8 @@ func main() {
 	if micros, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil {
 		pause = time.Duration(micros) * time.Microsecond / 2
 		manager, _ = syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+		most := syscall.Timeval{Usec: 100000} // the pool may be stopped, and take nothing
+		syscall.SetsockoptTimeval(manager, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &most)
 	}
 
 	// After TERM, INT or HUP the pipe has come to its end, which cannot be missed.

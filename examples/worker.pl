@@ -10,7 +10,7 @@ use warnings;
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
 use IO::Poll qw(POLLHUP POLLIN);
 use POSIX qw(:signal_h);
-use Socket qw(AF_UNIX MSG_CTRUNC MSG_DONTWAIT SCM_RIGHTS SOCK_DGRAM SOL_SOCKET SO_LINGER);
+use Socket qw(AF_UNIX MSG_CTRUNC MSG_DONTWAIT SCM_RIGHTS SOCK_DGRAM SOL_SOCKET SO_LINGER SO_SNDTIMEO);
 use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 require 'syscall.ph';
 
@@ -40,13 +40,15 @@ sub receive {
 # time; -1 without a watchdog.
 my ($pause, $due) = (($ENV{WATCHDOG_USEC} // 0) / 2e6, 0);
 socket(my $manager, AF_UNIX, SOCK_DGRAM, 0) or die "cannot make a socket: $!\n";
+# The pool may be stopped, and take nothing.
+setsockopt($manager, SOL_SOCKET, SO_SNDTIMEO, pack('l! l!', 0, 100000));
 
 sub say_alive {
     return -1 if !$pause;
     my $now = clock_gettime(CLOCK_MONOTONIC);
     if ($now >= $due) {
         (my $name = $ENV{NOTIFY_SOCKET}) =~ s/^@/\0/;
-        my $is_said = send($manager, 'WATCHDOG=1', MSG_DONTWAIT, pack('S a*', AF_UNIX, $name));
+        my $is_said = send($manager, 'WATCHDOG=1', 0, pack('S a*', AF_UNIX, $name));
         $due = $now + ($is_said ? $pause : $pause / 10);    # there may be room then
     }
     return $due - $now;

@@ -8,12 +8,14 @@
 PATH may be @name, in the abstract namespace. fdtools(7) has what is left out here: who may be on
 the other side of an @name, and what the message says of the client.
 """
-import array, errno, fcntl, os, select, signal, socket, stat, sys, termios, threading, time
+import array, errno, fcntl, os, select, signal, socket, stat, struct, sys, termios, threading, time
 
 # With fdpool --watchdog the worker says again and again that it is alive, where it waits. A thread that
 # does nothing else would go on while the worker hangs.
 pause = int(os.environ.get("WATCHDOG_USEC", 0)) / 2e6
 manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if pause else None
+if manager:  # the pool may be stopped, and take nothing
+    manager.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 100_000))
 due = 0
 
 
@@ -30,7 +32,7 @@ def wait(descriptor):
         if time.monotonic() >= due:
             due = time.monotonic() + pause
             try:
-                manager.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, address(os.environ["NOTIFY_SOCKET"]))
+                manager.sendto(b"WATCHDOG=1", address(os.environ["NOTIFY_SOCKET"]))
             except OSError:
                 due -= pause * 0.9  # there was no room
         if readable.poll(max(due - time.monotonic(), 0) * 1000 + 1):

@@ -46,8 +46,8 @@ impl Watchdog {
             Some(name) => pool.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
             None => pool.connect(name)?,
         }
-        // The worker serves on while its pool is stopped and takes no message.
-        pool.set_nonblocking(true)?;
+        // The pool may be stopped, and take nothing.
+        pool.set_write_timeout(Some(Duration::from_millis(100)))?;
         Ok(Some(Self {
             pool,
             pause: Duration::from_micros(time) / 2,

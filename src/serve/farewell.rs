@@ -5,6 +5,7 @@
 //! side, the pool's process gets the copy and lets it [linger](crate::serve::lingering).
 
 use std::os::fd::AsFd;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,8 +14,12 @@ use nix::unistd::getpid;
 use crate::queue::Sender;
 use crate::queue::connection::Connection;
 use crate::system::drain::{drain_all, drain_until, end_sending, ends_in_order, has_input};
-use crate::system::processes::{SocketLink, children};
+use crate::system::processes::{SocketLink, Ticks, children};
 use crate::system::quick_close::quickly;
+
+/// How often, and how many milliseconds apart, to look whether a process in the background has closed a
+/// connection.
+const PAUSES: [u64; 8] = [0, 1, 2, 4, 8, 16, 32, 64];
 
 /// The slot's way to the pool's process.
 pub(super) struct Farewell {
@@ -27,13 +32,14 @@ impl Farewell {
         Self { sender, time }
     }
 
-    /// Ends a connection, with its lease, whose handler was reaped. `has_children` says that this slot
-    /// has others, be they of this handler or of an earlier one. Does not block while the pool lives.
-    pub fn end(&self, connection: Connection, has_children: bool) {
+    /// Ends a connection, with its lease, which came `since` then, and whose handler was reaped.
+    /// `has_children` says that this slot has others, be they of this handler or of an earlier one.
+    /// Blocks for a moment at most while the pool lives.
+    pub fn end(&self, connection: Connection, since: Ticks, has_children: bool) {
         let socket = connection.as_fd();
         if !has_input(socket)
             || !ends_in_order(socket)
-            || has_children && may_go_on(&connection)
+            || has_children && may_go_on(&connection, since)
             || !end_sending(socket)
         {
             return;
@@ -52,8 +58,17 @@ impl Farewell {
 
 /// Whether somebody whom a handler has left may use the connection. Where /proc does not even show that
 /// this slot has children, nothing is known.
-fn may_go_on(connection: &Connection) -> bool {
+fn may_go_on(connection: &Connection, since: Ticks) -> bool {
     let slot = getpid();
-    let link = SocketLink::of(connection.as_fd());
-    children(slot).is_empty() || !link.is_some_and(|link| link.is_closed_below(slot))
+    let Some(link) = SocketLink::of(connection.as_fd()) else {
+        return true;
+    };
+    if children(slot).is_empty() {
+        return true;
+    }
+    // A process in the background has the connection until it gets to redirect its own.
+    !PAUSES.into_iter().any(|pause| {
+        sleep(Duration::from_millis(pause));
+        link.is_closed_below(slot, since)
+    })
 }

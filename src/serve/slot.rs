@@ -24,6 +24,7 @@ use crate::system::alarm::Alarm;
 use crate::system::descriptor::is_hung_up;
 use crate::system::log::{Log, Said, Verbosity};
 use crate::system::poll::{PollFlags, PollSet, earliest};
+use crate::system::processes::Ticks;
 use crate::system::signals::Signals;
 use crate::system::termination::{KILL_AFTER, Step, Target, Termination};
 use crate::system::text::seconds;
@@ -174,6 +175,7 @@ impl Slot<'_> {
 
     /// Returns whether the service is over; `false` if the connection was given back.
     fn serve(&self, connection: Connection, launcher: &mut Launcher, clock: &mut Clock) -> bool {
+        let since = Ticks::now();
         let pid = match self.start(&connection, launcher, clock) {
             Start::Started(pid) => pid,
             Start::Dropped => return true,
@@ -196,7 +198,7 @@ impl Slot<'_> {
         };
         let end = self.wait_for(pid, &client, copy.as_ref(), clock);
         if let (Some(connection), Some(farewell)) = (copy, self.farewell) {
-            farewell.end(connection, end.has_children);
+            farewell.end(connection, since, end.has_children);
         }
         drop(lease);
         let status = end.status;
@@ -310,8 +312,7 @@ impl Slot<'_> {
             // Somebody has sent a second signal, and knows.
             (Urgency::Now, _) => return end.kill(None),
             (_, Some(Step::Ask)) if countdown.is_ending() => {
-                let time = seconds(KILL_AFTER);
-                format!("did not end within {time}, and gets TERM")
+                "has not ended, and gets TERM".to_owned()
             }
             (_, Some(Step::Ask)) => {
                 let timeout = seconds(self.timeout.unwrap_or_default());

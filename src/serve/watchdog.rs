@@ -2,8 +2,8 @@
 //! the words of sd_notify(3).
 //!
 //! Anybody can send to an abstract name. What counts is the process id that the kernel tells. A
-//! stranger who sends as fast as possible delays what workers send by some milliseconds: the kernel
-//! lets blocked senders go on in turn.
+//! stranger who sends as fast as possible delays what workers send by some milliseconds, if they wait for
+//! room: the kernel lets blocked senders go on in turn.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;

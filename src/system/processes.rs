@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc::{self, c_long};
 use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// How many threads to examine, of a process and its descendants.
 const MOST_THREADS: usize = 64;
@@ -34,6 +36,20 @@ fn threads(pid: Pid) -> impl Iterator<Item = PathBuf> {
         .flatten()
         .flatten()
         .map(|thread| thread.path())
+}
+
+/// Clock ticks since the start of the machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticks(u64);
+
+impl Ticks {
+    pub fn now() -> Self {
+        // Neither fails on Linux. With 0 every process counts as a later one.
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+        let rate = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(0);
+        let ticks = now.as_nanos() * rate.unsigned_abs() as u128 / 1_000_000_000;
+        Self(ticks as u64)
+    }
 }
 
 /// What /proc/PID/stat says (proc_pid_stat(5)).
@@ -76,10 +92,12 @@ impl SocketLink {
         Some(Self(format!("socket:[{inode}]").into()))
     }
 
-    /// Whether none of the descendants of a process has this socket open. `false` also if that cannot
-    /// be known. The process adopts those that lose their parent.
-    pub fn is_closed_below(&self, pid: Pid) -> bool {
-        let first = children(pid);
+    /// Whether none of the descendants of a process has this socket open, which the process has had
+    /// `since` then. Children that were there before, and theirs, cannot have inherited it. `false` also
+    /// if nothing can be known. The process adopts those that lose their parent.
+    pub fn is_closed_below(&self, pid: Pid, since: Ticks) -> bool {
+        let is_new = |pid: &Pid| Stat::read(*pid).is_none_or(|stat| stat.start >= since.0);
+        let first: Vec<_> = children(pid).into_iter().filter(is_new).collect();
         let mut left = first.clone();
         let mut examined = 0;
         while let Some(pid) = left.pop() {
@@ -90,7 +108,8 @@ impl SocketLink {
             left.extend(children(pid));
         }
         // The children of a process that has ended meanwhile are among these.
-        children(pid) == first
+        let mut now = children(pid).into_iter().filter(is_new);
+        now.all(|child| first.contains(&child))
     }
 
     /// Whether a process has this socket open, or does not show what it has open.
@@ -239,11 +258,14 @@ mod tests {
         let mut shell = reader("cat <&0 >/dev/null; :", &there);
         let pid = Pid::from_raw(shell.id() as i32);
         assert!(becomes_a_reader(&shell, &other));
-        assert!(!other.is_closed_below(pid));
-        assert!(one.is_closed_below(pid));
+        let since = Ticks(0);
+        assert!(!other.is_closed_below(pid, since));
+        assert!(one.is_closed_below(pid, since));
+        // Who was there before is another's.
+        assert!(other.is_closed_below(pid, Ticks(u64::MAX)));
         drop((here, there));
         shell.wait().unwrap();
-        assert!(other.is_closed_below(pid));
+        assert!(other.is_closed_below(pid, since));
     }
 
     #[test]

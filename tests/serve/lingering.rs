@@ -349,6 +349,22 @@ fn neither_slots_nor_handlers_have_connections_that_linger() {
     drop(client);
 }
 
+#[test]
+fn what_handlers_have_left_costs_no_later_client_its_answer() {
+    // A process that has closed the connection by the time its handler ends.
+    let leave = "mkfifo \"$D/$$\"; { exec </dev/null >/dev/null 2>&1; echo >\"$D/$$\"; exec sleep 20; } & \
+        read -r line <\"$D/$$\"; echo answer";
+    let names = Names::new();
+    let acceptor = Fdaccept::bound().start();
+    let pool = Pool::on(&acceptor).env("D", names.text(""));
+    let _pool = pool.slots(1, sh_c(leave)).start();
+    for _ in 0..80 {
+        let client = acceptor.client();
+        client.send("request\n");
+        assert_eq!(client.rest(), "answer\n");
+    }
+}
+
 // Time and descriptors.
 
 #[test]
