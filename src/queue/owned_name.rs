@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, lstat, stat, umask};
 use nix::unistd::{Gid, Uid, fchownat, unlink};
 
@@ -261,8 +261,11 @@ fn bind_for(
     path: &Path,
     mode: Mode,
 ) -> nix::Result<nix::Result<()>> {
-    // Until the path is given away, nobody but its user can connect.
-    let closed = mode & Mode::S_IRWXU;
+    // Nobody can connect before the socket listens. But anybody with the right can send datagrams at once.
+    let closed = match getsockopt(&socket, sockopt::SockType) {
+        Ok(SockType::Stream | SockType::SeqPacket) => mode,
+        _ => mode & Mode::S_IRWXU,
+    };
     // The kernel may give the path another group than the named one: that of its directory.
     let first = if owner.is_group_named { closed } else { mode };
     match owner.make(|| bind_with_mode(socket, address, first)) {
