@@ -575,7 +575,9 @@ fn the_worker_of_the_page_serves_and_takes_no_error_for_the_end() {
         send(&queue, b"none", &[]).unwrap();
         assert_is_served(client(&queue, payload));
     }
-    until("no more descriptors than before", || count(&worker) <= before);
+    until("no more descriptors than before", || {
+        count(&worker) <= before
+    });
     let waiting = client(&queue, BARE);
     send(&read_end, b"unread", &[]).unwrap();
     drop(queue);
