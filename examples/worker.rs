@@ -78,7 +78,7 @@ impl Watchdog {
 }
 
 fn echo(mut client: &Connection, mut watchdog: Option<&mut Watchdog>) -> io::Result<()> {
-    let mut data = vec![0; 65536];
+    let mut data = [0; 8192];
     loop {
         if let Some(watchdog) = &mut watchdog {
             watchdog.wait(client)?;

@@ -13,7 +13,7 @@ use rustix::net::{getpeername, getsockname};
 use crate::queue::message::{self, Info, UnixPeer};
 use crate::queue::variable::is_interface_name;
 use crate::system::descriptor::{has_peer_gone, socket_facts};
-use crate::system::drain::{drain_until, end_sending, ends_in_order};
+use crate::system::drain::{drain_until, end_sending, ends_in_order, has_input};
 use crate::system::peer_ids::{PeerIds, peer_ids};
 use crate::system::quick_close::QuickClose;
 use crate::system::unix_socket;
@@ -113,7 +113,8 @@ impl Connection {
     /// ```
     pub fn finish(self, time: Duration) -> bool {
         let socket = self.as_fd();
-        !ends_in_order(socket)
+        !has_input(socket)
+            || !ends_in_order(socket)
             || !end_sending(socket)
             || drain_until(socket, Instant::now().checked_add(time))
     }

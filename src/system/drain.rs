@@ -62,7 +62,7 @@ pub(crate) fn drain_all(connection: BorrowedFd<'_>, buffer: &mut [u8]) {
 
 /// Drains until the client has ended its side, or until the time. Returns whether the client has.
 pub(crate) fn drain_until(connection: BorrowedFd<'_>, until: Option<Instant>) -> bool {
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = [0; 16 * 1024];
     loop {
         match quickly(|| drain(connection, &mut buffer)) {
             Drained::End => return true,
